@@ -1,0 +1,15 @@
+"""How one declaration becomes an op with all its derivatives."""
+
+from .declare import differentiable_op
+from .op import DerivativeSlot, DifferentiableOp, find_op, registered_ops
+from .vmap import broadcasting_rule, expanding_rule
+
+__all__ = [
+    "DerivativeSlot",
+    "DifferentiableOp",
+    "broadcasting_rule",
+    "differentiable_op",
+    "expanding_rule",
+    "find_op",
+    "registered_ops",
+]

@@ -1,0 +1,95 @@
+"""Every private name of PyTorch that torch_jvpvjp uses, looked up once and checked at import.
+
+Nothing else in the package may import a private PyTorch name: when a release renames one, this file is where it shows.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+
+MINIMUM_TORCH = (2, 11)
+NEWEST_TRIED = "2.15"
+
+
+def _lookup(path: str) -> Any:
+    """Resolve a dotted name below ``torch``, importing submodules on the way.
+
+    Args:
+        path: Dotted name such as ``torch._C._after_autograd_keyset``.
+
+    Returns:
+        The object behind the name.
+
+    Raises:
+        ImportError: If this PyTorch has no such name.
+    """
+    head, *rest = path.split(".")
+    found: Any = importlib.import_module(head)
+    for depth, name in enumerate(rest, start=1):
+        if not hasattr(found, name):
+            try:
+                importlib.import_module(".".join([head, *rest[:depth]]))
+            except ImportError as error:
+                raise ImportError(
+                    f"torch_jvpvjp: this PyTorch ({torch.__version__}) has no {path}, which torch_jvpvjp needs; "
+                    f"it was written for PyTorch {'.'.join(map(str, MINIMUM_TORCH))} to {NEWEST_TRIED}. "
+                    "Install one of those releases, or a newer torch_jvpvjp."
+                ) from error
+        found = getattr(found, name)
+    return found
+
+
+# The dispatcher: keys, guards, redispatch.
+DispatchKey = _lookup("torch._C.DispatchKey")
+DispatchKeySet = _lookup("torch._C.DispatchKeySet")
+AFTER_AUTOGRAD = _lookup("torch._C._after_autograd_keyset")
+BelowAutograd = _lookup("torch._C._AutoDispatchBelowAutograd")
+ExcludeKeys = _lookup("torch._C._ExcludeDispatchKeyGuard")
+dispatch_key_for_device = _lookup("torch._C._dispatch_key_for_device")
+parse_schema = _lookup("torch._C.parse_schema")
+is_alias_of = _lookup("torch._C._is_alias_of")
+
+# Forward mode. A dual is always read and written at level 0: functorch nests by wrapping tensors, not by dual levels.
+# forward_ad._current_level is valid in plain eager code only (it is unset while AOTAutograd traces).
+unpack_dual = _lookup("torch._VF._unpack_dual")
+make_dual = _lookup("torch._VF._make_dual")
+set_fwd_grad_enabled = _lookup("torch.autograd.forward_ad._set_fwd_grad_enabled")
+forward_ad = _lookup("torch.autograd.forward_ad")
+_lookup("torch.autograd.forward_ad._current_level")
+
+# Reverse mode inside a dispatcher kernel: a node of one functorch level.
+SingleLevelFunction = _lookup("torch.autograd.function._SingleLevelFunction")
+enable_single_level_autograd_function = _lookup("torch._functorch.utils.enable_single_level_autograd_function")
+unwrap_if_dead = _lookup("torch._C._functorch.unwrap_if_dead")
+any_requires_grad = _lookup("torch._C._any_requires_grad")
+
+# vmap.
+peek_interpreter_stack = _lookup("torch._C._functorch.peek_interpreter_stack")
+retrieve_current_interpreter = _lookup("torch._functorch.pyfunctorch.retrieve_current_functorch_interpreter")
+unwrap_batched = _lookup("torch._functorch.vmap.unwrap_batched")
+add_batch_dim = _lookup("torch._functorch.vmap._add_batch_dim")
+is_functorch_wrapped_tensor = _lookup("torch._C._functorch.is_functorch_wrapped_tensor")
+VmapInfo = _lookup("torch._functorch.autograd_function.VmapInfo")
+
+# Modes that must see the dispatcher op, not a shortcut around it.
+len_torch_dispatch_stack = _lookup("torch._C._len_torch_dispatch_stack")
+len_torch_function_stack = _lookup("torch._C._len_torch_function_stack")
+is_any_autocast_enabled = _lookup("torch._C._is_any_autocast_enabled")
+
+
+def _check_release() -> None:
+    """Refuse a PyTorch older than the facts this package rests on.
+
+    Raises:
+        ImportError: If PyTorch is older than 2.11.
+    """
+    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if release < MINIMUM_TORCH:
+        raise ImportError(
+            f"torch_jvpvjp needs PyTorch >= {'.'.join(map(str, MINIMUM_TORCH))}, found {torch.__version__}; "
+            "upgrade with `pip install --upgrade torch`."
+        )
+
+
+_check_release()

@@ -1,0 +1,88 @@
+"""The declaration: one decorator that turns a function into an op with every derivative."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .conventions import PrimalConvention
+from .op import DifferentiableOp
+from .signature import infer_signature
+
+_NAME = re.compile(r"[A-Za-z_]\w*::[A-Za-z_]\w*")
+
+
+def differentiable_op(
+    name: str,
+    *,
+    residuals: Sequence[str] = (),
+    non_differentiable: Sequence[str] = (),
+    non_differentiable_outputs: Sequence[int] = (),
+    mutates_args: Sequence[str] = (),
+) -> Callable[[Callable[..., Any]], DifferentiableOp]:
+    """Declare an op by its reference: a few lines of plain PyTorch from which every derivative of every order follows.
+
+    The decorated function *defines* the op f. From it alone the op has
+
+        f(x),   ẏ = J ẋ,   x̄ = Jᵀ ȳ,   and all derivatives of these,
+
+    under autograd, forward-mode AD, ``torch.func``, ``vmap`` and ``torch.compile``, on every device. Kernels and rules
+    accelerate single points of that tower::
+
+        @differentiable_op("mylib::soft_clip")
+        def soft_clip(x: Tensor, limit: float = 1.0) -> Tensor:
+            return limit * torch.tanh(x / limit)
+
+        @soft_clip.kernel("cuda")                      # the primal on a device
+        @soft_clip.jvp                                 # (primals, tangents) -> (outputs, output tangents)
+        @soft_clip.jvp.kernel("cuda")                  # ... in one launch; a missing tangent arrives as None
+        @soft_clip.vjp                                 # (cotangents, inputs[, outputs]) -> input cotangents
+        @soft_clip.jvp.vjp                             # reverse over forward, and so on at any order
+        @soft_clip.vmap                                # (info, in_dims, *args) -> (outputs, out_dims)
+        @soft_clip.fake                                # shapes, if the formula cannot tell them
+        soft_clip.autocast(torch.float32)
+
+    A rule is a formula in plain PyTorch, a pure function of what it is given: it writes into no argument. It receives
+    ``primals``, ``tangents``, ``cotangents`` and ``inputs`` as named tuples; a tangent or cotangent that is absent is
+    None, and None returned for one means zero. A reference must return fresh tensors. Integer tensors are simply not
+    differentiated.
+
+    Args:
+        name: ``namespace::name`` of the op in PyTorch's dispatcher.
+        residuals: Names of trailing outputs that are hidden from the user and kept for the kernels of pullbacks. A
+            formula never reads a residual: it recomputes it from the inputs.
+        non_differentiable: Names of tensor arguments through which no derivative may flow; a tangent or
+            ``requires_grad`` that arrives there raises instead of being silently dropped.
+        non_differentiable_outputs: Positions of outputs without derivative, such as indices.
+        mutates_args: Refused unless empty; an op is a pure function.
+
+    Returns:
+        The decorator, which returns the :class:`DifferentiableOp`.
+
+    Raises:
+        ValueError: If the name is not ``namespace::name``, is taken, or an option names what does not exist, or
+            ``mutates_args`` is not empty.
+        TypeError: If it decorates something else than a function, or an annotation is missing or not representable.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"differentiable_op: the name must look like 'namespace::name', got {name!r}.")
+    if tuple(mutates_args):
+        raise ValueError(
+            f"differentiable_op {name!r}: mutates_args={tuple(mutates_args)!r} was asked for, but an in-place op has no "
+            "place in the tower of derivatives; return a new tensor and let the caller copy_ it."
+        )
+
+    def declare(reference: Callable[..., Any]) -> DifferentiableOp:
+        if not callable(reference) or isinstance(reference, type | DifferentiableOp):
+            raise TypeError(
+                f"differentiable_op {name!r}: decorate a plain function with annotations, got {reference!r}."
+            )
+        signature = infer_signature(
+            name,
+            reference,
+            residuals=tuple(residuals),
+            non_differentiable=tuple(non_differentiable),
+            non_differentiable_outputs=tuple(non_differentiable_outputs),
+        )
+        return DifferentiableOp(PrimalConvention(name, signature), reference)
+
+    return declare

@@ -1,0 +1,532 @@
+"""A point of the tower of derivatives: one dispatcher op with its formula, kernels and rules."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _torch_private as private
+from .autocast import register_autocast_kernel
+from .autograd import make_autograd_kernel, make_node
+from .conventions import Convention, JvpConvention, VjpConvention, check_arity, takes_outputs
+from .fast_path import is_plain, is_plain_eager
+from .signature import Signature
+from .vmap import VmapRule, contiguous, make_vmap_kernel
+
+Function = Callable[..., Any]
+_OPS: dict[str, "DifferentiableOp"] = {}
+
+
+class DifferentiableOp:
+    """An op defined by a formula and accelerated by kernels and rules, every one of them optional.
+
+    Made by :func:`differentiable_op`; the derivatives ``op.jvp`` and ``op.vjp`` are, once they have a rule, ops of the
+    same kind. Calling it computes the outputs (residuals are not shown).
+
+    Attributes:
+        qualname: ``namespace::name`` in the dispatcher; ``torch.ops.namespace.name`` is the op itself.
+        signature: Its arguments and results.
+        convention: How its formula and kernels are called.
+        overload: The dispatcher op.
+        jvp: Decorator for the JVP rule ``(primals, tangents) -> (outputs, output tangents)``, and what stands on it.
+        vjp: Decorator for the VJP rule ``(cotangents, inputs[, outputs]) -> input cotangents``, and what stands on it.
+    """
+
+    def __init__(self, convention: Convention, formula: Function) -> None:
+        self.convention = convention
+        self.qualname = convention.qualname
+        self.signature: Signature = convention.signature
+        if self.qualname in _OPS:
+            raise ValueError(
+                f"differentiable_op: {self.qualname!r} is registered already; choose another name, or restart the "
+                "interpreter to redefine it."
+            )
+        self.formula = formula
+        self._formula = convention.flatten(formula)
+        self._kernels: dict[str, Function] = {}
+        self._written: dict[str, Function] = {}  # the kernels as they were written
+        self._fake: Function | None = None
+        self.vmap_rule: VmapRule | None = None
+        self.autocast_policy: str | torch.dtype | None = None
+        self.jvp = DerivativeSlot(self, "jvp")
+        self.vjp = DerivativeSlot(self, "vjp")
+        self.jvp_op: DifferentiableOp | None = None
+        self.vjp_op: DifferentiableOp | None = None
+        self.__doc__ = formula.__doc__
+        self.__name__ = self.qualname.partition("::")[2]
+        self._define()
+        _OPS[self.qualname] = self
+
+    def _define(self) -> None:
+        """Define the dispatcher op and give it its kernels for every key that does not depend on a device."""
+        namespace, _, name = self.qualname.partition("::")
+        self._library = torch.library.Library(namespace, "FRAGMENT")
+        self._library.define(self.signature.schema(name), tags=(torch.Tag.pt2_compliant_tag,))
+        packet = getattr(getattr(torch.ops, namespace), name)
+        self.overload = packet.default
+        self._library.impl(name, self._dispatched(self._run_reference), "CompositeExplicitAutograd")
+        self._library.impl(name, make_autograd_kernel(self), "Autograd", with_keyset=True)
+        self._library.impl(name, make_vmap_kernel(self), "FuncTorchBatched")
+        torch.library.register_fake(self.qualname, self._dispatched(self._run_fake), lib=self._library)
+
+    # ---- calling -----------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the outputs.
+
+        Args:
+            *args: The arguments of the reference.
+            **kwargs: The same, by name.
+
+        Returns:
+            The output, or the tuple of outputs, as the reference returns them, without residuals.
+        """
+        if torch.compiler.is_compiling():  # Dynamo keeps the dispatcher op whole and must not see the fast path
+            return self.visible(self.unpacked(self.overload(*args, **kwargs)))
+        return self.visible(self.call_flat(self._bind(args, kwargs)))
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """One value per argument, with PyTorch's words for what does not fit."""
+        if not kwargs and len(args) == len(self.signature.arguments):
+            return args
+        names = [a.name for a in self.signature.arguments]
+        unknown = [k for k in kwargs if k not in names[len(args) :]]
+        required = names[: len(names) - len(self.signature.defaults)]
+        missing = [n for n in required[len(args) :] if n not in kwargs]
+        if unknown or missing or len(args) > len(names):
+            raise TypeError(
+                f"{self.qualname}: takes ({', '.join(names)}); "
+                + (f"missing {missing}" if missing else f"got {len(args)} positional argument(s) and {list(kwargs)}")
+                + "."
+            )
+        return self.signature.fill(
+            (*args, *(kwargs[n] for n in required[len(args) :])), {k: v for k, v in kwargs.items() if k not in required}
+        )
+
+    def call_flat(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """All results for one value per argument: by the shortest way that is right here.
+
+        Args:
+            args: One value per argument.
+
+        Returns:
+            One tensor per result, residuals included.
+        """
+        if not is_plain_eager():
+            return self.unpacked(self.overload(*args))
+        requires_grad = False
+        for i in self.signature.tensors:
+            value = args[i]
+            if value is not None:
+                if not is_plain(value):
+                    return self.unpacked(self.overload(*args))
+                requires_grad = requires_grad or value.requires_grad
+        if not requires_grad or not torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.compute(args)
+        if any(args[i] is not None and args[i].requires_grad for i in self.signature.frozen):
+            return self.unpacked(self.overload(*args))  # it explains what is wrong
+        return self.node.apply(None, *args)
+
+    def unpacked(self, returned: Any) -> tuple[Tensor, ...]:
+        """What a dispatcher op returned, as a tuple.
+
+        Args:
+            returned: A tensor or a tuple of tensors.
+
+        Returns:
+            One tensor per result.
+        """
+        return (returned,) if isinstance(returned, Tensor) else tuple(returned)
+
+    def packed(self, results: Sequence[Tensor]) -> Any:
+        """Results in the form in which a dispatcher kernel returns them.
+
+        Args:
+            results: One tensor per result.
+
+        Returns:
+            The tensor if the op has one result, else the tuple.
+        """
+        return results[0] if len(self.signature.results) == 1 else tuple(results)
+
+    def visible(self, results: Sequence[Tensor]) -> Any:
+        """Results in the form in which the user sees them.
+
+        Args:
+            results: One tensor per result.
+
+        Returns:
+            The output, or the tuple of outputs, without residuals.
+        """
+        shown = self.signature.visible_results
+        return results[0] if len(shown) == 1 else tuple(results[j] for j in shown)
+
+    def reference(self, *args: Any, **kwargs: Any) -> Any:
+        """The formula on these arguments, with no kernel, rule or dispatcher op involved: the judge of all of them.
+
+        Args:
+            *args: The arguments of the op.
+            **kwargs: The same, by name.
+
+        Returns:
+            What the op returns.
+        """
+        return self.visible(self._formula(self._bind(args, kwargs)))
+
+    # ---- computing ---------------------------------------------------------------------------------------------
+
+    def compute(self, args: Sequence[Any]) -> tuple[Tensor, ...]:
+        """The results by the kernel for the arguments' device, or by the formula where there is none.
+
+        Args:
+            args: One value per argument.
+
+        Returns:
+            One fresh, contiguous tensor per result.
+        """
+        function = self._formula
+        if self._kernels:
+            device = self._device(args)
+            function = self._kernels.get(device.type, function) if device is not None else function
+        return self._finish(function(tuple(args)), args)
+
+    def run_formula(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """The formula on duals, on tensors of a transform, or to be differentiated.
+
+        Args:
+            args: One value per argument.
+
+        Returns:
+            One tensor per result; those without derivative are cut from the graph.
+
+        Raises:
+            ValueError: If the formula returns one of its inputs.
+        """
+        results = list(self._formula(args))
+        for j, result in enumerate(results):
+            if any(result is a for a in args):
+                raise self._alias_error(j)
+            if not self.signature.results[j].differentiable:
+                results[j] = result.detach()
+            elif not (result.is_floating_point() or result.is_complex()):
+                raise self._dtype_error(j, result)
+            if self._fake is None:
+                results[j] = contiguous(results[j])
+        return tuple(results)
+
+    def _run_reference(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        return self._finish(self._formula(args), args)
+
+    def _run_fake(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        if self._fake is not None:
+            return self._fake(args)
+        return self._finish(self._formula(args), args)
+
+    def _device(self, args: Sequence[Any]) -> torch.device | None:
+        """The one device of all tensor arguments."""
+        device = None
+        for i in self.signature.tensors:
+            if args[i] is not None:
+                if device is None:
+                    device = args[i].device
+                elif args[i].device != device:
+                    name = self.signature.arguments[i].name
+                    raise ValueError(
+                        f"{self.qualname}: all tensors must be on one device, got {name} on {args[i].device} and another "
+                        f"on {device}; move one with .to()."
+                    )
+        return device
+
+    def _finish(self, results: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
+        """Hold the op to its promises: fresh outputs, contiguous, derivatives only through floating point."""
+        finished = []
+        for j, result in enumerate(results):
+            for i in self.signature.tensors:
+                if args[i] is not None and (result is args[i] or private.is_alias_of(result, args[i])):
+                    raise self._alias_error(j, i)
+            if self.signature.results[j].differentiable and not (result.is_floating_point() or result.is_complex()):
+                raise self._dtype_error(j, result)
+            finished.append(result if self._fake is not None else contiguous(result))
+        return tuple(finished)
+
+    def _alias_error(self, result: int, argument: int | None = None) -> ValueError:
+        name = self.signature.results[result].name
+        of = "an input" if argument is None else f"input {self.signature.arguments[argument].name!r}"
+        return ValueError(
+            f"{self.qualname}: output {name!r} is a view of, or the same as, {of}; an op must return fresh tensors, "
+            "so return .clone() there."
+        )
+
+    def _dtype_error(self, result: int, value: Tensor) -> TypeError:
+        return TypeError(
+            f"{self.qualname}: output {self.signature.results[result].name!r} has dtype {value.dtype}, which carries no "
+            f"derivative; declare it with non_differentiable_outputs=({result},)."
+        )
+
+    def _dispatched(self, run: Callable[[tuple[Any, ...]], tuple[Tensor, ...]]) -> Function:
+        return lambda *args, **kwargs: self.packed(run(self.signature.fill(args, kwargs)))
+
+    @cached_property
+    def node(self) -> Any:
+        """The autograd node of the op."""
+        return make_node(self)
+
+    @property
+    def vjp_convention(self) -> VjpConvention:
+        """How the VJP rule of this op is called."""
+        assert self.vjp_op is not None and isinstance(self.vjp_op.convention, VjpConvention)
+        return self.vjp_op.convention
+
+    # ---- declaring ---------------------------------------------------------------------------------------------
+
+    def kernel(self, *devices: str) -> Callable[[Function], Function]:
+        """Decorator: a faster way to compute this point on some devices.
+
+        The kernel is called as the formula beside it is, must return fresh tensors and write into no input. A kernel of
+        a VJP may also take keyword-only ``needs`` and ``residuals``.
+
+        Args:
+            *devices: Device types such as "cuda", "cpu" or "xpu".
+
+        Returns:
+            The decorator, which returns the function unchanged.
+
+        Raises:
+            ValueError: If a device type is unknown to PyTorch, or has a kernel already.
+            TypeError: If no device is given.
+        """
+        if not devices or not all(isinstance(d, str) for d in devices):
+            raise TypeError(f"{self.qualname}.kernel: name the device types, e.g. @op.kernel('cuda'), got {devices!r}.")
+        keys = [self._dispatch_key(device) for device in devices]
+        for device in devices:
+            if device in self._kernels:
+                raise ValueError(
+                    f"{self.qualname}: device {device!r} has a kernel already ({self._written[device].__qualname__}); "
+                    "one kernel per device: choose inside it."
+                )
+
+        def register(function: Function) -> Function:
+            flat = self.convention.flatten(function)
+            for device, key in zip(devices, keys, strict=True):
+                self._kernels[device], self._written[device] = flat, function
+                self._library.impl(self.__name__, self._dispatched(self.compute), key)
+            return function
+
+        return register
+
+    def _dispatch_key(self, device: str) -> str:
+        if device == "meta":
+            raise ValueError(f"{self.qualname}.kernel: 'meta' tensors have no data; use @{self.__name__}.fake instead.")
+        try:
+            return private.dispatch_key_for_device(torch.device(device).type)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.qualname}.kernel: unknown device type {device!r}; PyTorch knows 'cpu', 'cuda' (NVIDIA and AMD), "
+                "'xpu', 'mps', ..."
+            ) from error
+
+    def vmap(self, rule: VmapRule) -> VmapRule:
+        """Decorator: how a batch axis folds into the op's own axes.
+
+        Args:
+            rule: ``(info, in_dims, *args) -> (outputs, out_dims)``, as ``torch.library.register_vmap`` takes it. It must
+                not call a ``torch.func`` transform.
+
+        Returns:
+            The rule, unchanged.
+
+        Raises:
+            ValueError: If there is a rule already.
+        """
+        self._refuse_second(self.vmap_rule, "vmap rule")
+        self.vmap_rule = rule
+        return rule
+
+    def fake(self, function: Function) -> Function:
+        """Decorator: shapes, dtypes and strides of the results, for tracing. By default the formula tells them.
+
+        Args:
+            function: Called as the formula is, on tensors without data. Results need not be contiguous then, but their
+                strides must be what the formula and every kernel return.
+
+        Returns:
+            The function, unchanged.
+
+        Raises:
+            ValueError: If there is one already.
+        """
+        self._refuse_second(self._fake, "fake")
+        self._fake = self.convention.flatten(function)
+        return function
+
+    def autocast(self, policy: str | torch.dtype) -> None:
+        """What ``torch.autocast`` does to this op; by default nothing.
+
+        Args:
+            policy: "lower" (cast to the dtype of the autocast region), "promote" (to the widest floating-point input),
+                or a dtype to cast to, such as torch.float32. Only floating-point tensors below float64 are cast.
+
+        Raises:
+            ValueError: If the policy is unknown or one is set already.
+        """
+        self._refuse_second(self.autocast_policy, "autocast policy")
+        if policy not in ("lower", "promote") and not (isinstance(policy, torch.dtype) and policy.is_floating_point):
+            raise ValueError(
+                f"{self.qualname}.autocast: policy must be 'lower', 'promote' or a floating-point dtype, got {policy!r}."
+            )
+        self.autocast_policy = policy
+        register_autocast_kernel(self, self._library)
+
+    def _refuse_second(self, present: Any, what: str) -> None:
+        if present is not None:
+            raise ValueError(f"{self.qualname}: there is a {what} already; an op has one.")
+
+    # ---- what it can do ----------------------------------------------------------------------------------------
+
+    def points(self) -> dict[str, "DifferentiableOp"]:
+        """Every point of the tower that somebody wrote, by its path.
+
+        Returns:
+            E.g. ``{"": op, "jvp": ..., "jvp.vjp": ...}``.
+        """
+        found = {"": self}
+        for kind, op in (("jvp", self.jvp_op), ("vjp", self.vjp_op)):
+            if op is not None:
+                found |= {f"{kind}.{path}".rstrip("."): point for path, point in op.points().items()}
+        return found
+
+    def kernel_devices(self) -> tuple[str, ...]:
+        """Device types for which this point has a kernel.
+
+        Returns:
+            The device types, in the order of registration.
+        """
+        return tuple(self._kernels)
+
+    def __repr__(self) -> str:
+        return f"<differentiable op {self.qualname}{inspect.signature(self.formula)}>"
+
+    def __reduce__(self) -> Any:
+        return find_op, (self.qualname,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DifferentiableOp":
+        return self
+
+
+class DerivativeSlot:
+    """The place of a derivative in the tower: a decorator until it has a rule, then the way to what stands on it.
+
+    Args:
+        owner: The op whose derivative it is.
+        kind: "jvp" or "vjp".
+    """
+
+    def __init__(self, owner: DifferentiableOp, kind: str) -> None:
+        self._owner, self._kind = owner, kind
+
+    def __call__(self, rule: Function | None = None, /, *, unsaved: Sequence[str] = ()) -> Any:
+        """Register the rule, a formula in plain PyTorch.
+
+        Args:
+            rule: The rule; absent when options are given, as in ``@op.vjp(unsaved=("x",))``.
+            unsaved: Only for a VJP: names of inputs that the rule and its kernels do not read. They are not kept for
+                backward and arrive as None.
+
+        Returns:
+            The rule, unchanged, or the decorator.
+
+        Raises:
+            TypeError: If the rule takes the wrong number of parameters, or ``unsaved`` does not fit.
+            ValueError: If there is a rule already.
+        """
+        if rule is None:
+            return lambda function: self(function, unsaved=unsaved)
+        owner, qualname = self._owner, f"{self._owner.qualname}_{self._kind}"
+        if (owner.jvp_op if self._kind == "jvp" else owner.vjp_op) is not None:
+            raise ValueError(f"{owner.qualname}: there is a {self._kind.upper()} rule already; an op has one.")
+        if not callable(rule):
+            raise TypeError(f"{owner.qualname}.{self._kind}: the rule must be a function, got {type(rule).__name__}.")
+        if self._kind == "jvp":
+            if unsaved:
+                raise TypeError(f"{owner.qualname}.jvp: `unsaved` is an option of a VJP rule only.")
+            check_arity(owner.qualname, rule, "(primals, tangents)", (2,))
+            owner.jvp_op = DifferentiableOp(JvpConvention(qualname, owner.convention), rule)
+        else:
+            names = [owner.signature.arguments[i].name for i in owner.signature.tensors]
+            if not set(unsaved) <= set(names):
+                raise TypeError(f"{owner.qualname}.vjp: unsaved names {list(unsaved)}; the tensor inputs are {names}.")
+            check_arity(owner.qualname, rule, "(cotangents, inputs) or (cotangents, inputs, outputs)", (2, 3))
+            convention = VjpConvention(qualname, owner.convention, takes_outputs=takes_outputs(rule), unsaved=unsaved)
+            owner.vjp_op = DifferentiableOp(convention, rule)
+        return rule
+
+    @property
+    def op(self) -> DifferentiableOp:
+        """The op made from the rule.
+
+        Raises:
+            ValueError: If there is no rule yet.
+        """
+        op = self._owner.jvp_op if self._kind == "jvp" else self._owner.vjp_op
+        if op is None:
+            raise ValueError(
+                f"{self._owner.qualname}: there is no {self._kind.upper()} rule to stand on; write the formula first, "
+                f"with @{self._owner.__name__}.{self._kind}."
+            )
+        return op
+
+    @property
+    def jvp(self) -> "DerivativeSlot":
+        """The JVP of this derivative."""
+        return self.op.jvp
+
+    @property
+    def vjp(self) -> "DerivativeSlot":
+        """The VJP of this derivative."""
+        return self.op.vjp
+
+    def kernel(self, *devices: str) -> Callable[[Function], Function]:
+        """Decorator: a kernel for this derivative, called as its formula is. See ``DifferentiableOp.kernel``."""  # noqa: DOC201
+        return self.op.kernel(*devices)
+
+    def vmap(self, rule: VmapRule) -> VmapRule:
+        """Decorator: the vmap rule of this derivative. See ``DifferentiableOp.vmap``."""  # noqa: DOC201
+        return self.op.vmap(rule)
+
+    def fake(self, function: Function) -> Function:
+        """Decorator: the fake of this derivative. See ``DifferentiableOp.fake``."""  # noqa: DOC201
+        return self.op.fake(function)
+
+    def autocast(self, policy: str | torch.dtype) -> None:
+        """The autocast policy of this derivative. See ``DifferentiableOp.autocast``."""
+        self.op.autocast(policy)
+
+
+def find_op(qualname: str) -> DifferentiableOp:
+    """The op registered under a name.
+
+    Args:
+        qualname: ``namespace::name``.
+
+    Returns:
+        The op.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if qualname not in _OPS:
+        raise ValueError(f"no differentiable op {qualname!r} is registered; there are {sorted(_OPS)}.")
+    return _OPS[qualname]
+
+
+def registered_ops() -> dict[str, DifferentiableOp]:
+    """Every registered op, derivatives included, by name.
+
+    Returns:
+        A copy of the registry.
+    """
+    return dict(_OPS)

@@ -1,0 +1,247 @@
+"""What the dispatcher op of a declaration takes and returns, inferred from the reference's annotations."""
+
+import inspect
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from . import _torch_private as private
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One input of an op.
+
+    Attributes:
+        name: Its name in the schema.
+        kind: Its schema type, e.g. ``Tensor``, ``Tensor?``, ``float``, ``SymInt[]``.
+        differentiable: Whether derivatives flow through it; only tensors can.
+        default: The schema text of its default, or None.
+    """
+
+    name: str
+    kind: str
+    differentiable: bool = False
+    default: str | None = None
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it takes a tensor (or None, for ``Tensor?``)."""
+        return self.kind in ("Tensor", "Tensor?")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One output of an op.
+
+    Attributes:
+        name: What rules and messages call it.
+        differentiable: Whether derivatives flow out of it.
+        residual: Whether it is kept for a kernel's pullback only and hidden from the user. A formula recomputes what a
+            residual holds: differentiating a formula that reads a saved one is silently wrong.
+    """
+
+    name: str
+    differentiable: bool = True
+    residual: bool = False
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Arguments and results of a dispatcher op; everything that the tower of derivatives derives from.
+
+    Attributes:
+        arguments: The inputs, in schema order.
+        results: The outputs; residuals last.
+    """
+
+    arguments: tuple[Argument, ...]
+    results: tuple[Result, ...]
+    defaults: tuple[Any, ...] = field(default=(), compare=False)  # of the trailing arguments that have one
+
+    # Derived once, eagerly: Dynamo traces through these attributes and cannot trace a cached property's lock.
+    tensors: tuple[int, ...] = field(init=False, compare=False)  # arguments that take tensors
+    differentiable: tuple[int, ...] = field(init=False, compare=False)  # ... through which derivatives flow
+    frozen: tuple[int, ...] = field(init=False, compare=False)  # ... through which none may
+    differentiable_results: tuple[int, ...] = field(init=False, compare=False)
+    visible_results: tuple[int, ...] = field(init=False, compare=False)
+    inputs_type: Any = field(init=False, compare=False)  # named tuples in which rules receive their arguments
+    tangents_type: Any = field(init=False, compare=False)
+    cotangents_type: Any = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        tensors = [i for i, a in enumerate(self.arguments) if a.is_tensor]
+        differentiable = [i for i in tensors if self.arguments[i].differentiable]
+        flowing = [j for j, r in enumerate(self.results) if r.differentiable]
+        derived = {
+            "tensors": tuple(tensors),
+            "differentiable": tuple(differentiable),
+            "frozen": tuple(i for i in tensors if i not in differentiable),
+            "differentiable_results": tuple(flowing),
+            "visible_results": tuple(j for j, r in enumerate(self.results) if not r.residual),
+            "inputs_type": namedtuple("Inputs", [a.name for a in self.arguments]),
+            "tangents_type": namedtuple("Tangents", [self.arguments[i].name for i in differentiable]),
+            "cotangents_type": namedtuple("Cotangents", [self.results[j].name for j in flowing]),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+
+    def schema(self, opname: str) -> str:
+        """The text that defines the op in the dispatcher.
+
+        Args:
+            opname: Name of the op without its namespace.
+
+        Returns:
+            The schema, e.g. ``soft_clip(Tensor x, float limit=1.0) -> Tensor``.
+        """
+        arguments = ", ".join(
+            f"{a.kind} {a.name}" + (f"={a.default}" if a.default is not None else "") for a in self.arguments
+        )
+        returns = "Tensor" if len(self.results) == 1 else "(" + ", ".join(["Tensor"] * len(self.results)) + ")"
+        return f"{opname}({arguments}) -> {returns}"
+
+    def fill(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Restore what the dispatcher removed: trailing arguments equal to their defaults.
+
+        Args:
+            args: Positional arguments as a dispatcher kernel receives them.
+            kwargs: Keyword arguments as a dispatcher kernel receives them.
+
+        Returns:
+            One value per argument.
+        """
+        missing = len(self.arguments) - len(args)
+        if not missing:
+            return tuple(args)
+        tail = list(self.defaults[len(self.defaults) - missing :])
+        for offset, argument in enumerate(self.arguments[len(args) :]):
+            if argument.name in kwargs:
+                tail[offset] = kwargs[argument.name]
+        return (*args, *tail)
+
+
+def fresh(name: str, taken: Sequence[str]) -> str:
+    """A name that is not taken: ``name`` itself, or with the smallest number behind it.
+
+    Args:
+        name: The wanted name.
+        taken: Names in use.
+
+    Returns:
+        The name to use.
+    """
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name}{number}", number + 1
+    return candidate
+
+
+def infer_signature(
+    qualname: str,
+    reference: Callable[..., Any],
+    *,
+    residuals: Sequence[str],
+    non_differentiable: Sequence[str],
+    non_differentiable_outputs: Sequence[int],
+) -> Signature:
+    """Read arguments and results of an op off its reference's annotations.
+
+    Args:
+        qualname: ``namespace::name`` of the op, for messages.
+        reference: The annotated function.
+        residuals: Names of the trailing outputs that only kernels' pullbacks read.
+        non_differentiable: Names of tensor arguments through which no derivative flows.
+        non_differentiable_outputs: Positions of outputs through which no derivative flows.
+
+    Returns:
+        The signature.
+
+    Raises:
+        TypeError: If an annotation is missing or not representable, or an output is not a tensor.
+        ValueError: If a name or position does not exist.
+    """
+    try:
+        text = torch.library.infer_schema(reference, mutates_args=())
+    except (ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"differentiable_op {qualname!r}: every parameter and the return of the reference need an annotation "
+            f"that a schema can hold (Tensor, Tensor | None, int, float, bool, str, Sequence[int], torch.dtype, ...): "
+            f"{error}"
+        ) from error
+    schema = private.parse_schema(f"{qualname}{text}")
+    if any(not isinstance(r.type, torch.TensorType) for r in schema.returns) or not schema.returns:
+        raise TypeError(
+            f"differentiable_op {qualname!r}: every output must be a Tensor (one, or a tuple of a fixed number), "
+            f"got a return annotation that means {text.rpartition('->')[2].strip()}; return the tensors separately."
+        )
+    texts = [part.strip() for part in _split_arguments(text)]
+    arguments = []
+    for argument, part in zip(schema.arguments, texts, strict=True):
+        kind = part.split(" ")[0]
+        if kind.startswith("Tensor") and kind not in ("Tensor", "Tensor?"):
+            raise TypeError(
+                f"differentiable_op {qualname!r}: argument {argument.name!r} is a list of tensors, which has no place "
+                "in the tower of derivatives; take the tensors as separate arguments, or stack them."
+            )
+        default = part.partition("=")[2] or None
+        is_tensor = kind in ("Tensor", "Tensor?")
+        arguments.append(Argument(argument.name, kind, is_tensor and argument.name not in non_differentiable, default))
+    names = [a.name for a in arguments if a.is_tensor]
+    for name in non_differentiable:
+        if name not in names:
+            raise ValueError(
+                f"differentiable_op {qualname!r}: non_differentiable names {name!r}, but the tensor arguments are "
+                f"{names}."
+            )
+    count, hidden = len(schema.returns), len(residuals)
+    if hidden >= count:
+        raise ValueError(
+            f"differentiable_op {qualname!r}: residuals names {hidden} outputs {tuple(residuals)}, but the reference "
+            f"returns {count} in all; return the residuals after at least one visible output."
+        )
+    for position in non_differentiable_outputs:
+        if not 0 <= position < count - hidden:
+            raise ValueError(
+                f"differentiable_op {qualname!r}: non_differentiable_outputs names output {position}, but the "
+                f"visible outputs are 0 to {count - hidden - 1}."
+            )
+    visible = ["y"] if count - hidden == 1 else [f"y{i}" for i in range(count - hidden)]
+    taken = [a.name for a in arguments]
+    results = [Result(fresh(n, taken), i not in non_differentiable_outputs) for i, n in enumerate(visible)]
+    results += [Result(fresh(name, taken), differentiable=False, residual=True) for name in residuals]
+    defaults = [
+        parameter.default
+        for parameter in inspect.signature(reference).parameters.values()
+        if parameter.default is not inspect.Parameter.empty
+    ]
+    return Signature(tuple(arguments), tuple(results), tuple(defaults))
+
+
+def _split_arguments(schema: str) -> list[str]:
+    """The argument texts of a schema ``(Tensor x, int[2] y=[1, 2]) -> ...``, split at top-level commas."""
+    inside, _, _ = schema.rpartition("->")
+    inside = inside.strip()[1:-1].replace("*, ", "")
+    parts, depth, start = [], 0, 0
+    for position, character in enumerate(inside):
+        depth += character in "[(" and 1 or 0
+        depth -= character in "])" and 1 or 0
+        if character == "," and depth == 0:
+            parts.append(inside[start:position])
+            start = position + 1
+    return [*parts, inside[start:]] if inside.strip() else []
+
+
+def without_defaults(arguments: Sequence[Argument]) -> tuple[Argument, ...]:
+    """The same arguments, all of them required.
+
+    Args:
+        arguments: Arguments, some with defaults.
+
+    Returns:
+        Copies without defaults.
+    """
+    return tuple(replace(a, default=None) for a in arguments)

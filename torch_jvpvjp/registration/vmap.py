@@ -1,0 +1,168 @@
+"""The Python kernel at the ``FuncTorchBatched`` key, and ready-made rules for ops that broadcast.
+
+A rule must not call a transform (it runs inside the dispatcher): it folds the batch axis into the op's own axes and calls
+the op. Without a rule the formula runs on the batched tensors: right, only not one kernel.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import _torch_private as private
+
+if TYPE_CHECKING:
+    from .op import DifferentiableOp
+
+VmapRule = Callable[..., tuple[Any, Any]]
+
+
+def make_vmap_kernel(op: "DifferentiableOp") -> Callable[..., Any]:
+    """Build the ``FuncTorchBatched`` kernel of an op.
+
+    Args:
+        op: The op; its rule, if any, is looked up when the kernel runs.
+
+    Returns:
+        A dispatcher kernel.
+    """
+
+    def vmap_kernel(*args: Any, **kwargs: Any) -> Any:
+        args = op.signature.fill(args, kwargs)
+        if op.vmap_rule is None:
+            return op.packed(op.run_formula(args))
+        interpreter = private.retrieve_current_interpreter()
+        level = interpreter.level()
+        operands, in_dims = [], []
+        for value in args:
+            tensor, dim = private.unwrap_batched((value,), level)
+            operands.append(tensor[0])
+            in_dims.append(dim[0])
+        below = private.ExcludeKeys(private.DispatchKeySet(private.DispatchKey.FuncTorchBatched))
+        with below:
+            if all(dim is None for dim in in_dims):
+                return op.overload(*operands)
+            info = private.VmapInfo(batch_size=interpreter.batch_size(), randomness=interpreter.randomness())
+            returned = op.vmap_rule(info, tuple(in_dims), *operands)
+            results, out_dims = _check(op, returned)
+        return op.packed(
+            tuple(
+                r if dim is None else private.add_batch_dim(r, dim, level)
+                for r, dim in zip(results, out_dims, strict=True)
+            )
+        )
+
+    return vmap_kernel
+
+
+def _check(op: "DifferentiableOp", returned: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """Bring what a vmap rule returned to one result and one dimension each."""
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise ValueError(f"{op.qualname}: the vmap rule must return (outputs, out_dims), got {type(returned).__name__}.")
+    results = returned[0] if isinstance(returned[0], tuple | list) else (returned[0],)
+    out_dims = returned[1] if isinstance(returned[1], tuple | list) else (returned[1],) * len(results)
+    wanted = len(op.signature.results)
+    if len(results) != wanted or len(out_dims) != wanted:
+        raise ValueError(
+            f"{op.qualname}: the vmap rule must return {wanted} output(s) and as many out_dims, got {len(results)} and "
+            f"{len(out_dims)}."
+        )
+    return tuple(results), tuple(out_dims)
+
+
+def align(
+    info: Any, in_dims: Sequence[int | None], args: Sequence[Any], *, expand: bool
+) -> tuple[list[Any], int]:
+    """Put the batch axis of every tensor in front of axes that broadcast from the right.
+
+    A tensor of logical rank r among tensors of greatest logical rank R becomes (batch, 1, ..., 1, *shape) with R - r ones.
+
+    Args:
+        info: What PyTorch tells a vmap rule; ``batch_size`` is read.
+        in_dims: Where each argument's batch axis is, or None.
+        args: The arguments.
+        expand: Give unbatched tensors the batch axis too, with stride 0 (no copy); else leave them to broadcast.
+
+    Returns:
+        The arguments with their tensors aligned, and R.
+    """
+    ranks = [a.dim() - (dim is not None) if isinstance(a, Tensor) else 0 for a, dim in zip(args, in_dims, strict=True)]
+    rank = max(ranks)
+    aligned = []
+    for value, dim, own in zip(args, in_dims, ranks, strict=True):
+        if not isinstance(value, Tensor) or (dim is None and not expand):
+            aligned.append(value)
+            continue
+        front = value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
+        front = front.reshape(front.shape[0], *[1] * (rank - own), *front.shape[1:])
+        aligned.append(front.expand(info.batch_size, *front.shape[1:]) if dim is None else front)
+    return aligned, rank
+
+
+def broadcasting_rule(op: "DifferentiableOp", results_of: Sequence[Sequence[int]]) -> VmapRule:
+    """The vmap rule of an op whose tensors broadcast against each other from the right, as pointwise ops and norms do.
+
+    An unbatched tensor stays unbatched, so K tangents of one primal stay one primal and K tangents.
+
+    Args:
+        op: The op the rule is for.
+        results_of: For each result, the positions of the arguments it depends on: it is batched if one of them is.
+
+    Returns:
+        A rule for ``op.vmap``.
+    """
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        aligned, rank = align(info, in_dims, args, expand=False)
+        results = op.unpacked(op.overload(*aligned))
+        out, out_dims = [], []
+        for result, sources in zip(results, results_of, strict=True):
+            batched = any(in_dims[i] is not None for i in sources)
+            out.append(result)
+            out_dims.append(0 if batched else None)
+        return tuple(out), tuple(out_dims)
+
+    return rule
+
+
+def expanding_rule(op: "DifferentiableOp", results_like: Sequence[int]) -> VmapRule:
+    """The vmap rule of a pullback whose results have the shapes of some of its arguments.
+
+    Every tensor gets the batch axis (stride 0 where it was unbatched), so that nothing is summed over it.
+
+    Args:
+        op: The op the rule is for.
+        results_like: For each result, the position of the argument whose shape it has.
+
+    Returns:
+        A rule for ``op.vmap``.
+    """
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        aligned, _ = align(info, in_dims, args, expand=True)
+        results = op.unpacked(op.overload(*aligned))
+        out = []
+        for result, like in zip(results, results_like, strict=True):
+            value, dim = args[like], in_dims[like]
+            if value is None or result.numel() == 0 and result.dim() == 1:
+                # An absent cotangent: it has no shape of its own, and no batch axis.
+                shape = None
+            else:
+                shape = list(value.shape) if dim is None else [s for i, s in enumerate(value.shape) if i != dim % value.dim()]
+            out.append((result, None) if shape is None else (result.reshape(info.batch_size, *shape), 0))
+        return tuple(r for r, _ in out), tuple(d for _, d in out)
+
+    return rule
+
+
+def contiguous(result: Tensor) -> Tensor:
+    """A result in the layout that every op promises: contiguous.
+
+    Args:
+        result: A tensor.
+
+    Returns:
+        The tensor itself, or a contiguous copy.
+    """
+    return result if result.is_contiguous() else result.contiguous(memory_format=torch.contiguous_format)
