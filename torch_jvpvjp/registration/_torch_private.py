@@ -72,6 +72,40 @@ add_batch_dim = _lookup("torch._functorch.vmap._add_batch_dim")
 is_functorch_wrapped_tensor = _lookup("torch._C._functorch.is_functorch_wrapped_tensor")
 VmapInfo = _lookup("torch._functorch.autograd_function.VmapInfo")
 
+# torch.autograd.grad(is_grads_batched=True) and torch.autograd.functional still use the vmap before functorch.
+dispatch_keys = _lookup("torch._C._dispatch_keys")
+_LEGACY_BATCHED = _lookup("torch._C._parse_dispatch_key")("Batched")
+
+
+def is_legacy_batched(value: torch.Tensor) -> bool:
+    """Whether a tensor is batched by the vmap that functorch replaced; neither its type nor functorch shows it.
+
+    Args:
+        value: Any tensor.
+
+    Returns:
+        True if it has no storage of its own.
+    """
+    return dispatch_keys(value).has(_LEGACY_BATCHED)
+
+
+# What the checks need.
+tree_leaves = _lookup("torch.utils._pytree.tree_leaves")
+TorchDispatchMode = _lookup("torch.utils._python_dispatch.TorchDispatchMode")
+
+
+def lookup_backend(name: str) -> Any:
+    """A backend of torch.compile by name. Dynamo is imported only here: it takes a second.
+
+    Args:
+        name: E.g. "aot_eager".
+
+    Returns:
+        The backend, a function of a graph and example inputs.
+    """
+    return _lookup("torch._dynamo.lookup_backend")(name)
+
+
 # Modes that must see the dispatcher op, not a shortcut around it.
 len_torch_dispatch_stack = _lookup("torch._C._len_torch_dispatch_stack")
 len_torch_function_stack = _lookup("torch._C._len_torch_function_stack")

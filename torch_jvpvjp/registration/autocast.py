@@ -41,10 +41,7 @@ def _make_kernel(op: "DifferentiableOp", device: str, key: Any) -> Callable[...,
 def _is_cast(value: Any, device: str) -> bool:
     """PyTorch's rule: floating point, on the device of the region, and not float64."""
     return (
-        value is not None
-        and value.is_floating_point()
-        and value.dtype != torch.float64
-        and value.device.type == device
+        value is not None and value.is_floating_point() and value.dtype != torch.float64 and value.device.type == device
     )
 
 

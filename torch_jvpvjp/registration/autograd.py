@@ -35,14 +35,19 @@ def make_autograd_kernel(op: "DifferentiableOp") -> Callable[..., Any]:
             return op.packed(_push_forward(op, args, primals, tangents))
         if torch.is_grad_enabled() and _requires_grad(op, args):
             with private.enable_single_level_autograd_function():
-                return op.packed(op.node.apply(keyset, *args))
+                return op.packed(op.node.apply(keyset, None, *args))
         return op.packed(_below_autograd(op, keyset, args))
 
     return autograd_kernel
 
 
+_DISPATCH = "dispatch"
+
+
 def _below_autograd(op: "DifferentiableOp", keyset: Any, args: Sequence[Any]) -> tuple[Tensor, ...]:
     with private.BelowAutograd():
+        if keyset is _DISPATCH:
+            return op.unpacked(op.overload(*args))
         return op.unpacked(op.overload.redispatch(keyset & private.AFTER_AUTOGRAD, *args))
 
 
@@ -84,11 +89,18 @@ def _frozen_error(op: "DifferentiableOp", position: int, what: str) -> NotImplem
 def _push_forward(
     op: "DifferentiableOp", args: Sequence[Any], primals: Sequence[Any], tangents: Sequence[Tensor | None]
 ) -> tuple[Tensor, ...]:
-    """Duals of the results: by the JVP op in one call, or by running the formula on the duals where there is no rule."""
-    if op.jvp_op is None:
+    """Duals of the results: by the JVP op in one call, or by running the formula on the duals where it is missing."""
+    push = op.jvp_op
+    if push is None:
         return op.run_formula(tuple(args))
     count = len(op.signature.results)
-    flat = op.jvp_op.unpacked(op.jvp_op.overload(*primals, *tangents))
+    operands = (*primals, *tangents)
+    if torch.is_grad_enabled() and _requires_grad(push, operands):
+        # Backward may run while the dual level is open; for its results to have tangents, it must find the duals.
+        with private.enable_single_level_autograd_function():
+            flat = push.node.apply(_DISPATCH, (*args, *tangents), *operands)
+    else:
+        flat = push.unpacked(push.overload(*operands))
     results = list(flat[:count])
     for j, tangent in zip(op.signature.differentiable_results, flat[count:], strict=True):
         # Always through make_dual, which refuses a tangent of another shape.
@@ -99,7 +111,9 @@ def _push_forward(
 def make_node(op: "DifferentiableOp") -> Any:
     """Build the autograd node of an op: its forward computes, its backward pulls back.
 
-    It serves the dispatcher (applied with a keyset, at one functorch level) and the fast path (keyset None, plain eager).
+    It is applied as ``apply(keyset, saved, *args)``. The keyset is the dispatcher's, at one functorch level; or None on
+    the fast path, in plain eager; or ``_DISPATCH`` to dispatch anew. ``saved`` is what backward shall find in place of
+    args.
 
     Args:
         op: The op.
@@ -108,7 +122,7 @@ def make_node(op: "DifferentiableOp") -> Any:
         A subclass of ``_SingleLevelFunction``.
     """
 
-    def forward(ctx: Any, keyset: Any, *args: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, keyset: Any, saved: tuple[Any, ...] | None, *args: Any) -> tuple[Tensor, ...]:
         if keyset is None:
             results = op.compute(args)
         else:
@@ -120,12 +134,16 @@ def make_node(op: "DifferentiableOp") -> Any:
         if dead:
             ctx.mark_non_differentiable(*dead)
         ctx.set_materialize_grads(False)
-        _save(op, ctx, args, results)
+        ctx.saves_duals = saved is not None
+        _save(op, ctx, args if saved is None else saved, results)
         return results
 
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[1:]
-        return (None, *_pull_back(op, *_saved(op, ctx), cotangents, needs))
+        args, outputs = _saved(ctx)
+        if ctx.saves_duals and outputs and any(t is not None for t in _unpack_duals(op, args)[1]):
+            results = op.unpacked(op.overload(*args))  # the saved outputs have no tangents
+            outputs = tuple(results[j] for j in op.vjp_convention.saved_results)
+        return (None, None, *_pull_back(op, args, outputs, cotangents, ctx.needs_input_grad[2:]))
 
     return type(
         f"{op.qualname.replace('::', '_')}_node",
@@ -151,7 +169,7 @@ def _save(op: "DifferentiableOp", ctx: Any, args: Sequence[Any], results: Sequen
     ctx.save_for_backward(*(a for _, a in tensors), *(results[j] for j in outputs))
 
 
-def _saved(op: "DifferentiableOp", ctx: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+def _saved(ctx: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
     """The arguments and the outputs that ``_save`` kept."""
     tensors = [private.unwrap_if_dead(t) for t in ctx.saved_tensors]
     args = list(ctx.kept)
@@ -179,7 +197,12 @@ def _pull_back(
             gradients[i] = gradient
         return gradients
     mask = [needs[i] for i in signature.differentiable]
-    pulled = op.vjp_op.call_flat((*bars, *args, *outputs, mask))
+    pull = op.vjp_op
+    operands = (*bars, *args, *outputs, mask)
+    if any(bar is not None and private.is_legacy_batched(bar) for bar in bars):
+        pulled = pull.unpacked(pull.overload(*operands))  # the fast path cannot tell such a tensor from a plain one
+    else:
+        pulled = pull.call_flat(operands)
     for i, needed, gradient in zip(signature.differentiable, mask, pulled, strict=True):
         gradients[i] = gradient if needed else None
     return gradients

@@ -1,8 +1,8 @@
 """How the functions of each point of the tower are called: the primal, a JVP of a point, a VJP of a point.
 
 A dispatcher op takes and returns flat tuples. What people write is not flat: a reference takes arguments, a JVP rule
-``(primals, tangents)``, a VJP rule ``(cotangents, inputs[, outputs])``. A convention translates between the two, derives
-the flat signature, and checks what a function returned.
+``(primals, tangents)``, a VJP rule ``(cotangents, inputs[, outputs])``. A convention translates between the two,
+derives the flat signature, and checks what a function returned.
 """
 
 import inspect
@@ -26,10 +26,12 @@ class Convention(ABC):
     Attributes:
         qualname: ``namespace::name`` of the point's dispatcher op.
         signature: Its flat arguments and results.
+        derived: Whether it is a derivative of another point.
     """
 
     qualname: str
     signature: Signature
+    derived: bool = True
 
     @abstractmethod
     def flatten(self, function: Function) -> FlatFunction:
@@ -49,6 +51,8 @@ class Convention(ABC):
 
 class PrimalConvention(Convention):
     """A reference and its kernels: arguments in, the outputs (and residuals) out."""
+
+    derived = False
 
     def __init__(self, qualname: str, signature: Signature) -> None:
         self.qualname, self.signature = qualname, signature

@@ -67,8 +67,8 @@ def differentiable_op(
         raise ValueError(f"differentiable_op: the name must look like 'namespace::name', got {name!r}.")
     if tuple(mutates_args):
         raise ValueError(
-            f"differentiable_op {name!r}: mutates_args={tuple(mutates_args)!r} was asked for, but an in-place op has no "
-            "place in the tower of derivatives; return a new tensor and let the caller copy_ it."
+            f"differentiable_op {name!r}: mutates_args={tuple(mutates_args)!r} was asked for, but an in-place op has "
+            "no place in the tower of derivatives; return a new tensor and let the caller copy_ it."
         )
 
     def declare(reference: Callable[..., Any]) -> DifferentiableOp:

@@ -11,12 +11,13 @@ from torch import Tensor
 from . import _torch_private as private
 from .autocast import register_autocast_kernel
 from .autograd import make_autograd_kernel, make_node
-from .conventions import Convention, JvpConvention, VjpConvention, check_arity, takes_outputs
+from .conventions import Convention, Function, VjpConvention
 from .fast_path import is_plain, is_plain_eager
+from .promises import common_device, finished, finished_differentiably
 from .signature import Signature
-from .vmap import VmapRule, contiguous, make_vmap_kernel
+from .slot import DerivativeSlot
+from .vmap import VmapRule, make_vmap_kernel
 
-Function = Callable[..., Any]
 _OPS: dict[str, "DifferentiableOp"] = {}
 
 
@@ -70,6 +71,7 @@ class DifferentiableOp:
         self._library.impl(name, self._dispatched(self._run_reference), "CompositeExplicitAutograd")
         self._library.impl(name, make_autograd_kernel(self), "Autograd", with_keyset=True)
         self._library.impl(name, make_vmap_kernel(self), "FuncTorchBatched")
+        self._library.impl(name, self._dispatched(self.run_formula), "Batched")  # the vmap before functorch
         torch.library.register_fake(self.qualname, self._dispatched(self._run_fake), lib=self._library)
 
     # ---- calling -----------------------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ class DifferentiableOp:
                 return self.compute(args)
         if any(args[i] is not None and args[i].requires_grad for i in self.signature.frozen):
             return self.unpacked(self.overload(*args))  # it explains what is wrong
-        return self.node.apply(None, *args)
+        return self.node.apply(None, None, *args)
 
     def unpacked(self, returned: Any) -> tuple[Tensor, ...]:
         """What a dispatcher op returned, as a tuple.
@@ -190,9 +192,9 @@ class DifferentiableOp:
         """
         function = self._formula
         if self._kernels:
-            device = self._device(args)
+            device = common_device(self.convention, args)
             function = self._kernels.get(device.type, function) if device is not None else function
-        return self._finish(function(tuple(args)), args)
+        return finished(self.convention, function(tuple(args)), args)
 
     def run_formula(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """The formula on duals, on tensors of a transform, or to be differentiated.
@@ -202,70 +204,14 @@ class DifferentiableOp:
 
         Returns:
             One tensor per result; those without derivative are cut from the graph.
-
-        Raises:
-            ValueError: If the formula returns one of its inputs.
         """
-        results = list(self._formula(args))
-        for j, result in enumerate(results):
-            if any(result is a for a in args):
-                raise self._alias_error(j)
-            if not self.signature.results[j].differentiable:
-                results[j] = result.detach()
-            elif not (result.is_floating_point() or result.is_complex()):
-                raise self._dtype_error(j, result)
-            if self._fake is None:
-                results[j] = contiguous(results[j])
-        return tuple(results)
+        return finished_differentiably(self.convention, self._formula(args), args)
 
     def _run_reference(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        return self._finish(self._formula(args), args)
+        return finished(self.convention, self._formula(args), args)
 
     def _run_fake(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        if self._fake is not None:
-            return self._fake(args)
-        return self._finish(self._formula(args), args)
-
-    def _device(self, args: Sequence[Any]) -> torch.device | None:
-        """The one device of all tensor arguments."""
-        device = None
-        for i in self.signature.tensors:
-            if args[i] is not None:
-                if device is None:
-                    device = args[i].device
-                elif args[i].device != device:
-                    name = self.signature.arguments[i].name
-                    raise ValueError(
-                        f"{self.qualname}: all tensors must be on one device, got {name} on {args[i].device} and another "
-                        f"on {device}; move one with .to()."
-                    )
-        return device
-
-    def _finish(self, results: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
-        """Hold the op to its promises: fresh outputs, contiguous, derivatives only through floating point."""
-        finished = []
-        for j, result in enumerate(results):
-            for i in self.signature.tensors:
-                if args[i] is not None and (result is args[i] or private.is_alias_of(result, args[i])):
-                    raise self._alias_error(j, i)
-            if self.signature.results[j].differentiable and not (result.is_floating_point() or result.is_complex()):
-                raise self._dtype_error(j, result)
-            finished.append(result if self._fake is not None else contiguous(result))
-        return tuple(finished)
-
-    def _alias_error(self, result: int, argument: int | None = None) -> ValueError:
-        name = self.signature.results[result].name
-        of = "an input" if argument is None else f"input {self.signature.arguments[argument].name!r}"
-        return ValueError(
-            f"{self.qualname}: output {name!r} is a view of, or the same as, {of}; an op must return fresh tensors, "
-            "so return .clone() there."
-        )
-
-    def _dtype_error(self, result: int, value: Tensor) -> TypeError:
-        return TypeError(
-            f"{self.qualname}: output {self.signature.results[result].name!r} has dtype {value.dtype}, which carries no "
-            f"derivative; declare it with non_differentiable_outputs=({result},)."
-        )
+        return finished(self.convention, (self._fake or self._formula)(args), args)
 
     def _dispatched(self, run: Callable[[tuple[Any, ...]], tuple[Tensor, ...]]) -> Function:
         return lambda *args, **kwargs: self.packed(run(self.signature.fill(args, kwargs)))
@@ -325,16 +271,16 @@ class DifferentiableOp:
             return private.dispatch_key_for_device(torch.device(device).type)
         except RuntimeError as error:
             raise ValueError(
-                f"{self.qualname}.kernel: unknown device type {device!r}; PyTorch knows 'cpu', 'cuda' (NVIDIA and AMD), "
-                "'xpu', 'mps', ..."
+                f"{self.qualname}.kernel: unknown device type {device!r}; PyTorch knows 'cpu', 'cuda' (NVIDIA and "
+                "AMD), 'xpu', 'mps', ..."
             ) from error
 
     def vmap(self, rule: VmapRule) -> VmapRule:
         """Decorator: how a batch axis folds into the op's own axes.
 
         Args:
-            rule: ``(info, in_dims, *args) -> (outputs, out_dims)``, as ``torch.library.register_vmap`` takes it. It must
-                not call a ``torch.func`` transform.
+            rule: ``(info, in_dims, *args) -> (outputs, out_dims)``, as ``torch.library.register_vmap`` takes it. It
+                must not call a ``torch.func`` transform.
 
         Returns:
             The rule, unchanged.
@@ -350,8 +296,8 @@ class DifferentiableOp:
         """Decorator: shapes, dtypes and strides of the results, for tracing. By default the formula tells them.
 
         Args:
-            function: Called as the formula is, on tensors without data. Results need not be contiguous then, but their
-                strides must be what the formula and every kernel return.
+            function: Called as the formula is, on tensors without data; its results are made contiguous, as all results
+                are. Worth writing for a long formula: tracing with symbolic shapes runs the formula otherwise.
 
         Returns:
             The function, unchanged.
@@ -376,7 +322,8 @@ class DifferentiableOp:
         self._refuse_second(self.autocast_policy, "autocast policy")
         if policy not in ("lower", "promote") and not (isinstance(policy, torch.dtype) and policy.is_floating_point):
             raise ValueError(
-                f"{self.qualname}.autocast: policy must be 'lower', 'promote' or a floating-point dtype, got {policy!r}."
+                f"{self.qualname}.autocast: policy must be 'lower', 'promote' or a floating-point dtype, got "
+                f"{policy!r}."
             )
         self.autocast_policy = policy
         register_autocast_kernel(self, self._library)
@@ -415,95 +362,6 @@ class DifferentiableOp:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DifferentiableOp":
         return self
-
-
-class DerivativeSlot:
-    """The place of a derivative in the tower: a decorator until it has a rule, then the way to what stands on it.
-
-    Args:
-        owner: The op whose derivative it is.
-        kind: "jvp" or "vjp".
-    """
-
-    def __init__(self, owner: DifferentiableOp, kind: str) -> None:
-        self._owner, self._kind = owner, kind
-
-    def __call__(self, rule: Function | None = None, /, *, unsaved: Sequence[str] = ()) -> Any:
-        """Register the rule, a formula in plain PyTorch.
-
-        Args:
-            rule: The rule; absent when options are given, as in ``@op.vjp(unsaved=("x",))``.
-            unsaved: Only for a VJP: names of inputs that the rule and its kernels do not read. They are not kept for
-                backward and arrive as None.
-
-        Returns:
-            The rule, unchanged, or the decorator.
-
-        Raises:
-            TypeError: If the rule takes the wrong number of parameters, or ``unsaved`` does not fit.
-            ValueError: If there is a rule already.
-        """
-        if rule is None:
-            return lambda function: self(function, unsaved=unsaved)
-        owner, qualname = self._owner, f"{self._owner.qualname}_{self._kind}"
-        if (owner.jvp_op if self._kind == "jvp" else owner.vjp_op) is not None:
-            raise ValueError(f"{owner.qualname}: there is a {self._kind.upper()} rule already; an op has one.")
-        if not callable(rule):
-            raise TypeError(f"{owner.qualname}.{self._kind}: the rule must be a function, got {type(rule).__name__}.")
-        if self._kind == "jvp":
-            if unsaved:
-                raise TypeError(f"{owner.qualname}.jvp: `unsaved` is an option of a VJP rule only.")
-            check_arity(owner.qualname, rule, "(primals, tangents)", (2,))
-            owner.jvp_op = DifferentiableOp(JvpConvention(qualname, owner.convention), rule)
-        else:
-            names = [owner.signature.arguments[i].name for i in owner.signature.tensors]
-            if not set(unsaved) <= set(names):
-                raise TypeError(f"{owner.qualname}.vjp: unsaved names {list(unsaved)}; the tensor inputs are {names}.")
-            check_arity(owner.qualname, rule, "(cotangents, inputs) or (cotangents, inputs, outputs)", (2, 3))
-            convention = VjpConvention(qualname, owner.convention, takes_outputs=takes_outputs(rule), unsaved=unsaved)
-            owner.vjp_op = DifferentiableOp(convention, rule)
-        return rule
-
-    @property
-    def op(self) -> DifferentiableOp:
-        """The op made from the rule.
-
-        Raises:
-            ValueError: If there is no rule yet.
-        """
-        op = self._owner.jvp_op if self._kind == "jvp" else self._owner.vjp_op
-        if op is None:
-            raise ValueError(
-                f"{self._owner.qualname}: there is no {self._kind.upper()} rule to stand on; write the formula first, "
-                f"with @{self._owner.__name__}.{self._kind}."
-            )
-        return op
-
-    @property
-    def jvp(self) -> "DerivativeSlot":
-        """The JVP of this derivative."""
-        return self.op.jvp
-
-    @property
-    def vjp(self) -> "DerivativeSlot":
-        """The VJP of this derivative."""
-        return self.op.vjp
-
-    def kernel(self, *devices: str) -> Callable[[Function], Function]:
-        """Decorator: a kernel for this derivative, called as its formula is. See ``DifferentiableOp.kernel``."""  # noqa: DOC201
-        return self.op.kernel(*devices)
-
-    def vmap(self, rule: VmapRule) -> VmapRule:
-        """Decorator: the vmap rule of this derivative. See ``DifferentiableOp.vmap``."""  # noqa: DOC201
-        return self.op.vmap(rule)
-
-    def fake(self, function: Function) -> Function:
-        """Decorator: the fake of this derivative. See ``DifferentiableOp.fake``."""  # noqa: DOC201
-        return self.op.fake(function)
-
-    def autocast(self, policy: str | torch.dtype) -> None:
-        """The autocast policy of this derivative. See ``DifferentiableOp.autocast``."""
-        self.op.autocast(policy)
 
 
 def find_op(qualname: str) -> DifferentiableOp:

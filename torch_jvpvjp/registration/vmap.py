@@ -1,7 +1,7 @@
 """The Python kernel at the ``FuncTorchBatched`` key, and ready-made rules for ops that broadcast.
 
-A rule must not call a transform (it runs inside the dispatcher): it folds the batch axis into the op's own axes and calls
-the op. Without a rule the formula runs on the batched tensors: right, only not one kernel.
+A rule must not call a transform (it runs inside the dispatcher): it folds the batch axis into the op's own axes and
+calls the op. Without a rule the formula runs on the batched tensors: right, only not one kernel.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +59,9 @@ def make_vmap_kernel(op: "DifferentiableOp") -> Callable[..., Any]:
 def _check(op: "DifferentiableOp", returned: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     """Bring what a vmap rule returned to one result and one dimension each."""
     if not isinstance(returned, tuple) or len(returned) != 2:
-        raise ValueError(f"{op.qualname}: the vmap rule must return (outputs, out_dims), got {type(returned).__name__}.")
+        raise ValueError(
+            f"{op.qualname}: the vmap rule must return (outputs, out_dims), got {type(returned).__name__}."
+        )
     results = returned[0] if isinstance(returned[0], tuple | list) else (returned[0],)
     out_dims = returned[1] if isinstance(returned[1], tuple | list) else (returned[1],) * len(results)
     wanted = len(op.signature.results)
@@ -71,12 +73,10 @@ def _check(op: "DifferentiableOp", returned: Any) -> tuple[tuple[Tensor, ...], t
     return tuple(results), tuple(out_dims)
 
 
-def align(
-    info: Any, in_dims: Sequence[int | None], args: Sequence[Any], *, expand: bool
-) -> tuple[list[Any], int]:
+def align(info: Any, in_dims: Sequence[int | None], args: Sequence[Any], *, expand: bool) -> list[Any]:
     """Put the batch axis of every tensor in front of axes that broadcast from the right.
 
-    A tensor of logical rank r among tensors of greatest logical rank R becomes (batch, 1, ..., 1, *shape) with R - r ones.
+    A tensor of logical rank r becomes (batch, 1, ..., 1, *shape) with R - r ones, R being the greatest logical rank.
 
     Args:
         info: What PyTorch tells a vmap rule; ``batch_size`` is read.
@@ -85,7 +85,7 @@ def align(
         expand: Give unbatched tensors the batch axis too, with stride 0 (no copy); else leave them to broadcast.
 
     Returns:
-        The arguments with their tensors aligned, and R.
+        The arguments with their tensors aligned.
     """
     ranks = [a.dim() - (dim is not None) if isinstance(a, Tensor) else 0 for a, dim in zip(args, in_dims, strict=True)]
     rank = max(ranks)
@@ -97,7 +97,14 @@ def align(
         front = value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
         front = front.reshape(front.shape[0], *[1] * (rank - own), *front.shape[1:])
         aligned.append(front.expand(info.batch_size, *front.shape[1:]) if dim is None else front)
-    return aligned, rank
+    return aligned
+
+
+def _logical_shape(value: Any, dim: int | None) -> tuple[int, ...] | None:
+    """Shape of a tensor without its batch axis."""
+    if not isinstance(value, Tensor):
+        return None
+    return tuple(s for i, s in enumerate(value.shape) if dim is None or i != dim % value.dim())
 
 
 def broadcasting_rule(op: "DifferentiableOp", results_of: Sequence[Sequence[int]]) -> VmapRule:
@@ -114,14 +121,23 @@ def broadcasting_rule(op: "DifferentiableOp", results_of: Sequence[Sequence[int]
     """
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        aligned, rank = align(info, in_dims, args, expand=False)
+        aligned = align(info, in_dims, args, expand=False)
         results = op.unpacked(op.overload(*aligned))
-        out, out_dims = [], []
+        logical = [_logical_shape(a, dim) for a, dim in zip(args, in_dims, strict=True)]
+        shaped, out_dims = [], []
         for result, sources in zip(results, results_of, strict=True):
-            batched = any(in_dims[i] is not None for i in sources)
-            out.append(result)
-            out_dims.append(0 if batched else None)
-        return tuple(out), tuple(out_dims)
+            shape = torch.broadcast_shapes(*(s for i in sources if (s := logical[i]) is not None))
+            if any(in_dims[i] is not None for i in sources):
+                # A result that happens not to depend on the batched argument lacks the axis; it is equal along it.
+                has_axis = result.dim() > len(shape) and result.shape[0] == info.batch_size
+                shaped.append(
+                    result.reshape(info.batch_size if has_axis else 1, *shape).expand(info.batch_size, *shape)
+                )
+                out_dims.append(0)
+            else:
+                shaped.append(result.reshape(shape))
+                out_dims.append(None)
+        return tuple(shaped), tuple(out_dims)
 
     return rule
 
@@ -140,29 +156,15 @@ def expanding_rule(op: "DifferentiableOp", results_like: Sequence[int]) -> VmapR
     """
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        aligned, _ = align(info, in_dims, args, expand=True)
+        aligned = align(info, in_dims, args, expand=True)
         results = op.unpacked(op.overload(*aligned))
         out = []
         for result, like in zip(results, results_like, strict=True):
-            value, dim = args[like], in_dims[like]
-            if value is None or result.numel() == 0 and result.dim() == 1:
-                # An absent cotangent: it has no shape of its own, and no batch axis.
-                shape = None
+            shape = _logical_shape(args[like], in_dims[like])
+            if shape is None or (result.dim() == 1 and result.numel() == 0):
+                out.append((result, None))  # an absent cotangent has no shape of its own, and no batch axis
             else:
-                shape = list(value.shape) if dim is None else [s for i, s in enumerate(value.shape) if i != dim % value.dim()]
-            out.append((result, None) if shape is None else (result.reshape(info.batch_size, *shape), 0))
+                out.append((result.reshape(info.batch_size, *shape), 0))
         return tuple(r for r, _ in out), tuple(d for _, d in out)
 
     return rule
-
-
-def contiguous(result: Tensor) -> Tensor:
-    """A result in the layout that every op promises: contiguous.
-
-    Args:
-        result: A tensor.
-
-    Returns:
-        The tensor itself, or a contiguous copy.
-    """
-    return result if result.is_contiguous() else result.contiguous(memory_format=torch.contiguous_format)

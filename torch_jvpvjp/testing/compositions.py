@@ -1,7 +1,7 @@
 """Every way of composing derivatives that an op must survive, each as one function.
 
-A composition takes a function f of tensors with a tuple of tensors out, a point and directions, and returns tensors. The
-checks run it once on the op and once on its reference, whose derivatives PyTorch takes itself.
+A composition takes a function f of tensors with a tuple of tensors out, a point and directions, and returns tensors.
+The checks run it once on the op and once on its reference, whose derivatives PyTorch takes itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,8 @@ import torch
 import torch.autograd.forward_ad as fwAD  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+
+from ..registration import _torch_private as private
 
 TensorFunction = Callable[..., tuple[Tensor, ...]]
 Tensors = tuple[Tensor, ...]
@@ -79,8 +81,11 @@ def _leaves(point: Point) -> Tensors:
 
 def _sum(value: object, weight: float = 1.0) -> Tensor:
     """A scalar that weighs every entry of a nest of tensors differently."""
-    leaves = [t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor)]
-    parts = [(t * (1 + weight * torch.arange(t.numel(), dtype=t.dtype, device=t.device).reshape(t.shape).cos())).sum() for t in leaves]
+    leaves = [t for t in private.tree_leaves(value) if isinstance(t, Tensor)]
+    parts = [
+        (t * (1 + weight * torch.arange(t.numel(), dtype=t.dtype, device=t.device).reshape(t.shape).cos())).sum()
+        for t in leaves
+    ]
     return torch.stack(parts).sum()
 
 

@@ -1,0 +1,38 @@
+# Everything runs in a virtual environment of its own, .venv; nothing else needs to be installed but Python 3.11+ and make.
+PYTHON ?= python3
+# The CPU build of PyTorch keeps a machine without a GPU from downloading CUDA. TORCH= (empty) keeps what is in .venv;
+# TORCH=torch takes the newest; TORCH=torch==2.11.0 another release.
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test test-fast lint types docs bench-cpu clean
+
+demo: $(VENV)/.installed
+	$(RUN) -m torch_jvpvjp demo
+
+test: $(VENV)/.installed lint types
+	$(RUN) -m pytest -n 2 --dist worksteal
+	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --dist worksteal tests/kernels tests/ops -m "not compiled"
+
+test-fast: $(VENV)/.installed
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
+
+lint: $(VENV)/.installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(VENV)/.installed
+	$(RUN) -m basedpyright
+
+bench-cpu: $(VENV)/.installed
+	$(RUN) benchmarks/bench_host.py
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),$(RUN) -m pip install --quiet "$(TORCH)")
+	$(RUN) -m pip install --quiet --editable ".[test,demo]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info demo_output

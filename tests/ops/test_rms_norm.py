@@ -1,0 +1,231 @@
+"""RMS norm: every property of check_op, and the facts particular to it."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
+from torch import Tensor
+
+from torch_jvpvjp import ops
+from torch_jvpvjp.ops.rms_norm import op
+from torch_jvpvjp.testing import Sample, check_op
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# Batch axes none, one, several; one and two normalised axes; sizes 1, odd, and a power of two; with and without weight.
+SAMPLES = [
+    Sample((torch.randn(2, 3, 4), (4,), torch.randn(4), 1e-3), name="weight"),
+    Sample((torch.randn(3, 2, 4), (4,), torch.randn(4), 1e-3), name="weight, another batch"),
+    Sample((torch.randn(3, 5), (5,)), name="no weight, default eps"),
+    Sample((torch.randn(2, 2, 3), (2, 3), torch.randn(2, 3), 0.5), name="two normalised axes"),
+    Sample((torch.randn(4), (4,), torch.randn(4)), name="no batch axis"),
+    Sample((torch.randn(3, 1), (1,), torch.randn(1), 1e-2), name="rows of one"),
+    Sample((torch.randn(0, 3), (3,), torch.randn(3)), name="no rows"),
+    Sample((torch.randn(2, 0), (0,), torch.randn(0)), name="empty rows"),
+]
+
+
+def reference(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:  # noqa: A002
+    """PyTorch's own, at each order the judge of ours."""
+    return F.rms_norm(input, normalized_shape, weight, eps)
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+def test_every_property(sample: Sample, device: str) -> None:
+    check_op(ops.rms_norm, [sample], reference=reference, device=device, backends=())
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+def test_every_composition_compiled(device: str) -> None:
+    report = check_op(ops.rms_norm, SAMPLES[:2], reference=reference, device=device, backends=("aot_eager",))
+    names = {row.name for row in report.rows if row.group.startswith("compiled") and row.skipped is None}
+    assert {
+        "primal",
+        "func.jvp",
+        "fwAD",
+        "vjp",
+        "grad",
+        "jacrev",
+        "jvp∘jvp",
+        "jvp∘grad",
+        "grad∘jvp",
+        "grad∘grad",
+    } <= names
+    assert {"vmap", "vmap∘jvp", "jvp∘vmap", "vmap∘grad", "backward", "one compilation for all sizes"} <= names
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+def test_a_few_compositions_under_inductor(device: str) -> None:
+    check_op(ops.rms_norm, SAMPLES[:1], reference=reference, device=device, dtypes=(), backends=("inductor",))
+
+
+# ---- facts particular to the op --------------------------------------------------------------------------------------
+
+
+def test_rows_have_unit_rms(device: str) -> None:
+    y = ops.rms_norm(3 * torch.randn(5, 64, dtype=torch.float64, device=device), (64,), eps=1e-12)
+    torch.testing.assert_close(y.square().mean(-1), torch.ones(5, dtype=torch.float64, device=device))
+
+
+def test_the_jacobian_is_symmetric_and_forgets_the_scale_of_x(device: str) -> None:
+    x = torch.randn(6, dtype=torch.float64, device=device)
+    jacobian = torch.func.jacfwd(lambda t: ops.rms_norm(t, (6,), eps=1e-12))(x)
+    torch.testing.assert_close(jacobian, jacobian.mT)
+    torch.testing.assert_close(jacobian @ x, torch.zeros_like(x), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_default_eps_is_that_of_pytorch(dtype: torch.dtype, device: str) -> None:
+    x = (1e-4 * torch.randn(3, 32, device=device)).to(dtype)  # small enough for eps to decide
+    torch.testing.assert_close(ops.rms_norm(x, (32,)), F.rms_norm(x, (32,)))
+
+
+@pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("w_dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_weight_of_another_dtype(x_dtype: torch.dtype, w_dtype: torch.dtype, device: str) -> None:
+    x = torch.randn(3, 8, device=device).to(x_dtype).requires_grad_()
+    w = torch.randn(8, device=device).to(w_dtype).requires_grad_()
+    y = ops.rms_norm(x, (8,), w, 1e-3)
+    y.sum().backward()
+    assert y.dtype == x_dtype
+    assert x.grad is not None and x.grad.dtype == x_dtype
+    assert w.grad is not None and w.grad.dtype == w_dtype
+    exact = x.detach().double()
+    exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + 1e-3)
+    torch.testing.assert_close(y.detach().double(), exact * w.detach().double(), rtol=2e-2, atol=1e-2)
+
+
+def test_nan_and_infinity_propagate_as_in_pytorch(device: str) -> None:
+    x = torch.randn(4, 8, device=device)
+    x[0, 3], x[1, 2] = float("nan"), float("inf")
+    torch.testing.assert_close(ops.rms_norm(x, (8,), eps=1e-3), F.rms_norm(x, (8,), eps=1e-3), equal_nan=True)
+
+
+def test_large_half_precision_inputs_do_not_overflow(device: str) -> None:
+    y = ops.rms_norm(torch.full((2, 8), 6e4, dtype=torch.float16, device=device), (8,))
+    torch.testing.assert_close(y, torch.ones_like(y))
+
+
+# ---- one launch ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def xw(device: str) -> tuple[Tensor, Tensor]:
+    return torch.randn(3, 4, 8, device=device), torch.randn(8, device=device)
+
+
+def f(x: Tensor, w: Tensor) -> Tensor:
+    return ops.rms_norm(x, (8,), w, 1e-3)
+
+
+def launches(run: Callable[[], object]) -> int:
+    from torch_jvpvjp.triton_kernels._launch import count_launches
+
+    with count_launches() as count:
+        run()
+    return count.total
+
+
+@pytest.mark.usefixtures("interpreted")
+class TestLaunches:
+    """How many kernels each derivative takes."""
+
+    def test_func_jvp(self, xw: tuple[Tensor, Tensor]) -> None:
+        assert launches(lambda: torch.func.jvp(f, xw, xw)) == 1
+
+    def test_forward_ad(self, xw: tuple[Tensor, Tensor]) -> None:
+        import torch.autograd.forward_ad as fwAD  # noqa: N812
+
+        def run() -> None:
+            with fwAD.dual_level():
+                f(fwAD.make_dual(xw[0], xw[0]), xw[1])
+
+        assert launches(run) == 1
+
+    def test_tangents_of_one_primal(self, xw: tuple[Tensor, Tensor]) -> None:
+        tangents = torch.randn(5, *xw[0].shape, device=xw[0].device)
+        push = torch.func.vmap(lambda t: torch.func.jvp(lambda x: f(x, xw[1]), (xw[0],), (t,)))
+        assert launches(lambda: push(tangents)) == 1
+
+    def test_jacfwd(self, xw: tuple[Tensor, Tensor]) -> None:
+        assert launches(lambda: torch.func.jacfwd(f)(xw[0][0, 0], xw[1])) == 1
+
+    def test_vmapped_pairs(self, xw: tuple[Tensor, Tensor]) -> None:
+        assert (
+            launches(lambda: torch.func.vmap(lambda x: torch.func.jvp(lambda t: f(t, xw[1]), (x,), (x,)))(xw[0])) == 1
+        )
+
+    def test_compiled(self, xw: tuple[Tensor, Tensor]) -> None:
+        torch.compiler.reset()
+        push = torch.compile(lambda p, t: torch.func.jvp(f, p, t), fullgraph=True, backend="aot_eager")
+        push(xw, xw)
+        assert launches(lambda: push(xw, xw)) == 1
+        torch.compiler.reset()
+
+    def test_cotangents_of_one_primal(self, xw: tuple[Tensor, Tensor]) -> None:
+        pull = torch.func.vjp(lambda x: f(x, xw[1]), xw[0])[1]
+        rows = torch.randn(5, *xw[0].shape, device=xw[0].device)
+        assert launches(lambda: torch.func.vmap(pull)(rows)) == 1
+
+    def test_gradient_with_weight_is_one_pass_and_one_sum(self, xw: tuple[Tensor, Tensor]) -> None:
+        x, w = (t.clone().requires_grad_() for t in xw)
+        y = f(x, w)
+        assert launches(lambda: y.sum().backward()) <= 2
+
+    def test_second_order(self, xw: tuple[Tensor, Tensor]) -> None:
+        gradient = torch.func.grad(lambda x: f(x, xw[1]).square().sum())
+        # The dual primal, and the fused Jᵀȳ with its tangent.
+        assert launches(lambda: torch.func.jvp(gradient, xw[:1], xw[:1])) == 2
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+X, W = torch.randn(3, 4), torch.randn(4)
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "message"),
+    [
+        ((X, (5,)), ValueError, r"normalized_shape must be the last sizes of input's shape \(3, 4\), .* got \(5,\)"),
+        ((X, (4, 3)), ValueError, r"normalized_shape must be .* \(3, 4\), .* got \(4, 3\)"),
+        ((X, ()), ValueError, r"normalized_shape must be .* at least one, got \(\)"),
+        ((X, (1, 3, 4)), ValueError, r"got \(1, 3, 4\)"),
+        ((torch.tensor(1.0), (1,)), ValueError, r"input's shape \(\)"),
+        ((X, 4), TypeError, r"normalized_shape must be a tuple or list of ints, such as \(4,\), got 4"),
+        ((X, (4,), torch.randn(3)), ValueError, r"weight must have shape \(4,\), as normalized_shape says, got \(3,\)"),
+        ((X, (4,), torch.randn(1, 4)), ValueError, r"weight must have shape \(4,\), .* got \(1, 4\)"),
+        ((X, (4,), W.long()), TypeError, r"weight must be float16, .* got torch.int64"),
+        ((X, (4,), 1.0), TypeError, r"weight must be a Tensor or None, got float"),
+        ((X, (4,), W.to("meta")), ValueError, r"weight must be on input's device cpu, got meta"),
+        ((X.long(), (4,)), TypeError, r"input must be float16, bfloat16, float32 or float64, got torch.int64"),
+        ((X.cfloat(), (4,)), TypeError, r"got torch.complex64"),
+        (([1.0, 2.0], (2,)), TypeError, r"input must be a Tensor, got list"),
+        ((X, (4,), W, 0.0), ValueError, r"eps must be positive, got 0.0"),
+        ((X, (4,), W, -1e-5), ValueError, r"eps must be positive, got -1e-05"),
+        ((X, (4,), W, float("nan")), ValueError, r"eps must be positive, got nan"),
+        ((X, (4,), W, "1e-5"), TypeError, r"eps must be a positive number or None, got str"),
+        ((X, (4,), W, True), TypeError, r"eps must be a positive number or None, got bool"),
+    ],
+)
+def test_bad_input(args: tuple[Any, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=rf"rms_norm: .*{message}"):
+        ops.rms_norm(*args)
+
+
+def test_tangents_of_another_shape() -> None:
+    for tangent in (torch.randn(4, 4), torch.randn(3, 5)):
+        with pytest.raises(
+            ValueError, match=r"rms_norm: the tangent of input must have shape \(3, 4\), .* got \(\d, \d\)"
+        ):
+            op.jvp.op(X, W, 1, 1e-3, tangent, None)
+    with pytest.raises(ValueError, match=r"rms_norm: the tangent of weight must have shape \(4,\), .* got \(3,\)"):
+        op.jvp.op(X, W, 1, 1e-3, None, torch.randn(3))
+    with pytest.raises(ValueError, match=r"rms_norm: the tangent of weight must be absent, as weight is"):
+        op.jvp.op(X, None, 1, 1e-3, X, W)
+    with pytest.raises(RuntimeError, match=r"size"):  # PyTorch's own, before ours
+        torch.func.jvp(lambda t: ops.rms_norm(t, (4,)), (X,), (torch.randn(4, 4),))

@@ -1,0 +1,98 @@
+"""An op is right at every order, in every composition, with every subset of its rules present."""
+
+import pytest
+import torch
+from example_ops import EXAMPLES, sample_args, subsets
+
+from torch_jvpvjp.testing import Sample
+from torch_jvpvjp.testing.budget import assert_equal
+from torch_jvpvjp.testing.case import Case
+from torch_jvpvjp.testing.compiled import PyTorchCannot, check_compiled, compositions_for
+from torch_jvpvjp.testing.compositions import EAGER
+
+CASES = [
+    pytest.param(name, rules, id=f"{name}-{'+'.join(rules) or 'no rules'}")
+    for name, (_, all_) in EXAMPLES.items()
+    for rules in subsets(all_)
+]
+EXTREMES = [
+    pytest.param(name, rules, id=f"{name}-{'all' if rules else 'no'} rules")
+    for name, (_, all_) in EXAMPLES.items()
+    for rules in ((), all_)
+]
+
+
+def case_of(name: str, rules: tuple[str, ...]) -> Case:
+    op = EXAMPLES[name][0](rules)
+    return Case(op, op.reference, Sample(sample_args(name)))
+
+
+@pytest.mark.parametrize(("name", "rules"), CASES)
+def test_every_composition_is_that_of_the_formula(name: str, rules: tuple[str, ...]) -> None:
+    case = case_of(name, rules)
+    f, g = case.function(case.op), case.function(case.reference)
+    for label, composition in EAGER.items():
+        assert_equal(composition(f, case.point), composition(g, case.point), f"{label}: ")
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+@pytest.mark.parametrize(("name", "rules"), EXTREMES)
+def test_every_composition_compiles_where_that_of_the_formula_does(name: str, rules: tuple[str, ...]) -> None:
+    case = case_of(name, rules)
+    impossible = []
+    for label, composition in compositions_for("aot_eager").items():
+        try:
+            check_compiled(case, label, composition, "aot_eager")
+        except PyTorchCannot:
+            impossible.append(label)
+    assert len(impossible) < 8, impossible  # PyTorch's own gaps, a handful in each release
+    torch.compiler.reset()
+
+
+def test_a_rule_of_a_rule_is_used_at_its_order() -> None:
+    from example_ops import fresh_name
+
+    from torch_jvpvjp import differentiable_op
+
+    used: list[str] = []
+
+    @differentiable_op(fresh_name("square"))
+    def op(x: torch.Tensor) -> torch.Tensor:
+        return x * x
+
+    @op.jvp
+    def _(primals, tangents):
+        used.append("jvp")
+        return primals.x * primals.x, 2 * primals.x * tangents.x
+
+    @op.vjp
+    def _(cotangents, inputs):
+        used.append("vjp")
+        return 2 * inputs.x * cotangents.y
+
+    @op.jvp.vjp
+    def _(cotangents, inputs):
+        used.append("jvp.vjp")
+        x, x_dot = inputs
+        a = 0 if cotangents.y_dot is None else cotangents.y_dot
+        b = 0 if cotangents.y is None else cotangents.y
+        return 2 * x * b + 2 * x_dot * a, 2 * x * a
+
+    @op.vjp.jvp
+    def _(primals, tangents):
+        used.append("vjp.jvp")
+        x, y_bar = primals.x, primals.y_bar
+        dotted = 0 if tangents.x is None else 2 * tangents.x * y_bar
+        dotted = dotted if tangents.y_bar is None else dotted + 2 * x * tangents.y_bar
+        return 2 * x * y_bar, dotted
+
+    x, v = torch.randn(4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    hvp = torch.func.jvp(torch.func.grad(lambda t: op(t).sum()), (x,), (v,))[1]
+    torch.testing.assert_close(hvp, 2 * v)
+    assert "vjp.jvp" in used
+    used.clear()
+    through = torch.func.grad(lambda t: torch.func.jvp(op, (t,), (v,))[1].sum())(x)
+    torch.testing.assert_close(through, 2 * v)
+    assert "jvp.vjp" in used
+    assert sorted(op.points()) == ["", "jvp", "jvp.vjp", "vjp", "vjp.jvp"]

@@ -1,0 +1,115 @@
+"""The compositions under ``torch.compile(fullgraph=True)``, and dynamic shapes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..registration import _torch_private as private
+from .budget import assert_equal
+from .case import Case
+from .compositions import EAGER, NOT_COMPILED, OUTSIDE_OF_COMPILE, Composition
+
+# What inductor compiles too: value, JVP, gradient, backward and one nesting of each kind.
+INDUCTOR = ("primal", "func.jvp", "grad", "backward", "jvp∘grad", "vmap∘jvp")
+
+
+class PyTorchCannot(Exception):  # noqa: N818 -- not an error of the op
+    """PyTorch does not compile this composition of the plain formula either."""
+
+
+def compositions_for(backend: str) -> dict[str, Composition]:
+    """The compositions to compile with a backend.
+
+    Args:
+        backend: "aot_eager" for all that can be compiled, "inductor" for a few.
+
+    Returns:
+        Compositions by name.
+    """
+    names = INDUCTOR if backend == "inductor" else EAGER
+    return {name: EAGER[name] for name in names if name not in NOT_COMPILED}
+
+
+def check_compiled(case: Case, name: str, composition: Composition, backend: str) -> None:
+    """A compiled composition equals the reference in eager mode.
+
+    Args:
+        case: The sample.
+        name: Name of the composition.
+        composition: The composition.
+        backend: A backend of torch.compile.
+
+    Raises:
+        PyTorchCannot: If the op fails where its plain formula fails too.
+    """
+    expected = composition(case.function(case.reference), case.point)
+    try:
+        assert_equal(_run(case, case.op, name, composition, backend), expected)
+    except Exception:
+        try:
+            assert_equal(_run(case, case.reference, name, composition, backend), expected)
+        except Exception as theirs:
+            reason = str(theirs).strip().splitlines()[0][:120]
+            raise PyTorchCannot(f"PyTorch cannot compile it for the plain formula either: {reason}") from theirs
+        raise
+
+
+def _run(case: Case, function: Callable[..., Any], name: str, composition: Composition, backend: str) -> object:
+    torch.compiler.reset()
+    f = case.function(function)
+    if name in OUTSIDE_OF_COMPILE:  # compile the function; its backward runs outside
+        return composition(torch.compile(f, fullgraph=True, backend=backend), case.point)
+    return torch.compile(lambda point: composition(f, point), fullgraph=True, backend=backend)(case.point)
+
+
+def alike(cases: Sequence[Case]) -> list[Case]:
+    """The cases that differ from the first one in sizes only.
+
+    Args:
+        cases: Cases of one op.
+
+    Returns:
+        The first case and those like it.
+    """
+    return [case for case in cases if not case.empty and _pattern(case) == _pattern(cases[0])]
+
+
+def _pattern(case: Case) -> tuple[Any, ...]:
+    return tuple(v.dim() if isinstance(v, torch.Tensor) else repr(v) for v in case.values)
+
+
+def check_dynamic(cases: Sequence[Case]) -> None:
+    """One compilation with dynamic shapes serves every size, value and gradient.
+
+    Args:
+        cases: Cases that differ in sizes only.
+
+    Raises:
+        AssertionError: If a result is wrong or a size recompiles.
+    """
+    torch.compiler.reset()
+    compilations = 0
+    inner = private.lookup_backend("aot_eager")
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        nonlocal compilations
+        compilations += 1
+        return inner(graph, inputs)
+
+    first = cases[0]
+    compiled = torch.compile(first.function(first.op), fullgraph=True, dynamic=True, backend=backend)
+    after_first = 0
+    for case in cases:
+        xs = tuple(x.clone().requires_grad_() for x in case.point.primals)
+        y = compiled(*xs)
+        after_first = after_first or compilations  # Dynamo may restart within one compilation
+        g = case.function(case.reference)
+        assert_equal(y, g(*case.point.primals), f"{case.sample.name}: ")
+        ours = torch.autograd.grad(y, xs, case.point.cotangents)
+        theirs = torch.func.vjp(g, *case.point.primals)[1](case.point.cotangents)
+        assert_equal(ours, theirs, f"{case.sample.name}: gradient ")
+    if compilations != after_first:
+        raise AssertionError(
+            f"{compilations - after_first} of {len(cases) - 1} further sizes recompiled with dynamic=True"
+        )
