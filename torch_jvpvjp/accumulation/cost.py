@@ -1,0 +1,119 @@
+"""Objectives: what a step costs, as values that the planner is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from .bracket import Mode
+from .factor import Factor
+from .structure import Dense, Structure, product
+
+Number = TypeVar("Number")
+
+
+class Objective(Protocol):
+    """Prices of the four things that a step can do; prices add up over a plan."""
+
+    @property
+    def name(self) -> str:
+        """What `chain.plan(objective=...)` and a plan call it."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """What a price counts."""
+        ...
+
+    def accumulate(self, factor: Factor, mode: Mode) -> int:
+        """Price of forming the Jacobian of one factor."""
+        ...
+
+    def multiply(self, left: Structure, right: Structure) -> int:
+        """Price of the product of two matrices."""
+        ...
+
+    def multiply_dense(self, m: Number, k: Number, n: Number) -> Number:
+        """Price of an (m, k) by (k, n) product of dense matrices; m, k and n may be arrays."""
+        ...
+
+    def push(self, factor: Factor, block: Structure) -> int:
+        """Price of pushing the columns of a block through one raw factor."""
+        ...
+
+    def pull(self, factor: Factor, block: Structure) -> int:
+        """Price of pulling the rows of a block through one raw factor."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fma:
+    """Fused multiply-adds, counted exactly in Python integers.
+
+    With T and A the cost of one tangent and one adjoint evaluation of a factor R^n → R^m:
+
+        accumulate = n · T by tangents, m · A by adjoints, 0 if given
+        multiply   = Σ_l nnz(A[:, l]) · nnz(B[l, :]),   m · k · n when dense
+        push       = (columns of the block) · T,   pull = (rows of the block) · A
+
+    Through a factor whose Jacobian is given, a push or a pull is a product with that Jacobian in its structure.
+    """
+
+    name: str = "fma"
+    unit: str = "fma"
+
+    def accumulate(self, factor: Factor, mode: Mode) -> int:
+        """Return n · T by tangents, m · A by adjoints, 0 if the Jacobian is given."""
+        if mode is Mode.GIVEN:
+            return 0
+        return factor.n * _known(factor.jvp_cost) if mode is Mode.TANGENT else factor.m * _known(factor.vjp_cost)
+
+    def multiply(self, left: Structure, right: Structure) -> int:
+        """Return the multiply-adds of the product in the structure of its operands."""
+        if isinstance(left, Dense) and isinstance(right, Dense):
+            return self.multiply_dense(left.m, left.n, right.n)
+        return product(left, right).fma
+
+    def multiply_dense(self, m: Number, k: Number, n: Number) -> Number:
+        """Return m · k · n."""
+        return m * n * k  # pyright: ignore[reportOperatorIssue] (integers, or arrays of integers)
+
+    def push(self, factor: Factor, block: Structure) -> int:
+        """Return one tangent evaluation for each column of the block."""
+        if factor.structure is not None:
+            return self.multiply(factor.structure, block)
+        return block.n * _known(factor.jvp_cost)
+
+    def pull(self, factor: Factor, block: Structure) -> int:
+        """Return one adjoint evaluation for each row of the block."""
+        if factor.structure is not None:
+            return self.multiply(block, factor.structure)
+        return block.m * _known(factor.vjp_cost)
+
+
+def _known(cost: int | None) -> int:
+    assert cost is not None, "a planner priced a sweep through a factor that has none"
+    return cost
+
+
+OBJECTIVES: dict[str, Objective] = {"fma": Fma()}
+
+
+def resolve_objective(objective: str | Objective) -> Objective:
+    """The objective of that name, or the objective itself.
+
+    Args:
+        objective: A name in `OBJECTIVES`, or any object with the methods of `Objective`.
+
+    Returns:
+        The objective as a value.
+
+    Raises:
+        ValueError: If no objective has that name.
+    """
+    if not isinstance(objective, str):
+        return objective
+    if objective not in OBJECTIVES:
+        known = ", ".join(repr(name) for name in OBJECTIVES)
+        raise ValueError(f"plan: objective must be one of {known}, got {objective!r}.")
+    return OBJECTIVES[objective]
