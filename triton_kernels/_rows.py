@@ -1,0 +1,84 @@
+"""Pieces that row-wise kernels share: which rows a program owns, sums along a row, where a chunk's columns lie."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def program_block(groups, rows_per_program):
+    """Return a program's number decoded into its group and its first row, both int64 so that offsets cannot overflow.
+
+    Programs of different groups on the same rows are neighbours: what groups share they find in the cache.
+    """
+    program = tl.program_id(0)
+    group = (program % groups).to(tl.int64)
+    first = (program // groups).to(tl.int64) * rows_per_program
+    return group, first
+
+
+@triton.jit
+def row_numbers(first, BLOCK_M: tl.constexpr):
+    """Return rows first, ..., first + BLOCK_M - 1 as a column (BLOCK_M, 1)."""
+    return first + tl.arange(0, BLOCK_M)[:, None]
+
+
+@triton.jit
+def column_numbers(start, BLOCK_N: tl.constexpr):
+    """Return columns start, ..., start + BLOCK_N - 1 as a row (1, BLOCK_N)."""
+    return start + tl.arange(0, BLOCK_N)[None, :]
+
+
+@triton.jit
+def column_numbers_back(start, n, BLOCK_N: tl.constexpr, ONE_PASS: tl.constexpr):
+    """Return the columns of a chunk counted from the row's end: a second pass meets first what the cache saw last."""
+    if ONE_PASS:
+        return column_numbers(start, BLOCK_N)
+    else:
+        return column_numbers((n - 1) // BLOCK_N * BLOCK_N - start, BLOCK_N)
+
+
+@triton.jit
+def row_sum(tile):
+    """Return the sum along each row: (BLOCK_M, BLOCK_N) to (BLOCK_M, 1)."""
+    return tl.sum(tile, axis=1, keep_dims=True)
+
+
+@triton.jit
+def load_tile(pointers, inside, ACC: tl.constexpr):
+    """Return a tile in the accumulation dtype, 0 where `inside` is false: such lanes add nothing to any sum."""
+    return tl.load(pointers, mask=inside, other=0.0).to(ACC)
+
+
+@triton.jit
+def load_weight(w_ptr, offset, col, n, absent, ACC: tl.constexpr):
+    """Return columns of a weight as a row (1, BLOCK_N), or `absent` (1 is free once compiled)."""
+    if w_ptr is None:
+        return tl.full(col.shape, absent, ACC)
+    else:
+        return tl.load(w_ptr + offset + col, mask=col < n, other=0.0).to(ACC)
+
+
+@triton.jit
+def part_number(groups):
+    """Return where a program's partial sum goes in a buffer (groups, programs a group, n); see `program_block`."""
+    program = tl.program_id(0)
+    return (program % groups).to(tl.int64) * (tl.num_programs(0) // groups) + program // groups
+
+
+@triton.jit
+def store_column_sum(ptr, part, col, n, tile):
+    """Store ptr[part, col] = Σ of the tile's rows; rows past the end must hold zeros."""
+    total = tl.sum(tile, axis=0, keep_dims=True)
+    tl.store(ptr + part * n + col, total.to(ptr.dtype.element_ty), mask=col < n)
+
+
+@triton.jit
+def inverse_rms(squares, n, eps):
+    """Return r = (squares / n + eps)^(-1/2), in the dtype of squares; eps is exact in float64."""
+    shifted = squares / n + tl.full(squares.shape, eps, squares.dtype)
+    if squares.dtype == tl.float64:
+        return 1.0 / tl.sqrt(shifted)  # rsqrt is an approximation there
+    else:
+        return tl.rsqrt(shifted)
