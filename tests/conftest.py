@@ -1,9 +1,12 @@
 """What every test runs under: fixed seeds, one thread per worker, and a device chosen on the command line."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,5 +35,25 @@ def seeded() -> None:
 @pytest.fixture
 def interpreted() -> None:
     """Kernels must be able to run here: on a GPU, or in Triton's interpreter on the CPU."""
-    if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+    if not INTERPRETED and not torch.cuda.is_available():
         pytest.skip("kernels run on a GPU or under TRITON_INTERPRET=1")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interpreter_loops_under_new_numpy() -> Iterator[None]:
+    """Let loop bounds become ints: Triton 3.6 does it in a way that NumPy 2.4 refuses, later versions squeeze them."""
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+
+    def patched(tensor: type, *scope: object) -> None:
+        original(tensor, *scope)
+        set_attr = getattr(scope[0], "set_attr", None) if scope else None
+        (set_attr or setattr)(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang_tensor", patched)
+        yield

@@ -1,6 +1,5 @@
-"""RMS norm: every property of check_op, and the facts particular to it."""
+"""RMS norm: the facts particular to it (every property is checked in test_every_op)."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,58 +10,6 @@ from torch import Tensor
 
 from torch_jvpvjp import ops
 from torch_jvpvjp.ops.rms_norm import op
-from torch_jvpvjp.testing import Sample, check_op
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-# Batch axes none, one, several; one and two normalised axes; sizes 1, odd, and a power of two; with and without weight.
-SAMPLES = [
-    Sample((torch.randn(2, 3, 4), (4,), torch.randn(4), 1e-3), name="weight"),
-    Sample((torch.randn(3, 2, 4), (4,), torch.randn(4), 1e-3), name="weight, another batch"),
-    Sample((torch.randn(3, 5), (5,)), name="no weight, default eps"),
-    Sample((torch.randn(2, 2, 3), (2, 3), torch.randn(2, 3), 0.5), name="two normalised axes"),
-    Sample((torch.randn(4), (4,), torch.randn(4)), name="no batch axis"),
-    Sample((torch.randn(3, 1), (1,), torch.randn(1), 1e-2), name="rows of one"),
-    Sample((torch.randn(0, 3), (3,), torch.randn(3)), name="no rows"),
-    Sample((torch.randn(2, 0), (0,), torch.randn(0)), name="empty rows"),
-]
-
-
-def reference(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:  # noqa: A002
-    """PyTorch's own, at each order the judge of ours."""
-    return F.rms_norm(input, normalized_shape, weight, eps)
-
-
-@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
-def test_every_property(sample: Sample, device: str) -> None:
-    check_op(ops.rms_norm, [sample], reference=reference, device=device, backends=())
-
-
-@pytest.mark.slow
-@pytest.mark.compiled
-def test_every_composition_compiled(device: str) -> None:
-    report = check_op(ops.rms_norm, SAMPLES[:2], reference=reference, device=device, backends=("aot_eager",))
-    names = {row.name for row in report.rows if row.group.startswith("compiled") and row.skipped is None}
-    assert {
-        "primal",
-        "func.jvp",
-        "fwAD",
-        "vjp",
-        "grad",
-        "jacrev",
-        "jvp∘jvp",
-        "jvp∘grad",
-        "grad∘jvp",
-        "grad∘grad",
-    } <= names
-    assert {"vmap", "vmap∘jvp", "jvp∘vmap", "vmap∘grad", "backward", "one compilation for all sizes"} <= names
-
-
-@pytest.mark.slow
-@pytest.mark.compiled
-def test_a_few_compositions_under_inductor(device: str) -> None:
-    check_op(ops.rms_norm, SAMPLES[:1], reference=reference, device=device, dtypes=(), backends=("inductor",))
-
 
 # ---- facts particular to the op --------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 _aten = torch.ops.aten
 
@@ -37,6 +36,9 @@ class FmaCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        from torch.utils.flop_counter import flop_registry  # imports Triton where there is one, which is slow
+
+        self._flops = flop_registry
         self.fma = 0
         self.written = 0
 
@@ -50,8 +52,8 @@ class FmaCounter(TorchDispatchMode):
         outputs, inputs = _sizes(out), _sizes((args, kwargs))
         self.written += sum(outputs)
         packet = func.overloadpacket
-        if packet in flop_registry:
-            self.fma += flop_registry[packet](*args, **kwargs, out_val=out) // 2
+        if packet in self._flops:
+            self.fma += self._flops[packet](*args, **kwargs, out_val=out) // 2
         elif packet in _VECTOR_PRODUCTS:
             self.fma += max(inputs, default=0)
         elif packet not in _MOVES and inputs and outputs:  # a comparison or a query makes no floating tensor

@@ -1,0 +1,138 @@
+"""What PyTorch does today: the evidence for this package, one test per line of the README's table.
+
+Each test shows PyTorch's behaviour and that ours is right in the same place. When a release of PyTorch mends one, its
+test fails here, and the line leaves the README.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
+from torch import Tensor
+
+from torch_jvpvjp import differentiable_op, ops
+
+_names = itertools.count()
+
+
+def square_op() -> Callable[[Tensor], Tensor]:
+    """The same function as PyTorch's custom_op, with a backward."""
+
+    @torch.library.custom_op(f"evidence::square_{next(_names)}", mutates_args=())
+    def square(x: Tensor) -> Tensor:
+        return x * x
+
+    square.register_fake(lambda x: torch.empty_like(x))
+    square.register_autograd(
+        lambda ctx, g: 2 * ctx.saved_tensors[0] * g,
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]),
+    )
+    return square
+
+
+def our_square() -> Callable[[Tensor], Tensor]:
+    @differentiable_op(f"evidence::our_square_{next(_names)}")
+    def square(x: Tensor) -> Tensor:
+        return x * x
+
+    return square
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(3, dtype=torch.float64)
+
+
+@pytest.fixture
+def v() -> Tensor:
+    return torch.randn(3, dtype=torch.float64)
+
+
+def test_custom_op_has_a_silently_zero_tangent(x: Tensor, v: Tensor) -> None:
+    theirs = torch.func.jvp(square_op(), (x,), (v,))[1]
+    assert not theirs.any()
+    torch.testing.assert_close(torch.func.jvp(our_square(), (x,), (v,))[1], 2 * x * v)
+
+
+def test_custom_op_raises_under_grad(x: Tensor) -> None:
+    square = square_op()
+    with pytest.raises(RuntimeError):
+        torch.func.grad(lambda t: square(t).sum())(x)
+    ours = our_square()
+    torch.testing.assert_close(torch.func.grad(lambda t: ours(t).sum())(x), 2 * x)
+
+
+class SquareWithRules(torch.autograd.Function):
+    """x², with derivatives that are twice too large, so that it shows whether they are used."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:
+        return 4 * ctx.saved_tensors[0] * g
+
+    @staticmethod
+    def jvp(ctx, t: Tensor) -> Tensor:
+        return 4 * ctx.saved_tensors[0] * t
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own slip
+def test_dynamo_drops_a_custom_jvp(x: Tensor, v: Tensor) -> None:
+    push = lambda p, t: torch.func.jvp(SquareWithRules.apply, (p,), (t,))[1]  # noqa: E731
+    torch.testing.assert_close(push(x, v), 4 * x * v)  # eager uses the rule
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(push, backend="aot_eager")(x, v), 2 * x * v)  # compiled does not
+    op = our_square()
+    op.jvp(lambda primals, tangents: (primals.x**2, 4 * primals.x * tangents.x))  # type: ignore[attr-defined]
+    ours = torch.compile(lambda p, t: torch.func.jvp(op, (p,), (t,))[1], fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(ours(x, v), 4 * x * v)
+    torch.compiler.reset()
+
+
+def test_fused_attention_has_no_forward_mode() -> None:
+    q = torch.randn(1, 2, 8, 16)
+    attend = lambda t: F.scaled_dot_product_attention(t, q, q)  # noqa: E731
+    with (
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION),
+        pytest.raises((NotImplementedError, RuntimeError), match=r"forward AD|forward-mode|derivative"),
+    ):
+        torch.func.jvp(attend, (q,), (q,))
+
+
+def layer_norm_formula(t: Tensor) -> Tensor:
+    centred = t - t.mean(-1, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + 1e-5)
+
+
+def test_layer_norm_is_silently_wrong_under_grad_of_jvp(x: Tensor, v: Tensor) -> None:
+    def bent(f: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.func.grad(lambda t: (torch.func.jvp(f, (t,), (v,))[1] * v).sum())(x)
+
+    def twice(f: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.func.jvp(lambda t: torch.func.jvp(f, (t,), (v,))[1], (x,), (v,))[1]
+
+    for second in (bent, twice):
+        theirs, exact = second(lambda t: F.layer_norm(t, (3,))), second(layer_norm_formula)
+        assert not torch.allclose(theirs, exact, rtol=1e-3)
+    ours = bent(lambda t: ops.rms_norm(t, (3,), None, 1e-5))
+    torch.testing.assert_close(ours, bent(lambda t: t * torch.rsqrt(t.square().mean(-1, keepdim=True) + 1e-5)))
+
+
+def test_checkpoint_inside_jvp_raises(x: Tensor, v: Tensor) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    leaf = x.clone().requires_grad_()
+    block = lambda t: checkpoint(torch.sin, t, use_reentrant=False)  # noqa: E731
+    with pytest.raises(RuntimeError):
+        torch.func.jvp(block, (leaf,), (v,))[1].sum().backward()

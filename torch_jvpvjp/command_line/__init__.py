@@ -1,0 +1,1 @@
+"""The commands of ``python -m torch_jvpvjp`` that are not part of another package."""
