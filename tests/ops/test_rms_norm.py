@@ -47,6 +47,7 @@ def test_weight_of_another_dtype(x_dtype: torch.dtype, w_dtype: torch.dtype, dev
     torch.testing.assert_close(y.detach().double(), exact * w.detach().double(), rtol=2e-2, atol=1e-2)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter computes in NumPy
 def test_nan_and_infinity_propagate_as_in_pytorch(device: str) -> None:
     x = torch.randn(4, 8, device=device)
     x[0, 3], x[1, 2] = float("nan"), float("inf")

@@ -130,19 +130,18 @@ def make_node(op: "DifferentiableOp") -> Any:
             with torch.enable_grad(), private.set_fwd_grad_enabled(True):
                 results = _below_autograd(op, keyset, args)
         live = op.convention.live_results(args)
-        dead = [r for j, r in enumerate(results) if j not in live]
-        if dead:
-            ctx.mark_non_differentiable(*dead)
+        if len(live) != len(results):
+            ctx.mark_non_differentiable(*(r for j, r in enumerate(results) if j not in live))
         ctx.set_materialize_grads(False)
         ctx.saves_duals = saved is not None
         _save(op, ctx, args if saved is None else saved, results)
         return results
 
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        args, outputs = _saved(ctx)
+        args, outputs = _saved(op, ctx)
         if ctx.saves_duals and outputs and any(t is not None for t in _unpack_duals(op, args)[1]):
             results = op.unpacked(op.overload(*args))  # the saved outputs have no tangents
-            outputs = tuple(results[j] for j in op.vjp_convention.saved_results)
+            outputs = [results[j] for j in op.saved_results]
         return (None, None, *_pull_back(op, args, outputs, cotangents, ctx.needs_input_grad[2:]))
 
     return type(
@@ -154,57 +153,56 @@ def make_node(op: "DifferentiableOp") -> Any:
 
 def _save(op: "DifferentiableOp", ctx: Any, args: Sequence[Any], results: Sequence[Tensor]) -> None:
     """Save tensors through autograd (so that their own graphs and levels survive) and everything else on the node."""
-    outputs: tuple[int, ...] = ()
-    unsaved: tuple[int, ...] = ()
-    if op.vjp_op is not None:
-        outputs, unsaved = op.vjp_convention.saved_results, op.vjp_convention.unsaved
     kept = list(args)
-    for i in unsaved:
+    for i in op.unsaved_inputs:
         kept[i] = None
-    tensors = [(i, a) for i, a in enumerate(kept) if isinstance(a, Tensor)]
-    for i, _ in tensors:
+    tensors = op.signature.tensors
+    ctx.save_for_backward(*[kept[i] for i in tensors], *[results[j] for j in op.saved_results])
+    for i in tensors:
         kept[i] = None
-    ctx.positions = [i for i, _ in tensors]
     ctx.kept = kept
-    ctx.save_for_backward(*(a for _, a in tensors), *(results[j] for j in outputs))
 
 
-def _saved(ctx: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+def _saved(op: "DifferentiableOp", ctx: Any) -> tuple[list[Any], list[Tensor]]:
     """The arguments and the outputs that ``_save`` kept."""
-    tensors = [private.unwrap_if_dead(t) for t in ctx.saved_tensors]
-    args = list(ctx.kept)
-    for i, tensor in zip(ctx.positions, tensors, strict=False):
+    tensors = [None if t is None else private.unwrap_if_dead(t) for t in ctx.saved_tensors]
+    positions = op.signature.tensors
+    args = ctx.kept.copy()
+    for i, tensor in zip(positions, tensors, strict=False):
         args[i] = tensor
-    return tuple(args), tuple(tensors[len(ctx.positions) :])
+    return args, tensors[len(positions) :]
 
 
 def _pull_back(
     op: "DifferentiableOp",
-    args: tuple[Any, ...],
-    outputs: tuple[Tensor, ...],
+    args: Sequence[Any],
+    outputs: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """Cotangents of all arguments: by the VJP op, or by differentiating the formula where there is no rule."""
-    signature = op.signature
+    signature, pull = op.signature, op.vjp_op
     gradients: list[Tensor | None] = [None] * len(args)
     bars = [cotangents[j] for j in signature.differentiable_results]
-    wanted = [i for i in signature.differentiable if needs[i]]
-    if not wanted or all(bar is None for bar in bars):
+    mask = [needs[i] for i in signature.differentiable]
+    legacy = present = False
+    for bar in bars:
+        if bar is not None:
+            present = True
+            legacy = legacy or private.is_legacy_batched(bar)
+    if not present or True not in mask:
         return gradients
-    if op.vjp_op is None:
-        for i, gradient in zip(wanted, _pull_back_formula(op, args, bars, wanted), strict=True):
+    if pull is None:
+        wanted = [i for i in signature.differentiable if needs[i]]
+        for i, gradient in zip(wanted, _pull_back_formula(op, tuple(args), bars, wanted), strict=True):
             gradients[i] = gradient
         return gradients
-    mask = [needs[i] for i in signature.differentiable]
-    pull = op.vjp_op
     operands = (*bars, *args, *outputs, mask)
-    if any(bar is not None and private.is_legacy_batched(bar) for bar in bars):
-        pulled = pull.unpacked(pull.overload(*operands))  # the fast path cannot tell such a tensor from a plain one
-    else:
-        pulled = pull.call_flat(operands)
+    # The fast path cannot tell a tensor of the vmap before functorch from a plain one.
+    pulled = pull.unpacked(pull.overload(*operands)) if legacy else pull.call_flat(operands)
     for i, needed, gradient in zip(signature.differentiable, mask, pulled, strict=True):
-        gradients[i] = gradient if needed else None
+        if needed:
+            gradients[i] = gradient
     return gradients
 
 

@@ -67,8 +67,10 @@ class PrimalConvention(Convention):
         )
 
     def normalise(self, returned: Any, args: Sequence[Any], function: Function) -> tuple[Tensor, ...]:  # noqa: D102
-        results = _as_tuple(returned)
         wanted = self.signature.results
+        if type(returned) is Tensor and len(wanted) == 1:
+            return (returned,)
+        results = _as_tuple(returned)
         if len(results) != len(wanted) or not all(isinstance(r, Tensor) for r in results):
             names = ", ".join(r.name for r in wanted)
             raise self._count_error(function, f"{len(wanted)} tensor(s) ({names}), as the reference does", returned)
@@ -175,15 +177,17 @@ class VjpConvention(Convention):
         hidden = [n for n, j in enumerate(self.saved_results) if inner.results[j].residual]
         takes_outputs = _positional(function) >= 3
 
+        start, cotangents_type, inputs_type = self.offset, inner.cotangents_type, inner.inputs_type
+        takes_needs, takes_residuals = "needs" in keywords, "residuals" in keywords
+
         def flat(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-            arguments: list[Any] = [inner.cotangents_type(*args[: self.offset])]
-            arguments.append(inner.inputs_type(*args[self.offset : stop]))
+            arguments: list[Any] = [cotangents_type(*args[:start]), inputs_type(*args[start:stop])]
             if takes_outputs:
                 arguments.append(tuple(args[stop + n] for n in visible))
             options: dict[str, Any] = {}
-            if "needs" in keywords:
+            if takes_needs:
                 options["needs"] = tuple(args[-1])
-            if "residuals" in keywords:
+            if takes_residuals:
                 options["residuals"] = tuple(args[stop + n] for n in hidden)
             return self.normalise(function(*arguments, **options), args, function)
 
@@ -212,6 +216,18 @@ class VjpConvention(Convention):
 
     def live_results(self, args: Sequence[Any]) -> tuple[int, ...]:  # noqa: D102
         return tuple(n for n, needed in enumerate(args[-1]) if needed)
+
+
+def takes_only_positions(function: Function) -> bool:
+    """Whether a function has no keyword-only parameter.
+
+    Args:
+        function: A kernel.
+
+    Returns:
+        True if all its arguments can be given by position.
+    """
+    return all(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in _parameters(function))
 
 
 def takes_outputs(rule: Function) -> bool:

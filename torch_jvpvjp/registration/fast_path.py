@@ -1,6 +1,6 @@
-"""When nothing but plain eager PyTorch is going on, so that an op may skip the dispatcher.
+"""The shortest way that is right: past the dispatcher where nothing but plain eager PyTorch is going on.
 
-A Python kernel behind the dispatcher costs tens of microseconds; these checks cost about one.
+A Python kernel behind the dispatcher costs tens of microseconds; these checks cost about one, so they are written out.
 """
 
 from typing import Any
@@ -9,31 +9,48 @@ import torch
 
 from . import _torch_private as private
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+# How a call is carried out. Plain integers: looking up a member of an Enum takes as long as one of the checks.
+COMPUTE, RECORD, DISPATCH = range(3)
+
+_Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
+_interpreter, _wrapped = private.peek_interpreter_stack, private.is_functorch_wrapped_tensor
+_dispatch_modes, _function_modes = private.len_torch_dispatch_stack, private.len_torch_function_stack
+_autocast, _grad_enabled = private.is_any_autocast_enabled, torch.is_grad_enabled
+_forward_ad = private.forward_ad
 
 
-def is_plain_eager() -> bool:
-    """Whether no transform, dual level, mode, autocast region or tracing is active.
-
-    Returns:
-        True if a call may go straight to its kernel or autograd node.
-    """
-    return (
-        private.peek_interpreter_stack() is None
-        and private.forward_ad._current_level < 0  # valid outside tracing, which the modes below exclude
-        and not private.len_torch_dispatch_stack()
-        and not private.len_torch_function_stack()
-        and not private.is_any_autocast_enabled()
-    )
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value is a tensor with data of its own: no subclass, no wrapper of a transform.
+def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[int, ...]) -> int:
+    """The way for these arguments, here and now.
 
     Args:
-        value: What came as a tensor argument.
+        args: One value per argument.
+        tensors: Positions of the tensors among them.
+        frozen: Positions of those that carry no derivative.
 
     Returns:
-        True if a kernel may read it directly.
+        ``DISPATCH`` if a transform, dual level, mode or autocast region is active, or a tensor is a subclass or
+        a wrapper; else ``RECORD`` if a gradient may be asked for, else ``COMPUTE``.
     """
-    return type(value) in _PLAIN and not private.is_functorch_wrapped_tensor(value)
+    if (
+        _interpreter() is not None
+        or _forward_ad._current_level >= 0  # valid outside tracing, which the modes exclude
+        or _dispatch_modes()
+        or _function_modes()
+        or _autocast()
+    ):
+        return DISPATCH
+    requires_grad = False
+    for i in tensors:
+        value = args[i]
+        if value is not None:
+            kind = type(value)
+            if (kind is not _Tensor and kind is not _Parameter) or _wrapped(value):
+                return DISPATCH
+            if value.requires_grad:
+                requires_grad = True
+    if not requires_grad or not _grad_enabled():
+        return COMPUTE
+    for i in frozen:
+        if args[i] is not None and args[i].requires_grad:
+            return DISPATCH  # which explains what is wrong
+    return RECORD

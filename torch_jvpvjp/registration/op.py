@@ -11,13 +11,14 @@ from torch import Tensor
 from . import _torch_private as private
 from .autocast import register_autocast_kernel
 from .autograd import make_autograd_kernel, make_node
-from .conventions import Convention, Function, VjpConvention
-from .fast_path import is_plain, is_plain_eager
+from .conventions import Convention, Function, takes_only_positions
+from .fast_path import COMPUTE, RECORD, choose_way
 from .promises import common_device, finished, finished_differentiably
 from .signature import Signature
 from .slot import DerivativeSlot
 from .vmap import VmapRule, make_vmap_kernel
 
+_is_compiling = torch.compiler.is_compiling
 _OPS: dict[str, "DifferentiableOp"] = {}
 
 
@@ -48,6 +49,7 @@ class DifferentiableOp:
         self.formula = formula
         self._formula = convention.flatten(formula)
         self._kernels: dict[str, Function] = {}
+        self._direct: dict[torch.device | None, Function] = {}  # kernels that have run, by device, for short calls
         self._written: dict[str, Function] = {}  # the kernels as they were written
         self._fake: Function | None = None
         self.vmap_rule: VmapRule | None = None
@@ -56,6 +58,8 @@ class DifferentiableOp:
         self.vjp = DerivativeSlot(self, "vjp")
         self.jvp_op: DifferentiableOp | None = None
         self.vjp_op: DifferentiableOp | None = None
+        self.saved_results: tuple[int, ...] = ()  # what the VJP rule reads of the results ...
+        self.unsaved_inputs: tuple[int, ...] = ()  # ... and does not read of the inputs
         self.__doc__ = formula.__doc__
         self.__name__ = self.qualname.partition("::")[2]
         self._define()
@@ -86,9 +90,12 @@ class DifferentiableOp:
         Returns:
             The output, or the tuple of outputs, as the reference returns them, without residuals.
         """
-        if torch.compiler.is_compiling():  # Dynamo keeps the dispatcher op whole and must not see the fast path
+        if _is_compiling():  # Dynamo keeps the dispatcher op whole and must not see the fast path
             return self.visible(self.unpacked(self.overload(*args, **kwargs)))
-        return self.visible(self.call_flat(self._bind(args, kwargs)))
+        if kwargs or len(args) != len(self.signature.arguments):
+            args = self._bind(args, kwargs)
+        results = self.call_flat(args)
+        return results[0] if len(results) == 1 else self.visible(results)
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """One value per argument, with PyTorch's words for what does not fit."""
@@ -117,21 +124,12 @@ class DifferentiableOp:
         Returns:
             One tensor per result, residuals included.
         """
-        if not is_plain_eager():
-            return self.unpacked(self.overload(*args))
-        requires_grad = False
-        for i in self.signature.tensors:
-            value = args[i]
-            if value is not None:
-                if not is_plain(value):
-                    return self.unpacked(self.overload(*args))
-                requires_grad = requires_grad or value.requires_grad
-        if not requires_grad or not torch.is_grad_enabled():
-            with torch.no_grad():
-                return self.compute(args)
-        if any(args[i] is not None and args[i].requires_grad for i in self.signature.frozen):
-            return self.unpacked(self.overload(*args))  # it explains what is wrong
-        return self.node.apply(None, None, *args)
+        way = choose_way(args, self.signature.tensors, self.signature.frozen)
+        if way == COMPUTE:
+            return self.compute(args)
+        if way == RECORD:
+            return self.node.apply(None, None, *args)
+        return self.unpacked(self.overload(*args))
 
     def unpacked(self, returned: Any) -> tuple[Tensor, ...]:
         """What a dispatcher op returned, as a tuple.
@@ -181,7 +179,7 @@ class DifferentiableOp:
 
     # ---- computing ---------------------------------------------------------------------------------------------
 
-    def compute(self, args: Sequence[Any]) -> tuple[Tensor, ...]:
+    def compute(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """The results by the kernel for the arguments' device, or by the formula where there is none.
 
         Args:
@@ -190,11 +188,27 @@ class DifferentiableOp:
         Returns:
             One fresh, contiguous tensor per result.
         """
-        function = self._formula
-        if self._kernels:
-            device = common_device(self.convention, args)
-            function = self._kernels.get(device.type, function) if device is not None else function
-        return finished(self.convention, function(tuple(args)), args)
+        if not self._kernels:
+            return finished(self.convention, self._formula(args), args)
+        device = common_device(self.convention, args)
+        direct = self._direct.get(device)
+        if direct is not None:
+            y = direct(*args)
+            if type(y) is Tensor and y.is_contiguous():
+                return (y,)
+            returned = self.convention.normalise(y, args, direct)
+            return finished(self.convention, returned, args, look_for_aliases=False)
+        kernel = None if device is None else self._kernels.get(device.type)
+        results = finished(self.convention, (kernel or self._formula)(args), args)
+        if kernel is not None and self._can_be_direct(device):
+            # What a primal's kernel returns is looked at the first time; check_op looks at every sample.
+            self._direct[device] = self._written[device.type]
+        return results
+
+    def _can_be_direct(self, device: Any) -> bool:
+        """Whether calls may skip the convention: a primal of one result whose kernel takes everything by position."""
+        one = not self.convention.derived and len(self.signature.results) == 1
+        return one and takes_only_positions(self._written[device.type])
 
     def run_formula(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """The formula on duals, on tensors of a transform, or to be differentiated.
@@ -220,12 +234,6 @@ class DifferentiableOp:
     def node(self) -> Any:
         """The autograd node of the op."""
         return make_node(self)
-
-    @property
-    def vjp_convention(self) -> VjpConvention:
-        """How the VJP rule of this op is called."""
-        assert self.vjp_op is not None and isinstance(self.vjp_op.convention, VjpConvention)
-        return self.vjp_op.convention
 
     # ---- declaring ---------------------------------------------------------------------------------------------
 
@@ -259,6 +267,7 @@ class DifferentiableOp:
             flat = self.convention.flatten(function)
             for device, key in zip(devices, keys, strict=True):
                 self._kernels[device], self._written[device] = flat, function
+                self._direct.clear()
                 self._library.impl(self.__name__, self._dispatched(self.compute), key)
             return function
 

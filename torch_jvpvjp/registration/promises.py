@@ -49,7 +49,9 @@ def common_device(convention: Convention, args: Sequence[Any]) -> torch.device |
     return device
 
 
-def finished(convention: Convention, results: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
+def finished(
+    convention: Convention, results: Sequence[Tensor], args: Sequence[Any], *, look_for_aliases: bool = True
+) -> tuple[Tensor, ...]:
     """Results of a formula or kernel on plain tensors, held to every promise.
 
     A rule may well pass a tangent or cotangent on as it is, so a derivative's results are copied where they alias; a
@@ -59,6 +61,7 @@ def finished(convention: Convention, results: Sequence[Tensor], args: Sequence[A
         convention: Of the point.
         results: What it returned.
         args: What it was given.
+        look_for_aliases: Whether to look, which takes longer than all the rest.
 
     Returns:
         The results, contiguous.
@@ -68,13 +71,15 @@ def finished(convention: Convention, results: Sequence[Tensor], args: Sequence[A
     """
     checked: list[Tensor] = []
     for j, result in enumerate(results):
-        alias = _find_alias(convention, result, args, checked)
-        if alias is not None:
-            if not convention.derived:
-                raise _alias_error(convention, j, alias)
-            result = result.clone(memory_format=torch.contiguous_format)
-        _check_dtype(convention, j, result)
-        checked.append(contiguous(result))
+        if look_for_aliases:
+            alias = _find_alias(convention, result, args, checked)
+            if alias is not None:
+                if not convention.derived:
+                    raise _alias_error(convention, j, alias)
+                result = result.clone(memory_format=torch.contiguous_format)
+        if not result.is_floating_point():
+            _check_dtype(convention, j, result)
+        checked.append(result if result.is_contiguous() else contiguous(result))
     return tuple(checked)
 
 

@@ -57,6 +57,7 @@ class DerivativeSlot:
             check_arity(owner.qualname, rule, "(cotangents, inputs) or (cotangents, inputs, outputs)", (2, 3))
             convention = VjpConvention(qualname, owner.convention, takes_outputs=takes_outputs(rule), unsaved=unsaved)
             owner.vjp_op = type(owner)(convention, rule)
+            owner.saved_results, owner.unsaved_inputs = convention.saved_results, convention.unsaved
         return rule
 
     @property

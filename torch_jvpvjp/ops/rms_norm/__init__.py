@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import kernels as _kernels  # noqa: F401 -- registers the kernels
+from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next does
+from . import kernels as _kernels  # noqa: F401
 from .rules import op
 
 __all__ = ["op", "rms_norm"]
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_EPS32, _EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
 
 def rms_norm(
@@ -51,14 +53,33 @@ def rms_norm(
 
     Source: Zhang and Sennrich (2019), Root Mean Square Layer Normalization.
     """
-    ndim = _check(input, normalized_shape, weight)
+    if (
+        isinstance(input, Tensor)
+        and input.dtype in _FLOATS
+        and type(normalized_shape) is tuple
+        and len(normalized_shape) == 1
+        and input.shape[-1:] == normalized_shape
+        and (weight is None or (isinstance(weight, Tensor) and _fits(input, weight)))
+    ):
+        ndim = 1  # what nearly every call is, decided at once
+    else:
+        ndim = _check(input, normalized_shape, weight)
     if eps is None:
-        eps = torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
-    elif isinstance(eps, bool) or not isinstance(eps, float | int):
-        raise TypeError(f"rms_norm: eps must be a positive number or None, got {type(eps).__name__}.")
-    elif not eps > 0:
-        raise ValueError(f"rms_norm: eps must be positive, got {eps}.")
+        eps = _EPS64 if input.dtype == torch.float64 else _EPS32
+    elif type(eps) is not float or not eps > 0:
+        _check_eps(eps)
     return op(input, weight, ndim, eps)
+
+
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    return weight.shape == x.shape[-1:] and weight.dtype in _FLOATS and weight.device == x.device
+
+
+def _check_eps(eps: Any) -> None:
+    if isinstance(eps, bool) or not isinstance(eps, float | int):
+        raise TypeError(f"rms_norm: eps must be a positive number or None, got {type(eps).__name__}.")
+    if not eps > 0:
+        raise ValueError(f"rms_norm: eps must be positive, got {eps}.")
 
 
 def _check(x: Any, normalized_shape: Any, weight: Any) -> int:
