@@ -23,7 +23,7 @@ lint: $(VENV)/.installed
 	$(RUN) -m ruff format --check .
 
 types: $(VENV)/.installed
-	$(RUN) -m basedpyright
+	$(RUN) -m basedpyright --pythonpath $(RUN)
 
 bench-cpu: $(VENV)/.installed
 	$(RUN) benchmarks/bench_host.py

@@ -1,6 +1,7 @@
 """The data and the two networks of the demo."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
@@ -44,7 +45,7 @@ def load_digits() -> Digits:
     """
     from sklearn.datasets import load_digits as load
 
-    data = load()
+    data: Any = load()
     images = torch.tensor(data["data"], dtype=torch.float32) / 16
     return Digits(images, torch.tensor(data["target"]))
 

@@ -7,7 +7,7 @@ axes, over which every row operand varies and no weight does.
 
 from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ class Grouped(NamedTuple):
         column_shape: The axes that make up N.
     """
 
-    rows: list[Tensor | None]
-    weights: list[Tensor | None]
+    rows: list[Any]
+    weights: list[Any]
     group_shape: tuple[int, ...]
     row_shape: tuple[int, ...]
     column_shape: tuple[int, ...]

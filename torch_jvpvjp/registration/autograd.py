@@ -163,7 +163,7 @@ def _save(op: "DifferentiableOp", ctx: Any, args: Sequence[Any], results: Sequen
     ctx.kept = kept
 
 
-def _saved(op: "DifferentiableOp", ctx: Any) -> tuple[list[Any], list[Tensor]]:
+def _saved(op: "DifferentiableOp", ctx: Any) -> tuple[list[Any], list[Any]]:
     """The arguments and the outputs that ``_save`` kept."""
     tensors = [None if t is None else private.unwrap_if_dead(t) for t in ctx.saved_tensors]
     positions = op.signature.tensors
@@ -220,7 +220,7 @@ def _pull_back_formula(
         results = op.run_formula(tuple(full))
         return tuple(results[j] for j in outputs)
 
-    values, pullback = torch.func.vjp(formula, *(args[i] for i in wanted))
+    values, pullback, *_ = torch.func.vjp(formula, *(args[i] for i in wanted))
     given = [bars[positions[j]] for j in outputs]
     filled = tuple(torch.zeros_like(v) if b is None else b.to(v.dtype) for v, b in zip(values, given, strict=True))
     return pullback(filled)

@@ -200,12 +200,12 @@ class DifferentiableOp:
             return finished(self.convention, returned, args, look_for_aliases=False)
         kernel = None if device is None else self._kernels.get(device.type)
         results = finished(self.convention, (kernel or self._formula)(args), args)
-        if kernel is not None and self._can_be_direct(device):
+        if kernel is not None and device is not None and self._can_be_direct(device):
             # What a primal's kernel returns is looked at the first time; check_op looks at every sample.
             self._direct[device] = self._written[device.type]
         return results
 
-    def _can_be_direct(self, device: Any) -> bool:
+    def _can_be_direct(self, device: torch.device) -> bool:
         """Whether calls may skip the convention: a primal of one result whose kernel takes everything by position."""
         one = not self.convention.derived and len(self.signature.results) == 1
         return one and takes_only_positions(self._written[device.type])
@@ -349,7 +349,7 @@ class DifferentiableOp:
         Returns:
             E.g. ``{"": op, "jvp": ..., "jvp.vjp": ...}``.
         """
-        found = {"": self}
+        found: dict[str, DifferentiableOp] = {"": self}
         for kind, op in (("jvp", self.jvp_op), ("vjp", self.vjp_op)):
             if op is not None:
                 found |= {f"{kind}.{path}".rstrip("."): point for path, point in op.points().items()}

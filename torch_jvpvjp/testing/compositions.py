@@ -116,7 +116,7 @@ def forward_ad(f: TensorFunction, p: Point) -> object:  # noqa: D103
 
 
 def func_vjp(f: TensorFunction, p: Point) -> object:  # noqa: D103
-    y, pull = vjp(f, *p.primals)
+    y, pull, *_ = vjp(f, *p.primals)
     return y, pull(p.cotangents)
 
 
@@ -226,6 +226,7 @@ def backward_with_stopped_tangent(f: TensorFunction, p: Point) -> object:  # noq
         loss = torch.zeros((), dtype=xs[0].dtype, device=xs[0].device)
         for y in f(*duals):
             value, tangent = fwAD.unpack_dual(y)
+            assert tangent is not None
             loss = loss + ((value + tangent.detach()) ** 2).sum()
     return torch.autograd.grad(loss, xs)
 

@@ -6,6 +6,7 @@ Each takes a case and raises AssertionError where the property does not hold.
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def first_order(f: TensorFunction, p: Point) -> list[Tensor]:
     Returns:
         All of them in one list.
     """
-    y, y_dot = jvp(f, p.primals, p.tangents[0])
+    y, y_dot, *_ = jvp(f, p.primals, p.tangents[0])
     xs = tuple(x.detach().requires_grad_() for x in p.primals)
     recorded = f(*xs)
     x_bars = torch.autograd.grad(recorded, xs, p.cotangents)
@@ -52,7 +53,8 @@ def central_difference(case: Case) -> None:
     h = torch.finfo(torch.float64).eps ** (1 / 3)
     ahead = f(*(x + h * t for x, t in zip(p.primals, p.tangents[0], strict=True)))
     behind = f(*(x - h * t for x, t in zip(p.primals, p.tangents[0], strict=True)))
-    third = along(along(along(case.function(case.reference), p.tangents[0]), p.tangents[0]), p.tangents[0])(*p.primals)
+    push = p.tangents[0]
+    third: Any = along(along(along(case.function(case.reference), push), push), push)(*p.primals)
     for j, (y_dot, a, b, bent) in enumerate(
         zip(jvp(f, p.primals, p.tangents[0])[1], ahead, behind, third, strict=True)
     ):
@@ -233,15 +235,16 @@ def poisoned() -> Iterator[None]:
         Nothing.
     """
     was, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # a module whose attribute is a property
+    filled = settings.fill_uninitialized_memory
     with _quiet():
         try:
             torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = True
+            settings.fill_uninitialized_memory = True
             yield
         finally:
             torch.use_deterministic_algorithms(was, warn_only=warn)
-            torch.utils.deterministic.fill_uninitialized_memory = filled
+            settings.fill_uninitialized_memory = filled
 
 
 @contextlib.contextmanager

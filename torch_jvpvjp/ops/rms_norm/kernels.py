@@ -27,7 +27,8 @@ def _jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
     check_tangents(primals, tangents)
     x, weight = primals.input, primals.weight
     grouped = group([x, tangents.input], [weight, tangents.weight], primals.normalized_ndim)
-    y, y_dot = rms_norm_jvp(*_in_order(grouped), primals.eps)
+    (row, row_dot), (gain, gain_dot) = grouped.rows, grouped.weights
+    y, y_dot = rms_norm_jvp(row, gain, row_dot, gain_dot, primals.eps)
     shape = x.shape if weight is None else torch.broadcast_shapes(x.shape, weight.shape)
     return grouped.shared_result(y, shape), grouped.row_result(y_dot)
 
@@ -37,7 +38,7 @@ def _vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tens
     return _pull(inputs, cotangents.y, needs)
 
 
-def _pull(inputs: Any, y_bar: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None]:
+def _pull(inputs: Any, y_bar: Any, needs: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None]:
     from ...triton_kernels.rms_norm import rms_norm_vjp
 
     x, weight = inputs.input, inputs.weight
@@ -111,11 +112,6 @@ def _second_order(
     first = _shaped(grouped, x_first, w_first, x if x_dot is None else x_dot, weight if w_dot is None else w_dot)
     second = _shaped(grouped, x_second, w_second, x, weight)
     return (*first, *second, None if y_dot is None else grouped.row_result(y_dot, a))
-
-
-def _in_order(grouped: Grouped) -> tuple[Tensor | None, ...]:
-    (x, x_dot), (w, w_dot) = grouped.rows, grouped.weights
-    return x, w, x_dot, w_dot
 
 
 def _shaped(
