@@ -19,13 +19,14 @@ _autocast, _grad_enabled = private.is_any_autocast_enabled, torch.is_grad_enable
 _forward_ad = private.forward_ad
 
 
-def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[int, ...]) -> int:
+def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[int, ...], autocasts: bool) -> int:
     """The way for these arguments, here and now.
 
     Args:
         args: One value per argument.
         tensors: Positions of the tensors among them.
         frozen: Positions of those that carry no derivative.
+        autocasts: Whether the op has an autocast policy.
 
     Returns:
         ``DISPATCH`` if a transform, dual level, mode or autocast region is active, or a tensor is a subclass or
@@ -36,7 +37,7 @@ def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[in
         or _forward_ad._current_level >= 0  # valid outside tracing, which the modes exclude
         or _dispatch_modes()
         or _function_modes()
-        or _autocast()
+        or (autocasts and _autocast())  # without a policy, what runs inside is cast as it would be anyway
     ):
         return DISPATCH
     requires_grad = False

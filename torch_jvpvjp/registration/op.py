@@ -124,7 +124,7 @@ class DifferentiableOp:
         Returns:
             One tensor per result, residuals included.
         """
-        way = choose_way(args, self.signature.tensors, self.signature.frozen)
+        way = choose_way(args, self.signature.tensors, self.signature.frozen, self.autocast_policy is not None)
         if way == COMPUTE:
             return self.compute(args)
         if way == RECORD:

@@ -13,6 +13,7 @@ from .rules import op
 __all__ = ["op", "rms_norm"]
 
 _FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_is_compiling = torch.compiler.is_compiling
 _EPS32, _EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
 
@@ -59,7 +60,15 @@ def rms_norm(
         and type(normalized_shape) is tuple
         and len(normalized_shape) == 1
         and input.shape[-1:] == normalized_shape
-        and (weight is None or (isinstance(weight, Tensor) and _fits(input, weight)))
+        and (
+            weight is None
+            or (
+                isinstance(weight, Tensor)
+                and weight.shape == normalized_shape
+                and weight.dtype in _FLOATS
+                and weight.device == input.device
+            )
+        )
     ):
         ndim = 1  # what nearly every call is, decided at once
     else:
@@ -68,11 +77,9 @@ def rms_norm(
         eps = _EPS64 if input.dtype == torch.float64 else _EPS32
     elif type(eps) is not float or not eps > 0:
         _check_eps(eps)
-    return op(input, weight, ndim, eps)
-
-
-def _fits(x: Tensor, weight: Tensor) -> bool:
-    return weight.shape == x.shape[-1:] and weight.dtype in _FLOATS and weight.device == x.device
+    if _is_compiling():
+        return op(input, weight, ndim, eps)
+    return op.call_flat((input, weight, ndim, eps))[0]  # a call of the op would only look at the arguments again
 
 
 def _check_eps(eps: Any) -> None:
