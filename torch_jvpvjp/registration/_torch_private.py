@@ -109,6 +109,7 @@ def lookup_backend(name: str) -> Any:
 # Modes that must see the dispatcher op, not a shortcut around it.
 len_torch_dispatch_stack = _lookup("torch._C._len_torch_dispatch_stack")
 len_torch_function_stack = _lookup("torch._C._len_torch_function_stack")
+get_tracing_state = _lookup("torch._C._get_tracing_state")
 is_any_autocast_enabled = _lookup("torch._C._is_any_autocast_enabled")
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _torch_private as private
+from .autocast import without_autocast
 
 if TYPE_CHECKING:
     from .op import DifferentiableOp
@@ -181,6 +182,9 @@ def _pull_back(
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """Cotangents of all arguments: by the VJP op, or by differentiating the formula where there is no rule."""
+    if private.is_any_autocast_enabled():  # a gradient is taken inside of the region; the op ran without autocast
+        with without_autocast(args, op.signature):
+            return _pull_back(op, args, outputs, cotangents, needs)
     signature, pull = op.signature, op.vjp_op
     gradients: list[Tensor | None] = [None] * len(args)
     bars = [cotangents[j] for j in signature.differentiable_results]
@@ -209,9 +213,23 @@ def _pull_back(
 def _pull_back_formula(
     op: "DifferentiableOp", args: tuple[Any, ...], bars: Sequence[Tensor | None], wanted: Sequence[int]
 ) -> tuple[Tensor, ...]:
-    """``torch.func.vjp`` of the formula. A node's backward runs at user level, where a transform is allowed."""
-    outputs = op.convention.live_results(args)
-    positions = {j: n for n, j in enumerate(op.signature.differentiable_results)}
+    """``torch.func.vjp`` of the formula. A node's backward runs at user level, where a transform is allowed.
+
+    Only outputs with a cotangent take part: a zero in the place of an absent one costs its work, and is NaN where the
+    derivative of that output is infinite.
+
+    Args:
+        op: The op.
+        args: Its arguments.
+        bars: Cotangents of its differentiable results.
+        wanted: Positions of the arguments whose cotangents are wanted.
+
+    Returns:
+        Those cotangents.
+    """
+    live = op.convention.live_results(args)
+    given = {j: bar for j, bar in zip(op.signature.differentiable_results, bars, strict=True) if j in live}
+    outputs = [j for j, bar in given.items() if bar is not None]
 
     def formula(*primals: Tensor) -> tuple[Tensor, ...]:
         full = list(args)
@@ -221,6 +239,5 @@ def _pull_back_formula(
         return tuple(results[j] for j in outputs)
 
     values, pullback, *_ = torch.func.vjp(formula, *(args[i] for i in wanted))
-    given = [bars[positions[j]] for j in outputs]
-    filled = tuple(torch.zeros_like(v) if b is None else b.to(v.dtype) for v, b in zip(values, given, strict=True))
-    return pullback(filled)
+    cotangents = [given[j] for j in outputs]
+    return pullback(tuple(b.to(v.dtype) for v, b in zip(values, cotangents, strict=True) if b is not None))

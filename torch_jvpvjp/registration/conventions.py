@@ -112,6 +112,10 @@ class JvpConvention(Convention):
         if len(tangents) != len(inner.differentiable_results):
             wanted = [inner.results[j].name for j in inner.differentiable_results]
             raise self._count_error(function, f"one tangent for each differentiable output {wanted}", returned[1])
+        for j, tangent in zip(inner.differentiable_results, tangents, strict=True):
+            if tangent is not None and tangent.dtype != outputs[j].dtype:
+                name, wanted = inner.results[j].name, f"dtype {outputs[j].dtype}, as its output has"
+                raise self._count_error(function, f"a tangent of {name} of {wanted}", tangent.dtype)
         # A rule may say None for a tangent that is zero.
         filled = [
             torch.zeros_like(outputs[j]) if t is None else t
@@ -204,6 +208,11 @@ class VjpConvention(Convention):
             primal = args[self.offset + i]
             if not needed:
                 results.append(_absent(args))
+            elif cotangent is None and primal is None:
+                name = inner.arguments[i].name
+                raise self._count_error(
+                    function, f"zeros for {name}, which it declares unsaved, in place of None", None
+                )
             elif cotangent is None:
                 results.append(torch.zeros_like(primal))  # a rule may say None for a cotangent that is zero
             elif not isinstance(cotangent, Tensor) or (primal is not None and cotangent.shape != primal.shape):
@@ -295,4 +304,6 @@ def _describe(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, tuple | list):
         return f"{len(value)} value(s): ({', '.join(_describe(v) for v in value)})"
+    if isinstance(value, torch.dtype):
+        return str(value)
     return "None" if value is None else f"{type(value).__name__}"

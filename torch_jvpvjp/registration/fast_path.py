@@ -15,21 +15,20 @@ COMPUTE, RECORD, DISPATCH = range(3)
 _Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
 _interpreter, _wrapped = private.peek_interpreter_stack, private.is_functorch_wrapped_tensor
 _dispatch_modes, _function_modes = private.len_torch_dispatch_stack, private.len_torch_function_stack
-_autocast, _grad_enabled = private.is_any_autocast_enabled, torch.is_grad_enabled
+_tracing, _grad_enabled = private.get_tracing_state, torch.is_grad_enabled
 _forward_ad = private.forward_ad
 
 
-def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[int, ...], autocasts: bool) -> int:
+def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[int, ...]) -> int:
     """The way for these arguments, here and now.
 
     Args:
         args: One value per argument.
         tensors: Positions of the tensors among them.
         frozen: Positions of those that carry no derivative.
-        autocasts: Whether the op has an autocast policy.
 
     Returns:
-        ``DISPATCH`` if a transform, dual level, mode or autocast region is active, or a tensor is a subclass or
+        ``DISPATCH`` if a transform, dual level, mode or tracing is active, or a tensor is a subclass or
         a wrapper; else ``RECORD`` if a gradient may be asked for, else ``COMPUTE``.
     """
     if (
@@ -37,7 +36,7 @@ def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[in
         or _forward_ad._current_level >= 0  # valid outside tracing, which the modes exclude
         or _dispatch_modes()
         or _function_modes()
-        or (autocasts and _autocast())  # without a policy, what runs inside is cast as it would be anyway
+        or _tracing() is not None
     ):
         return DISPATCH
     requires_grad = False

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from . import _torch_private as private
-from .autocast import register_autocast_kernel
+from .autocast import Policy, cast_by_policy, region_of, register_autocast_kernels
 from .autograd import make_autograd_kernel, make_node
 from .conventions import Convention, Function, takes_only_positions
 from .fast_path import COMPUTE, RECORD, choose_way
-from .promises import common_device, finished, finished_differentiably
+from .promises import check_option, common_device, finished, finished_differentiably
+from .purity import RefuseRandomness, refuse_captured_gradients
 from .signature import Signature
 from .slot import DerivativeSlot
 from .vmap import VmapRule, make_vmap_kernel
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling, _any_autocast = torch.compiler.is_compiling, private.is_any_autocast_enabled
 _OPS: dict[str, "DifferentiableOp"] = {}
 
 
@@ -49,11 +50,12 @@ class DifferentiableOp:
         self.formula = formula
         self._formula = convention.flatten(formula)
         self._kernels: dict[str, Function] = {}
+        self._examined = False  # whether the formula has been seen to be a pure function
         self._direct: dict[torch.device | None, Function] = {}  # kernels that have run, by device, for short calls
         self._written: dict[str, Function] = {}  # the kernels as they were written
         self._fake: Function | None = None
         self.vmap_rule: VmapRule | None = None
-        self.autocast_policy: str | torch.dtype | None = None
+        self.autocast_policy: Policy = None
         self.jvp = DerivativeSlot(self, "jvp")
         self.vjp = DerivativeSlot(self, "vjp")
         self.jvp_op: DifferentiableOp | None = None
@@ -76,6 +78,7 @@ class DifferentiableOp:
         self._library.impl(name, make_autograd_kernel(self), "Autograd", with_keyset=True)
         self._library.impl(name, make_vmap_kernel(self), "FuncTorchBatched")
         self._library.impl(name, self._dispatched(self.run_formula), "Batched")  # the vmap before functorch
+        register_autocast_kernels(self, self._library)
         torch.library.register_fake(self.qualname, self._dispatched(self._run_fake), lib=self._library)
 
     # ---- calling -----------------------------------------------------------------------------------------------
@@ -90,10 +93,20 @@ class DifferentiableOp:
         Returns:
             The output, or the tuple of outputs, as the reference returns them, without residuals.
         """
-        if _is_compiling():  # Dynamo keeps the dispatcher op whole and must not see the fast path
-            return self.visible(self.unpacked(self.overload(*args, **kwargs)))
         if kwargs or len(args) != len(self.signature.arguments):
             args = self._bind(args, kwargs)
+        for i in self.signature.options:
+            check_option(self.qualname, self.signature.arguments[i], args[i])
+        region = region_of(args, self.signature) if _is_compiling() or _any_autocast() else None
+        if region is not None:
+            args = cast_by_policy(args, self.signature, self.autocast_policy, region)
+            with torch.autocast(region, enabled=False):
+                return self._call(args)
+        return self._call(args)
+
+    def _call(self, args: tuple[Any, ...]) -> Any:
+        if _is_compiling():  # Dynamo keeps the dispatcher op whole and must not see the fast path
+            return self.visible(self.unpacked(self.overload(*args)))
         results = self.call_flat(args)
         return results[0] if len(results) == 1 else self.visible(results)
 
@@ -124,7 +137,7 @@ class DifferentiableOp:
         Returns:
             One tensor per result, residuals included.
         """
-        way = choose_way(args, self.signature.tensors, self.signature.frozen, self.autocast_policy is not None)
+        way = choose_way(args, self.signature.tensors, self.signature.frozen)
         if way == COMPUTE:
             return self.compute(args)
         if way == RECORD:
@@ -189,18 +202,23 @@ class DifferentiableOp:
             One fresh, contiguous tensor per result.
         """
         if not self._kernels:
-            return finished(self.convention, self._formula(args), args)
+            return self._run_reference(args)
         device = common_device(self.convention, args)
         direct = self._direct.get(device)
         if direct is not None:
             y = direct(*args)
             if type(y) is Tensor and y.is_contiguous():
+                for a in args:
+                    if y is a:  # what .contiguous() and .to() return where there is nothing to do
+                        return finished(self.convention, (y,), args)
                 return (y,)
             returned = self.convention.normalise(y, args, direct)
             return finished(self.convention, returned, args, look_for_aliases=False)
         kernel = None if device is None else self._kernels.get(device.type)
-        results = finished(self.convention, (kernel or self._formula)(args), args)
-        if kernel is not None and device is not None and self._can_be_direct(device):
+        if kernel is None:
+            return self._run_reference(args)
+        results = finished(self.convention, kernel(args), args)
+        if device is not None and self._can_be_direct(device):
             # What a primal's kernel returns is looked at the first time; check_op looks at every sample.
             self._direct[device] = self._written[device.type]
         return results
@@ -222,7 +240,14 @@ class DifferentiableOp:
         return finished_differentiably(self.convention, self._formula(args), args)
 
     def _run_reference(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        return finished(self.convention, self._formula(args), args)
+        if self._examined or private.len_torch_dispatch_stack():
+            return finished(self.convention, self._formula(args), args)
+        # The first run is watched: a derivative may run the formula again, or differentiate it, and must find the same.
+        refuse_captured_gradients(self.qualname, self.formula)
+        with RefuseRandomness(self.qualname):
+            results = finished(self.convention, self._formula(args), args)
+        self._examined = True
+        return results
 
     def _run_fake(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         return finished(self.convention, (self._fake or self._formula)(args), args)
@@ -319,7 +344,7 @@ class DifferentiableOp:
         return function
 
     def autocast(self, policy: str | torch.dtype) -> None:
-        """What ``torch.autocast`` does to this op; by default nothing.
+        """What ``torch.autocast`` does to this op's arguments; by default nothing. Inside the op nothing is autocast.
 
         Args:
             policy: "lower" (cast to the dtype of the autocast region), "promote" (to the widest floating-point input),
@@ -335,7 +360,6 @@ class DifferentiableOp:
                 f"{policy!r}."
             )
         self.autocast_policy = policy
-        register_autocast_kernel(self, self._library)
 
     def _refuse_second(self, present: Any, what: str) -> None:
         if present is not None:

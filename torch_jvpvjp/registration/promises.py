@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import _torch_private as private
 from .conventions import Convention
+from .signature import Argument
 
 
 def contiguous(result: Tensor) -> Tensor:
@@ -20,6 +21,35 @@ def contiguous(result: Tensor) -> Tensor:
         The tensor itself, or a contiguous copy.
     """
     return result if result.is_contiguous() else result.contiguous(memory_format=torch.contiguous_format)
+
+
+_OPTION_TYPES: dict[str, tuple[type, ...]] = {
+    "float": (float, int, torch.SymFloat, torch.SymInt),
+    "SymInt": (int, torch.SymInt),
+    "bool": (bool, torch.SymBool),
+    "str": (str,),
+}
+
+
+def check_option(qualname: str, argument: Argument, value: Any) -> None:
+    """Refuse a value that is no option: above all a tensor, whose derivative would be lost.
+
+    Args:
+        qualname: The op.
+        argument: The argument, not a tensor one.
+        value: What came.
+
+    Raises:
+        TypeError: If the value is not of the argument's type.
+    """
+    if isinstance(value, Tensor):
+        raise TypeError(
+            f"{qualname}: argument {argument.name!r} is a {argument.kind}, got a tensor; pass a number, or annotate it "
+            "Tensor to have its derivatives."
+        )
+    wanted = _OPTION_TYPES.get(argument.kind)
+    if wanted is not None and not isinstance(value, wanted):
+        raise TypeError(f"{qualname}: argument {argument.name!r} must be a {argument.kind}, got {value!r}.")
 
 
 def common_device(convention: Convention, args: Sequence[Any]) -> torch.device | None:

@@ -65,6 +65,7 @@ class Signature:
     # Derived once, eagerly: Dynamo traces through these attributes and cannot trace a cached property's lock.
     tensors: tuple[int, ...] = field(init=False, compare=False)  # arguments that take tensors
     differentiable: tuple[int, ...] = field(init=False, compare=False)  # ... through which derivatives flow
+    options: tuple[int, ...] = field(init=False, compare=False)  # arguments that take anything else
     frozen: tuple[int, ...] = field(init=False, compare=False)  # ... through which none may
     differentiable_results: tuple[int, ...] = field(init=False, compare=False)
     visible_results: tuple[int, ...] = field(init=False, compare=False)
@@ -79,6 +80,7 @@ class Signature:
         derived = {
             "tensors": tuple(tensors),
             "differentiable": tuple(differentiable),
+            "options": tuple(i for i, a in enumerate(self.arguments) if not a.is_tensor),
             "frozen": tuple(i for i in tensors if i not in differentiable),
             "differentiable_results": tuple(flowing),
             "visible_results": tuple(j for j, r in enumerate(self.results) if not r.residual),
@@ -172,6 +174,20 @@ def infer_signature(
             f"that a schema can hold (Tensor, Tensor | None, int, float, bool, str, Sequence[int], torch.dtype, ...): "
             f"{error}"
         ) from error
+    defaulted = False
+    for name, parameter in inspect.signature(reference).parameters.items():
+        if name.startswith("_"):
+            raise TypeError(
+                f"differentiable_op {qualname!r}: argument {name!r} starts with an underscore, which the named tuples "
+                "that rules receive cannot hold; rename it."
+            )
+        has_default = parameter.default is not inspect.Parameter.empty
+        if defaulted and not has_default:
+            raise TypeError(
+                f"differentiable_op {qualname!r}: argument {name!r} follows one with a default and has none; give it a "
+                "default, or move it to the front."
+            )
+        defaulted = defaulted or has_default
     schema = private.parse_schema(f"{qualname}{text}")
     if any(not isinstance(r.type, torch.TensorType) for r in schema.returns) or not schema.returns:
         raise TypeError(

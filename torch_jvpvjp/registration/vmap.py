@@ -123,20 +123,19 @@ def broadcasting_rule(op: "DifferentiableOp", results_of: Sequence[Sequence[int]
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         aligned = align(info, in_dims, args, expand=False)
         results = op.unpacked(op.overload(*aligned))
+        rank = max(a.dim() - (dim is not None) for a, dim in zip(args, in_dims, strict=True) if isinstance(a, Tensor))
         logical = [_logical_shape(a, dim) for a, dim in zip(args, in_dims, strict=True)]
         shaped, out_dims = [], []
         for result, sources in zip(results, results_of, strict=True):
             shape = torch.broadcast_shapes(*(s for i in sources if (s := logical[i]) is not None))
-            if any(in_dims[i] is not None for i in sources):
-                # A result that happens not to depend on the batched argument lacks the axis; it is equal along it.
-                has_axis = result.dim() > len(shape) and result.shape[0] == info.batch_size
-                shaped.append(
-                    result.reshape(info.batch_size if has_axis else 1, *shape).expand(info.batch_size, *shape)
-                )
-                out_dims.append(0)
-            else:
-                shaped.append(result.reshape(shape))
-                out_dims.append(None)
+            batched = any(in_dims[i] is not None for i in sources)
+            if batched:
+                # A result that does not depend on the batched argument lacks its axis: it is equal along it.
+                front = result.reshape(*[1] * (rank + 1 - result.dim()), *result.shape)
+                full = front.expand(info.batch_size, *[1] * (rank - len(shape)), *shape)
+                result = full.contiguous()
+            shaped.append(result.reshape(info.batch_size, *shape) if batched else result.reshape(shape))
+            out_dims.append(0 if batched else None)
         return tuple(shaped), tuple(out_dims)
 
     return rule

@@ -153,6 +153,15 @@ def backward_one_input(f: TensorFunction, p: Point) -> object:  # noqa: D103
     return results
 
 
+def backward_one_output(f: TensorFunction, p: Point) -> object:  # noqa: D103
+    """Each output alone has a cotangent: the others are absent, not zero."""
+    results = []
+    for j, y_bar in enumerate(p.cotangents):
+        xs = _leaves(p)
+        results.append(torch.autograd.grad(f(*xs)[j], xs, y_bar, allow_unused=True, materialize_grads=True))
+    return results
+
+
 def batched_backward(f: TensorFunction, p: Point) -> object:  # noqa: D103
     xs = _leaves(p)
     y = f(*xs)
@@ -318,6 +327,19 @@ def vmap_of_jvp(f: TensorFunction, p: Point) -> object:  # noqa: D103
     return results
 
 
+def vmap_of_jvp_one_tangent(f: TensorFunction, p: Point) -> object:  # noqa: D103
+    """Each input alone has a tangent, under every subset of the primals batched."""
+    results = []
+    for i, x_dot in enumerate(p.tangents[0]):
+
+        def push(*xs: Tensor, i: int = i, x_dot: Tensor = x_dot) -> object:
+            return jvp(lambda xi: f(*xs[:i], xi, *xs[i + 1 :]), (xs[i],), (x_dot,))
+
+        for dims in _in_dims(p)[:-1]:
+            results.append(vmap(push, in_dims=dims)(*_batch(p.primals, dims)))
+    return results
+
+
 def jvp_of_vmap(f: TensorFunction, p: Point) -> object:  # noqa: D103
     results = []
     for dims in _in_dims(p):
@@ -386,6 +408,7 @@ FIRST_ORDER: dict[str, Composition] = {
     "jacfwd": func_jacfwd,
     "backward": backward,
     "backward, one input": backward_one_input,
+    "backward, one output": backward_one_output,
     "backward, batched cotangents": batched_backward,
 }
 SECOND_ORDER: dict[str, Composition] = {
@@ -412,6 +435,7 @@ VMAP: dict[str, Composition] = {
     "vmap, out_dims=-1": vmap_out_dim,
     "vmap∘vmap": vmap_of_vmap,
     "vmap∘jvp": vmap_of_jvp,
+    "vmap∘jvp, one tangent": vmap_of_jvp_one_tangent,
     "jvp∘vmap": jvp_of_vmap,
     "vmap∘vjp": vmap_of_vjp,
     "vmap∘grad": vmap_of_grad,
@@ -424,5 +448,11 @@ EAGER: dict[str, Composition] = {**FIRST_ORDER, **SECOND_ORDER, **THIRD_ORDER, *
 
 # What one compiles is a transform of a function. A backward pass runs outside of the compiled region (its row compiles
 # the function alone), and PyTorch has no double backward through a compiled function: compile(grad∘grad) is that.
-OUTSIDE_OF_COMPILE = ("backward", "backward, one input", "backward through a dual", "backward, tangent stopped")
+OUTSIDE_OF_COMPILE = (
+    "backward",
+    "backward, one input",
+    "backward, one output",
+    "backward through a dual",
+    "backward, tangent stopped",
+)
 NOT_COMPILED = ("double backward", "backward, batched cotangents")

@@ -40,6 +40,8 @@ def _jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
     x_dot, w_dot = _up(tangents.input, primals.input), _up(tangents.weight, primals.input)
     y = x * inverse_rms(x, primals.normalized_ndim, primals.eps)
     y_dot = push(x, w, x_dot, w_dot, primals.normalized_ndim, primals.eps)
+    # x̂ ∘ ẇ does not know of the batch axes of w; the tangent has them all the same.
+    y_dot = y_dot.expand(torch.broadcast_shapes(*(t.shape for t in (x, w, x_dot, w_dot) if t is not None)))
     return (y if w is None else y * w).to(primals.input.dtype), y_dot.to(primals.input.dtype)
 
 
