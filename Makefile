@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-fast lint types docs bench-cpu clean
+.PHONY: demo test test-fast lint types bench-cpu clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m torch_jvpvjp demo

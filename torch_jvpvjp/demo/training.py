@@ -1,5 +1,6 @@
 """The data and the two networks of the demo."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,19 @@ class ResidualBlock(nn.Module):
         return x + self.second(F.silu(self.first(h)))
 
 
+def _train(net: nn.Module, steps: int, name: str, rate: float, loss_of_batch: Callable[[], Tensor]) -> None:
+    """Minimise with AdamW under a progress bar that shows the loss."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate)
+    with trange(steps, desc=name, mininterval=0.5) as progress:
+        for step in progress:
+            loss = loss_of_batch()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step % 20 == 0 or step == steps - 1:
+                progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+
+
 def train_classifier(digits: Digits, steps: int) -> nn.Module:
     """Train a small residual network on the digits with our ``rms_norm``.
 
@@ -82,16 +96,12 @@ def train_classifier(digits: Digits, steps: int) -> nn.Module:
         The network, 64 to 10.
     """
     net = nn.Sequential(nn.Linear(64, 48), ResidualBlock(48), ResidualBlock(48), nn.Linear(48, 10))
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
-    with trange(steps, desc="residual network", mininterval=0.5) as progress:
-        for step in progress:
-            images, labels = digits.batch(128)
-            loss = F.cross_entropy(net(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if step % 20 == 0 or step == steps - 1:
-                progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+
+    def loss() -> Tensor:
+        images, labels = digits.batch(128)
+        return F.cross_entropy(net(images), labels)
+
+    _train(net, steps, "residual network", 3e-3, loss)
     with torch.no_grad():
         guess = net(digits.images[-digits.held_out :]).argmax(-1)
     accuracy = (guess == digits.labels[-digits.held_out :]).float().mean().item()
@@ -116,16 +126,12 @@ def train_autoencoder(digits: Digits, steps: int) -> nn.Sequential:
     for n, m in zip(AUTOENCODER_SIZES, AUTOENCODER_SIZES[1:], strict=False):
         layers += [nn.Linear(n, m), nn.Tanh()]
     net = nn.Sequential(*layers[:-1])
-    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
-    with trange(steps, desc="autoencoder", mininterval=0.5) as progress:
-        for step in progress:
-            images, _ = digits.batch(128)
-            noisy = images + 0.2 * torch.randn_like(images)  # or it answers to pixels that are never lit
-            loss = F.mse_loss(net(noisy), images)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if step % 20 == 0 or step == steps - 1:
-                progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+
+    def loss() -> Tensor:
+        images, _ = digits.batch(128)
+        noisy = images + 0.2 * torch.randn_like(images)  # or it answers to pixels that are never lit
+        return F.mse_loss(net(noisy), images)
+
+    _train(net, steps, "autoencoder", 2e-3, loss)
     print()
     return net.double()
