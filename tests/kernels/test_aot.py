@@ -21,6 +21,7 @@ from torch_jvpvjp.triton_kernels._variants import variants_of
 SPILL_BUDGET = {"sm_80": 16, "sm_90": 16, "sm_100": 16, "gfx942": 0}
 
 
+@pytest.mark.slow
 def test_every_variant_compiles_within_budget(capsys: pytest.CaptureFixture[str]) -> None:
     results = compile_ahead(rms_norm.aot_variants(), workers=2)
     console = Console(width=200)

@@ -86,7 +86,7 @@ def check_op(
                 checks.run(case, f"compiled ({backend})", name, run)
     if cases and backends:
         same = alike(cases)
-        if len(same) > 1:
+        if same:
             checks.run(same[0], "compiled (dynamic)", "one compilation for all sizes", lambda: check_dynamic(same))
         else:
             checks.skip(

@@ -64,15 +64,20 @@ def _run(case: Case, function: Callable[..., Any], name: str, composition: Compo
 
 
 def alike(cases: Sequence[Case]) -> list[Case]:
-    """The cases that differ from the first one in sizes only.
+    """The first cases that differ from one another in sizes only.
 
     Args:
         cases: Cases of one op.
 
     Returns:
-        The first case and those like it.
+        Two or more cases, or none.
     """
-    return [case for case in cases if not case.empty and _pattern(case) == _pattern(cases[0])]
+    filled = [case for case in cases if not case.empty]
+    for case in filled:
+        group = [other for other in filled if _pattern(other) == _pattern(case)]
+        if len(group) > 1:
+            return group
+    return []
 
 
 def _pattern(case: Case) -> tuple[Any, ...]:
