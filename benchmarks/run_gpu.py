@@ -256,7 +256,7 @@ def main() -> int:
         0 if every stage passed or there is no GPU, else 1.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="folder for logs and JSON; default: $OUT, else benchmarks/results")
+    parser.add_argument("--out", type=Path, help="folder for logs and JSON; default: benchmarks/results")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time for everything")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this script")
     parser.add_argument("--quick", action="store_true", help="benchmarks measure few rows")
@@ -271,7 +271,7 @@ def main() -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("There is no GPU here, so nothing is installed, tested or measured.")
         return 0
-    out = (args.out or Path(os.environ.get("OUT") or RESULTS)).resolve()
+    out = (args.out or RESULTS).resolve()
     since = time.time()
     runner = Runner(out, args.device, args.seconds)
     scratch = Path(tempfile.mkdtemp(prefix="torch_jvpvjp-"))

@@ -106,6 +106,15 @@ def lookup_backend(name: str) -> Any:
     return _lookup("torch._dynamo.lookup_backend")(name)
 
 
+def sizes_apart() -> Any:
+    """A context in which dynamic shapes do not assume that sizes are equal because they are so in one example.
+
+    Returns:
+        The context manager.
+    """
+    return _lookup("torch.fx.experimental._config").patch(use_duck_shape=False)
+
+
 # Modes that must see the dispatcher op, not a shortcut around it.
 len_torch_dispatch_stack = _lookup("torch._C._len_torch_dispatch_stack")
 len_torch_function_stack = _lookup("torch._C._len_torch_function_stack")
