@@ -1,5 +1,6 @@
 """The README's example prints what the README says, and the example file passes its own check."""
 
+import os
 import re
 import subprocess
 import sys
@@ -24,8 +25,9 @@ def test_the_first_example_prints_what_stands_below_it() -> None:
 @pytest.mark.slow
 @pytest.mark.compiled
 def test_the_example_op_passes_its_own_check() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
-        [sys.executable, "examples/own_op.py"], capture_output=True, text=True, cwd=ROOT, check=False, timeout=None
+        [sys.executable, "examples/own_op.py"], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
     )
     assert run.returncode == 0, run.stderr
     assert ", 0 failed," in run.stdout
