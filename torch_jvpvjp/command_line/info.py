@@ -115,5 +115,5 @@ def _versions() -> list[tuple[str, str]]:
         properties = torch.cuda.get_device_properties(index)
         rows.append((f"GPU {index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
     if not torch.cuda.is_available():
-        rows.append(("GPU", "none: CPU tensors take the formulas"))
+        rows.append(("GPU", "none: CPU tensors take the formulas and CPU kernels"))
     return rows
