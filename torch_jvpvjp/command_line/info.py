@@ -45,7 +45,7 @@ def _accelerated(op: DifferentiableOp | None) -> str:
     """How a point is computed: by a kernel on some devices and a formula elsewhere, or by the formula alone."""
     if op is None:
         return "formula"
-    devices = [d for d in op.kernel_devices() if d != "cpu"]  # the CPU has Triton kernels only in the interpreter
+    devices = sorted(op.kernel_devices(), key=lambda device: device == "cpu")
     return f"kernel ({', '.join(devices)}), formula" if devices else "formula"
 
 
