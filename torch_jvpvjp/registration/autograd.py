@@ -143,7 +143,11 @@ def make_node(op: "DifferentiableOp") -> Any:
         if ctx.saves_duals and outputs and any(t is not None for t in _unpack_duals(op, args)[1]):
             results = op.unpacked(op.overload(*args))  # the saved outputs have no tangents
             outputs = [results[j] for j in op.saved_results]
-        return (None, None, *_pull_back(op, args, outputs, cotangents, ctx.needs_input_grad[2:]))
+        needs = ctx.needs_input_grad[2:]
+        if private.is_any_autocast_enabled():  # inside of a region; forward ran without autocast
+            with without_autocast(args, op.signature):
+                return (None, None, *_pull_back(op, args, outputs, cotangents, needs))
+        return (None, None, *_pull_back(op, args, outputs, cotangents, needs))
 
     return type(
         f"{op.qualname.replace('::', '_')}_node",
@@ -182,9 +186,6 @@ def _pull_back(
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """Cotangents of all arguments: by the VJP op, or by differentiating the formula where there is no rule."""
-    if private.is_any_autocast_enabled():  # a gradient is taken inside of the region; the op ran without autocast
-        with without_autocast(args, op.signature):
-            return _pull_back(op, args, outputs, cotangents, needs)
     signature, pull = op.signature, op.vjp_op
     gradients: list[Tensor | None] = [None] * len(args)
     bars = [cotangents[j] for j in signature.differentiable_results]
