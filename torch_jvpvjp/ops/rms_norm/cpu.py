@@ -15,7 +15,9 @@ from .rules import op
 def _primal(x: Tensor, weight: Tensor | None, normalized_ndim: int, eps: float) -> Tensor:
     """y by ``torch.rms_norm``; by the formula where a weight has batch axes or another dtype."""
     if weight is None or (weight.dim() == normalized_ndim and weight.dtype == x.dtype):
-        return torch.rms_norm(x, x.shape[-normalized_ndim:], weight, eps)
+        # A slice of a shape takes longer to make and to parse than a tuple of one size.
+        shape = (x.shape[-1],) if normalized_ndim == 1 else x.shape[-normalized_ndim:]
+        return torch.rms_norm(x, shape, weight, eps)
     return op.formula(x, weight, normalized_ndim, eps)
 
 
