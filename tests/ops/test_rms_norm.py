@@ -54,6 +54,19 @@ def test_nan_and_infinity_propagate_as_in_pytorch(device: str) -> None:
     torch.testing.assert_close(ops.rms_norm(x, (8,), eps=1e-3), F.rms_norm(x, (8,), eps=1e-3), equal_nan=True)
 
 
+def test_autocast_leaves_it_alone_under_every_transform() -> None:
+    x, w = torch.randn(3, 4), torch.randn(4)
+
+    def derivatives(norm: Callable[..., Tensor]) -> list[Tensor]:
+        f = lambda t: norm(t, (4,), w, 1e-3)  # noqa: E731
+        gradient = torch.func.grad(lambda t: f(t).square().sum())
+        return [f(x), torch.func.vmap(f)(x), *torch.func.jvp(f, (x,), (x,)), *torch.func.jvp(gradient, (x,), (x,))]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        for ours, theirs in zip(derivatives(ops.rms_norm), derivatives(F.rms_norm), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
 def test_large_half_precision_inputs_do_not_overflow(device: str) -> None:
     y = ops.rms_norm(torch.full((2, 8), 6e4, dtype=torch.float16, device=device), (8,))
     torch.testing.assert_close(y, torch.ones_like(y))
