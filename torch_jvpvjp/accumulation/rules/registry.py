@@ -1,0 +1,112 @@
+"""The table of local derivatives: which Jacobian an ATen op has, in closed form and with its structure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..structure import Structure, Values
+
+
+class Meta(NamedTuple):
+    """What is known of a tensor before any run."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def numel(self) -> int:
+        """The number of entries."""
+        return self.shape.numel()
+
+
+@dataclass(frozen=True)
+class Operand:
+    """The place of a tensor among the arguments of a call: the tensor operands are counted as they come."""
+
+    position: int
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of an ATen op, with sizes in the place of tensors.
+
+    Attributes:
+        target: The op.
+        args: Its positional arguments, an `Operand` in the place of each tensor.
+        kwargs: Its keyword arguments, likewise.
+        operands: What is known of each tensor operand, in order.
+        output: What is known of the result that is differentiated.
+        active: The operands that the Jacobian is taken with respect to.
+        output_index: The place of that result among the results of the op; 0 for an op of one result.
+    """
+
+    target: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    operands: tuple[Meta, ...]
+    output: Meta
+    active: tuple[int, ...]
+    output_index: int = 0
+
+
+class Local(NamedTuple):
+    """The Jacobian of the output of a call in one operand, both flattened row by row.
+
+    `values` computes the stored entries from the tensor operands and all the outputs of the call; it holds no state,
+    runs plain differentiable PyTorch ops, and works under autograd and `torch.func.vmap`. `fma` is what that costs.
+    """
+
+    structure: Structure
+    fma: int
+    values: Callable[[Sequence[Tensor], Sequence[Tensor]], Values]
+
+
+LocalRule = Callable[[Call], Mapping[int, Local] | None]
+
+LOCAL_RULES: dict[torch._ops.OpOverload, LocalRule] = {}
+
+
+_EVERY_OUTPUT: set[torch._ops.OpOverload] = set()
+
+
+def local_rule(*targets: torch._ops.OpOverload, every_output: bool = False) -> Callable[[LocalRule], LocalRule]:
+    """Return a decorator that makes a rule the local derivative of some ops.
+
+    A rule takes a `Call` and returns a `Local` for each of its active operands; None, or a mapping that leaves an
+    active operand out, says that there is no closed form for these arguments, and the op is differentiated by JVP and
+    VJP.
+
+    Args:
+        *targets: The ops.
+        every_output: The rule looks at `Call.output_index`; without it, only the first result has a closed form.
+
+    Returns:
+        The decorator, which returns the rule unchanged.
+    """
+
+    def register(rule: LocalRule) -> LocalRule:
+        for target in targets:
+            LOCAL_RULES[target] = rule
+            if every_output:
+                _EVERY_OUTPUT.add(target)
+        return rule
+
+    return register
+
+
+def local_derivatives(call: Call) -> Mapping[int, Local]:
+    """Return what is known in closed form of the Jacobians of a call: a `Local` for each operand that has one."""
+    rule = LOCAL_RULES.get(call.target)
+    if rule is None or (call.output_index and call.target not in _EVERY_OUTPUT):
+        return {}
+    metas = [call.output, *(call.operands[position] for position in call.active)]
+    if any(meta.numel == 0 or meta.dtype.is_complex for meta in metas):
+        return {}
+    found = rule(call) or {}
+    return {position: local for position, local in found.items() if position in call.active}

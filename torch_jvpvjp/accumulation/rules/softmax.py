@@ -1,0 +1,75 @@
+"""Local derivatives of the softmax and its logarithm along the last dimension that has more than one entry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..structure import BlockDiagonal, Diagonal, Identity, PlusLowRank, Values
+from .arguments import arguments, for_active
+from .indexing import check_values
+from .registry import Call, Local, local_rule
+
+_aten = torch.ops.aten
+
+
+def _rows(call: Call) -> tuple[int, int] | None:
+    """Return how many rows the call normalises, and their length; None if the entries of a row are not neighbours."""
+    shape = call.output.shape
+    dim = arguments(call)["dim"] % max(len(shape), 1)
+    if shape[dim + 1 :].numel() != 1:
+        return None
+    k = shape[dim] if shape else 1
+    return call.output.numel // k, k
+
+
+@local_rule(_aten._softmax.default)
+def _softmax(call: Call) -> Mapping[int, Local] | None:
+    # J = diag(y) − y yᵀ for each row
+    rows = _rows(call)
+    if rows is None:
+        return None
+    count, k = rows
+
+    def one_row(operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Values:
+        y = outputs[0].reshape(k)
+        return y, -y.unsqueeze(1), y.unsqueeze(0)
+
+    def blocks(operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Values:
+        y = outputs[0].reshape(count, k)
+        return torch.diag_embed(y) - y.unsqueeze(2) * y.unsqueeze(1)
+
+    def local(position: int) -> Local:
+        if count == 1:
+            return Local(PlusLowRank(Diagonal(k), 1), k, one_row)
+        check_values(count * k * k)
+        return Local(BlockDiagonal(count, count * k, count * k), count * k * k, blocks)
+
+    return for_active(call, self=local)
+
+
+@local_rule(_aten._log_softmax.default)
+def _log_softmax(call: Call) -> Mapping[int, Local] | None:
+    # J = I − 1 sᵀ for each row, with s = eʸ the softmax
+    rows = _rows(call)
+    if rows is None:
+        return None
+    count, k = rows
+
+    def one_row(operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Values:
+        s = outputs[0].exp().reshape(1, k)
+        return (), s.new_full((k, 1), -1), s
+
+    def blocks(operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Values:
+        s = outputs[0].exp().reshape(count, 1, k)
+        return torch.eye(k, dtype=s.dtype, device=s.device) - s
+
+    def local(position: int) -> Local:
+        if count == 1:
+            return Local(PlusLowRank(Identity(k), 1), k, one_row)
+        check_values(count * k * k)
+        return Local(BlockDiagonal(count, count * k, count * k), count * k * k, blocks)
+
+    return for_active(call, self=local)
