@@ -1,4 +1,4 @@
-"""The command line: ``python -m torch_jvpvjp info | plan | check | demo``."""
+"""The command line: ``python -m torch_jvpvjp info | plan | calibrate | check | demo``."""
 
 import argparse
 import sys
@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .accumulation.cli import add_plan_arguments
 
     add_plan_arguments(commands.add_parser("plan", help="plan a Jacobian chain from sizes and costs"))
+    from .command_line.calibrate import add_calibrate_arguments
+
+    add_calibrate_arguments(commands.add_parser("calibrate", help='measure the device for plans by objective="time"'))
     from .command_line.check import add_check_arguments
 
     add_check_arguments(commands.add_parser("check", help="run check_op on an op of yours"))
@@ -42,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .accumulation.cli import run_plan
 
         return run_plan(given)
+    if given.command == "calibrate":
+        from .command_line.calibrate import run_calibrate
+
+        return run_calibrate(given)
     if given.command == "check":
         from .command_line.check import run_check
 

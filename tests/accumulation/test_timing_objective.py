@@ -1,0 +1,140 @@
+"""The objective `time`: prices of steps, and plans by them."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from torch_jvpvjp.accumulation.bracket import Mode
+from torch_jvpvjp.accumulation.cost import Objective
+from torch_jvpvjp.accumulation.factor import Factor
+from torch_jvpvjp.accumulation.planners.dynamic_programming import dynamic_programming
+from torch_jvpvjp.accumulation.planners.exhaustive import exhaustive
+from torch_jvpvjp.accumulation.problem import Problem
+from torch_jvpvjp.accumulation.structure import (
+    Banded,
+    BlockDiagonal,
+    Dense,
+    Diagonal,
+    Gather,
+    Identity,
+    Kronecker,
+    LowerTriangular,
+    Structure,
+    Zero,
+)
+from torch_jvpvjp.accumulation.timing import Time, default_model, time_objective
+
+TIME = Time(default_model("a device", "cpu", torch.float32, 1))
+RAW = Factor(100, 50, jvp_cost=5000, vjp_cost=9000, tape=10)
+
+
+def random_factor(generator: random.Random, n: int, m: int, *, square: bool) -> Factor:
+    kind = generator.choice(["given", "raw", "diagonal"] if square else ["given", "raw"])
+    if kind == "given":
+        return Factor(n, m, structure=Dense(m, n))
+    if kind == "diagonal":
+        return Factor(n, n, structure=Diagonal(n))
+    cost = generator.randint(1, 4) * n * m
+    return Factor(n, m, jvp_cost=cost, vjp_cost=2 * cost, tape=n, launches=generator.randint(1, 9))
+
+
+def random_problem(seed: int) -> Problem:
+    generator = random.Random(seed)
+    objective: Objective = TIME
+    dims = [generator.choice([2, 8, 64, 500])]
+    factors: list[Factor] = []
+    for _ in range(generator.randint(2, 5)):
+        square = generator.random() < 0.4
+        dims.append(dims[-1] if square else generator.choice([1, 3, 16, 128, 700]))
+        factors.append(random_factor(generator, dims[-2], dims[-1], square=dims[-1] == dims[-2]))
+    return Problem(tuple(factors), objective)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_dynamic_programming_finds_the_time_that_exhaustive_search_finds(seed: int) -> None:
+    problem = random_problem(seed)
+    best, found = (sum(map(problem.price, plan(problem))) for plan in (exhaustive, dynamic_programming))
+    assert 0 < best < 1
+    assert found == pytest.approx(best, rel=1e-9)
+
+
+def test_every_price_is_a_positive_float_and_a_given_jacobian_is_free() -> None:
+    formed = Factor(6, 6, structure=Diagonal(6), given=False, forming_cost=6)
+    prices = [
+        TIME.accumulate(RAW, Mode.TANGENT),
+        TIME.accumulate(RAW, Mode.ADJOINT),
+        TIME.accumulate(formed, Mode.CLOSED),
+        TIME.multiply(Dense(3, 4), Dense(4, 5)),
+        TIME.multiply(Diagonal(4), Dense(4, 5)),
+        TIME.multiply_dense(3, 4, 5),
+        TIME.push(RAW, Dense(100, 7)),
+        TIME.pull(RAW, Dense(7, 50)),
+        TIME.compressed(RAW, 3),
+    ]
+    assert all(type(price) is float and price > 0 for price in prices)
+    assert TIME.accumulate(RAW, Mode.GIVEN) == 0.0
+
+
+def test_prices_follow_the_roofline() -> None:
+    launch = TIME.model.launch
+    assert TIME.push(RAW, Dense(100, 7)) == TIME.compressed(RAW, 7)
+    assert TIME.accumulate(RAW, Mode.TANGENT) == TIME.compressed(RAW, 100)
+    ops = Factor(100, 50, jvp_cost=5000, vjp_cost=9000, launches=11)
+    assert TIME.compressed(ops, 7) - TIME.compressed(RAW, 7) == pytest.approx(10 * launch, rel=0.5)
+    assert TIME.compressed(RAW, 64) > TIME.compressed(RAW, 16) > 16 / 64 * TIME.compressed(RAW, 64)
+    given = Factor(4, 4, structure=Diagonal(4))
+    assert TIME.push(given, Dense(4, 9)) == TIME.multiply(Diagonal(4), Dense(4, 9))
+    assert TIME.pull(given, Dense(9, 4)) == TIME.multiply(Dense(9, 4), Diagonal(4))
+
+
+def test_scaling_rows_is_a_matter_of_bytes_and_a_dense_product_is_not() -> None:
+    scaled, full = TIME.multiply(Diagonal(1000), Dense(1000, 1000)), TIME.multiply(Dense(1000, 1000), Dense(1000, 1000))
+    assert scaled < full / 20
+    assert TIME.multiply(Dense(30, 40), Dense(40, 50)) == TIME.multiply_dense(30, 40, 50)
+
+
+def test_products_of_arrays_of_sides_are_priced_at_once() -> None:
+    m, k, n = np.array([[3], [70]]), np.array([[4, 5], [6, 900]]), np.array([[2], [8]])
+    found = TIME.multiply_dense(m, k, n)
+    expected = [
+        [TIME.multiply_dense(*each) for each in row] for row in [[(3, 4, 2), (3, 5, 2)], [(70, 6, 8), (70, 900, 8)]]
+    ]
+    np.testing.assert_allclose(found, expected)
+
+
+def test_few_fma_in_many_steps_can_take_longer_than_more_in_few() -> None:
+    """Small chains: a launch outweighs what it saves."""
+    ops = Factor(8, 8, jvp_cost=64, vjp_cost=64, tape=8, launches=20)
+    once = TIME.push(ops, Dense(8, 8))
+    assert TIME.multiply(Dense(8, 8), Dense(8, 8)) < once
+    assert TIME.multiply_dense(8, 8, 8) + TIME.multiply_dense(8, 8, 8) > TIME.multiply_dense(8, 8, 16)
+
+
+def test_the_objective_is_found_by_device_and_dtype() -> None:
+    single, double = time_objective("cpu", torch.float32), time_objective("cpu", torch.float64)
+    assert (single.name, single.unit) == ("time", "s")
+    assert (single.model.dtype, double.model.dtype) == ("float32", "float64")
+    assert time_objective().model.dtype == str(torch.get_default_dtype()).removeprefix("torch.")
+    assert single.model.threads == torch.get_num_threads()
+
+
+def structured_pairs() -> list[tuple[Structure, Structure]]:
+    return [
+        (BlockDiagonal(4, 16, 32), Dense(32, 10)),
+        (Banded(40, 40, 1, 2), Dense(40, 10)),
+        (Banded(4000, 4000, 1, 1), Banded(4000, 4000, 0, 1)),
+        (Banded(4000, 4000, 1, 1), Dense(4000, 10)),
+        (LowerTriangular(30, 30), LowerTriangular(30, 30)),
+        (Gather(8, [1, 0, 3]), Dense(8, 5)),
+        (Kronecker(Dense(2, 3), Dense(4, 5)), Dense(15, 6)),
+        (Identity(5), Dense(5, 5)),
+        (Zero(3, 5), Dense(5, 5)),
+    ]
+
+
+def test_every_kind_of_structure_has_a_price() -> None:
+    for left, right in structured_pairs():
+        price = TIME.multiply(left, right)
+        assert 0 < price < 1, (left, right)

@@ -1,0 +1,104 @@
+"""The objective `time`: seconds of each step by the model of one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from ..bracket import Mode
+from ..cost import Number
+from ..factor import Factor
+from ..structure import Dense, Structure
+from .current import device_model
+from .model import DeviceModel
+from .products import product_seconds
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds, by a roofline of one device in one dtype.
+
+        accumulate = sweep of n tangents or m cotangents, traffic of the values in closed form, 0 if given
+        multiply   = launches · launch + max(fma / rate(sides), bytes / traffic)
+        push, pull = sweep of the columns, of the rows, of a block
+        compressed = sweep of the colours
+
+    with sweep(c) = launches · launch + max(c · fma / rate(c), bytes / traffic). An op of a factor reads two values of
+    the mean size of its input and output and writes one, which makes the bytes.
+
+    Args:
+        model: What the device takes for what.
+    """
+
+    model: DeviceModel
+    name: str = "time"
+    unit: str = "s"
+
+    def accumulate(self, factor: Factor, mode: Mode) -> float:
+        """Return the seconds of forming the Jacobian of one factor; in closed form, of writing it."""
+        if mode is Mode.GIVEN:
+            return 0.0
+        if mode is Mode.CLOSED:
+            assert factor.forming_cost is not None, "a planner priced a closed form that there is none of"
+            # Each value that the formula computes is read and written about once more on its way.
+            return self.model.move(3 * max(factor.forming_cost, factor.jacobian.entries), factor.launches)
+        if mode is Mode.TANGENT:
+            return self._sweep(factor, factor.n, tangent=True)
+        return self._sweep(factor, factor.m, tangent=False)
+
+    def multiply(self, left: Structure, right: Structure) -> float:
+        """Return the seconds of the product of two matrices in their structure."""
+        if isinstance(left, Dense) and isinstance(right, Dense):
+            return self.model.gemm(left.m, left.n, right.n)
+        seconds = self._products.get((left, right))
+        if seconds is None:
+            seconds = self._products[left, right] = product_seconds(self.model, left, right)
+        return seconds
+
+    def multiply_dense(self, m: Number, k: Number, n: Number) -> Number:
+        """Return the seconds of an (m, k) by (k, n) product; arrays of sizes give an array of floats."""
+        if isinstance(m, int) and isinstance(k, int) and isinstance(n, int):
+            return self.model.gemm(m, k, n)  # pyright: ignore[reportReturnType] (a float for integers)
+        return self.model.gemm_array(m, k, n)  # pyright: ignore[reportReturnType] (an array for arrays)
+
+    def push(self, factor: Factor, block: Structure) -> float:
+        """Return the seconds of pushing the columns of a block through a factor."""
+        if factor.given:
+            return self.multiply(factor.jacobian, block)
+        return self._sweep(factor, block.n, tangent=True)
+
+    def pull(self, factor: Factor, block: Structure) -> float:
+        """Return the seconds of pulling the rows of a block through a factor."""
+        if factor.given:
+            return self.multiply(block, factor.jacobian)
+        return self._sweep(factor, block.m, tangent=False)
+
+    def compressed(self, factor: Factor, colours: int) -> float:
+        """Return the seconds of pushing one column for each colour."""
+        return self._sweep(factor, colours, tangent=True)
+
+    @cached_property
+    def _products(self) -> dict[tuple[Structure, Structure], float]:
+        return {}
+
+    def _sweep(self, factor: Factor, columns: int, *, tangent: bool) -> float:
+        fma = factor.jvp_cost if tangent else factor.vjp_cost
+        assert fma is not None, "a planner priced a sweep through a factor that has none"
+        touched = 1.5 * (factor.n + factor.m)
+        return self.model.sweep(columns, fma, touched, factor.launches, tangent=tangent)
+
+
+def time_objective(device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Time:
+    """The objective `time` for a device: by its stored calibration, or by the stated defaults. Nothing is measured.
+
+    Args:
+        device: The device; PyTorch's default device if None.
+        dtype: The dtype of the Jacobian; PyTorch's default dtype if None.
+
+    Returns:
+        The objective.
+    """
+    device = torch.get_default_device() if device is None else torch.device(device)
+    return Time(device_model(device, dtype))
