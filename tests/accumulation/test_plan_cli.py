@@ -59,7 +59,10 @@ WRONG = {
     "one size": (["--dims", "4"], "dims must hold at least two sizes, got [4]"),
     "zero size": (["--dims", "4,0"], "dims must be at least 1 each, got 0"),
     "edges": (["--dims", "4,2,4", "--edges", "1"], "edges must hold one number for each of the 2 factors, got 1"),
-    "objective": (["--dims", "4,2", "--objective", "luck"], "objective must be one of 'fma', got 'luck'"),
+    "objective": (
+        ["--dims", "4,2", "--objective", "luck"],
+        "objective must be one of 'fma', 'memory', 'time', got 'luck'",
+    ),
     "strategy": (["--dims", "4,2", "--strategy", "luck"], "got 'luck'"),
     "limit": (["--dims", "4,2", "--edges", "3", "--tape-limit", "-1"], "tape_limit must not be negative, got -1"),
     "folder": (["--dims", "4,2", "--plot", "/nowhere/plan.png"], "/nowhere/plan.png"),

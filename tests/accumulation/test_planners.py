@@ -291,8 +291,8 @@ def test_prices_are_those_of_the_objective():
 
 def test_unknown_names_list_the_known():
     chain = Chain.from_sizes(list(range(1, 5)))
-    with pytest.raises(ValueError, match="objective must be one of 'fma', got 'time'"):
-        chain.plan(objective="time")
+    with pytest.raises(ValueError, match="objective must be one of 'fma', 'memory', 'time', got 'luck'"):
+        chain.plan(objective="luck")
     with pytest.raises(ValueError, match="'dynamic_programming', .*'reverse', got 'best'"):
         chain.plan(strategy="best")
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from .bracket import Action, Bracket, Mode
 from .cost import Fma
+from .infeasible import InfeasiblePlanError
 from .plan import Plan, Step
-from .problem import Problem
+from .problem import Problem, is_compressible
+from .profiles import least_peak_order
+from .structure import Structure
+from .timetable import timetable
 
 _Span = tuple[int, int]
 
@@ -25,20 +30,40 @@ def assemble(problem: Problem, brackets: Iterable[Bracket], *, strategy: str) ->
 
     Raises:
         ValueError: If the brackets are not one plan of the whole chain, or one of them is not allowed.
-    """  # noqa: DOC502 (raised by _checked)
+        InfeasiblePlanError: If they hold more than peak_entries.
+    """  # noqa: DOC502 (the ValueError is raised by _checked)
     chosen = _checked(problem, brackets, strategy)
-    order, peak = _order(problem, chosen)
-    counter = Problem(problem.factors, Fma(), problem.tape_limit, problem.matrix_free)
-    steps = tuple(_step(counter, bracket) for bracket in order)
+    structures = _structures(problem, chosen, strategy)
+    held = {span: problem.held(bracket, structures[span]) for span, bracket in chosen.items()}
+    if problem.least_peak or problem.peak_entries is not None:
+        peak, order = least_peak_order(list(chosen.values())[::-1], held)
+    else:
+        order, peak = _order(problem, chosen, held)
+    if problem.peak_entries is not None and peak > problem.peak_entries:
+        raise InfeasiblePlanError(
+            f"plan: the plan of strategy {strategy!r} holds {peak} entries, which peak_entries={problem.peak_entries} "
+            f"does not allow; the smallest feasible budget for this strategy is {peak}, "
+            f"strategy='dynamic_programming' plans within the limit.",
+            smallest=peak,
+        )
+    operands = [[structures[span] for span in bracket.operands] for bracket in order]
+    prices = [problem.price(*step) for step in zip(order, operands, strict=True)]
+    counter = problem if type(problem.objective) is Fma else replace(problem, objective=Fma())
+    counts = prices if counter is problem else [counter.price(*step) for step in zip(order, operands, strict=True)]
     return Plan(
         factors=tuple(problem.factors),
-        steps=steps,
+        steps=tuple(_step(b, structures[b.span], int(fma)) for b, fma in zip(order, counts, strict=True)),
         objective=problem.objective.name,
         strategy=strategy,
-        cost=sum(problem.price(bracket) for bracket in order),
+        cost=sum(prices),
         peak_entries=peak,
         tape_limit=problem.tape_limit,
         matrix_free=problem.matrix_free,
+        peak_limit=problem.peak_entries,
+        threads=problem.threads,
+        batch=problem.batch,
+        unit=problem.objective.unit,
+        timetable=None if problem.threads is None else timetable(order, prices, problem.threads),
     )
 
 
@@ -68,10 +93,7 @@ def _checked(problem: Problem, brackets: Iterable[Bracket], strategy: str) -> di
         bracket = chosen[span]
         inside = bracket.i <= bracket.k < bracket.j
         if inside == (bracket.action is Action.ACCUMULATE) or not problem.allows(bracket):
-            raise ValueError(
-                f"plan: strategy {strategy!r} must take allowed steps only, got {bracket} with "
-                f"tape_limit={problem.tape_limit}, matrix_free={problem.matrix_free}."
-            )
+            raise ValueError(_not_allowed(problem, bracket, strategy))
         needed += bracket.operands
     if len(needed) != len(chosen):
         unused = sorted(set(chosen) - set(needed))
@@ -79,7 +101,36 @@ def _checked(problem: Problem, brackets: Iterable[Bracket], strategy: str) -> di
     return {span: chosen[span] for span in needed}
 
 
-def _order(problem: Problem, chosen: dict[_Span, Bracket]) -> tuple[list[Bracket], int]:
+def _not_allowed(problem: Problem, bracket: Bracket, strategy: str) -> str:
+    return (
+        f"plan: strategy {strategy!r} must take allowed steps only, got {bracket} with "
+        f"tape_limit={problem.tape_limit}, matrix_free={problem.matrix_free}."
+    )
+
+
+def _structures(problem: Problem, chosen: dict[_Span, Bracket], strategy: str) -> dict[_Span, Structure]:
+    """The structure of every block, as these steps make it.
+
+    Args:
+        problem: What the brackets are a plan for.
+        chosen: The brackets, results before operands.
+        strategy: Who chose them.
+
+    Returns:
+        The structures by block.
+
+    Raises:
+        ValueError: If a dense block is to be compressed.
+    """
+    structures: dict[_Span, Structure] = {}
+    for span, bracket in reversed(chosen.items()):
+        structures[span] = problem.outcome(bracket, [structures[operand] for operand in bracket.operands])
+        if bracket.mode is Mode.COMPRESSED and not is_compressible(structures[span]):
+            raise ValueError(_not_allowed(problem, bracket, strategy))
+    return structures
+
+
+def _order(problem: Problem, chosen: dict[_Span, Bracket], held: dict[_Span, int]) -> tuple[list[Bracket], int]:
     """Return a depth-first order that holds few entries, and its peak.
 
     The peak is the most entries of computed blocks that are held at one step, its result included; Jacobians that are
@@ -89,19 +140,18 @@ def _order(problem: Problem, chosen: dict[_Span, Bracket]) -> tuple[list[Bracket
     the primal run, which should not have gone past.
     """
     peaks: dict[_Span, int] = {}
-    held: dict[_Span, int] = {}
     operands: dict[_Span, list[_Span]] = {}
     pushed: set[_Span] = set()  # blocks that meet a raw factor in tangent mode
     for span, bracket in reversed(chosen.items()):  # operands before results, since _checked walked from the root
-        result = 0 if bracket.mode is Mode.GIVEN else problem.structure(*span).entries
         orders = [bracket.operands]
         if not any(operand in pushed for operand in bracket.operands[:1]):
             orders.append(bracket.operands[::-1])
-        if bracket.mode is Mode.TANGENT or any(operand in pushed for operand in bracket.operands):
+        pushes = bracket.mode is not None and bracket.mode.pushes
+        if pushes or any(operand in pushed for operand in bracket.operands):
             pushed.add(span)
         peak, first = min((_peak_of(order, peaks, held), place) for place, order in enumerate(orders))
-        operands[span], held[span] = orders[first], result
-        peaks[span] = max(peak, sum(held[operand] for operand in bracket.operands) + result)
+        operands[span] = orders[first]
+        peaks[span] = max(peak, sum(held[operand] for operand in bracket.operands) + held[span])
     root: _Span = (problem.length, 1)
     order: list[Bracket] = []
     pending: list[tuple[_Span, bool]] = [(root, False)]
@@ -123,13 +173,12 @@ def _peak_of(order: list[_Span], peaks: dict[_Span, int], held: dict[_Span, int]
     return peak
 
 
-def _step(counter: Problem, bracket: Bracket) -> Step:
-    structure = counter.structure(*bracket.span)
+def _step(bracket: Bracket, structure: Structure, fma: int) -> Step:
     return Step(
         action=bracket.action,
         mode=bracket.mode,
         bracket=(bracket.j, bracket.k, bracket.i),
         shape=(structure.m, structure.n),
-        fma=counter.price(bracket),
+        fma=fma,
         structure=structure.name,
     )

@@ -19,7 +19,14 @@ class Mode(StrEnum):
 
     TANGENT = "tangent"  # columns are pushed forward by JVPs
     ADJOINT = "adjoint"  # rows are pulled back by VJPs
-    GIVEN = "given"  # the Jacobian is known in closed form
+    GIVEN = "given"  # the Jacobian is there at no cost
+    CLOSED = "closed"  # the Jacobian is formed by a formula of its own
+    COMPRESSED = "compressed"  # columns are pushed forward, those that share no row of the result as one
+
+    @property
+    def pushes(self) -> bool:
+        """Whether columns are pushed forward, one by one or compressed."""
+        return self in {Mode.TANGENT, Mode.COMPRESSED}
 
 
 class Bracket(NamedTuple):
@@ -28,6 +35,7 @@ class Bracket(NamedTuple):
     - ACCUMULATE: one factor, j = k = i.
     - MULTIPLY: both sides are matrices; `mode` is None.
     - ELIMINATE by tangents: the right side is a matrix, pushed through the raw factors k+1 .. j.
+    - ELIMINATE compressed: the same, with as many columns as a colouring of the result has colours.
     - ELIMINATE by adjoints: the left side is a matrix, pulled through the raw factors k .. i.
     """
 
@@ -50,7 +58,11 @@ class Bracket(NamedTuple):
             return []
         if self.action is Action.MULTIPLY:
             return [upstream, downstream]
-        return [upstream] if self.mode is Mode.TANGENT else [downstream]
+        return [upstream] if self._pushes else [downstream]
+
+    @property
+    def _pushes(self) -> bool:
+        return self.mode is not None and self.mode.pushes
 
     @property
     def raw_factors(self) -> range:
@@ -59,7 +71,7 @@ class Bracket(NamedTuple):
             return range(self.j, self.j + 1)
         if self.action is Action.MULTIPLY:
             return range(0)
-        return range(self.k + 1, self.j + 1) if self.mode is Mode.TANGENT else range(self.i, self.k + 1)
+        return range(self.k + 1, self.j + 1) if self._pushes else range(self.i, self.k + 1)
 
 
 def accumulate(factor: int, mode: Mode) -> Bracket:
@@ -80,3 +92,8 @@ def push(j: int, k: int, i: int) -> Bracket:
 def pull(j: int, k: int, i: int) -> Bracket:
     """Return the step that pulls the rows of J_j … J_k+1 through the raw factors k .. i."""
     return Bracket(Action.ELIMINATE, Mode.ADJOINT, j, k, i)
+
+
+def push_compressed(j: int, k: int, i: int) -> Bracket:
+    """Return the step that pushes the columns of J_k … J_i, compressed, through the raw factors k+1 .. j."""
+    return Bracket(Action.ELIMINATE, Mode.COMPRESSED, j, k, i)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from .bracket import Mode
 from .factor import Factor
 from .structure import Dense, Structure, product
 
 Number = TypeVar("Number")
+Price = int | float
 
 
 class Objective(Protocol):
-    """Prices of the four things that a step can do; prices add up over a plan."""
+    """Prices of the things that a step can do; prices add up over a plan.
+
+    Integers are added exactly, whatever their size; floats as floats. An objective may also have
+
+    - `compressed(factor, colours)`, the price of pushing so many compressed columns through one raw factor; without it
+      no plan compresses;
+    - `least_peak = True`, by which the planner first takes the least peak of held entries, then the least price.
+    """
 
     @property
     def name(self) -> str:
@@ -25,11 +33,11 @@ class Objective(Protocol):
         """What a price counts."""
         ...
 
-    def accumulate(self, factor: Factor, mode: Mode) -> int:
-        """Price of forming the Jacobian of one factor."""
+    def accumulate(self, factor: Factor, mode: Mode) -> Price:
+        """Price of forming the Jacobian of one factor; COMPRESSED is priced by `compressed`."""
         ...
 
-    def multiply(self, left: Structure, right: Structure) -> int:
+    def multiply(self, left: Structure, right: Structure) -> Price:
         """Price of the product of two matrices."""
         ...
 
@@ -37,11 +45,11 @@ class Objective(Protocol):
         """Price of an (m, k) by (k, n) product of dense matrices; m, k and n may be arrays."""
         ...
 
-    def push(self, factor: Factor, block: Structure) -> int:
+    def push(self, factor: Factor, block: Structure) -> Price:
         """Price of pushing the columns of a block through one raw factor."""
         ...
 
-    def pull(self, factor: Factor, block: Structure) -> int:
+    def pull(self, factor: Factor, block: Structure) -> Price:
         """Price of pulling the rows of a block through one raw factor."""
         ...
 
@@ -52,9 +60,10 @@ class Fma:
 
     With T and A the cost of one tangent and one adjoint evaluation of a factor R^n → R^m:
 
-        accumulate = n · T by tangents, m · A by adjoints, 0 if given
+        accumulate = n · T by tangents, m · A by adjoints, what the formula takes in closed form, 0 if given
         multiply   = Σ_l nnz(A[:, l]) · nnz(B[l, :]),   m · k · n when dense
         push       = (columns of the block) · T,   pull = (rows of the block) · A
+        compressed = (colours of the result) · T
 
     Through a factor whose Jacobian is given, a push or a pull is a product with that Jacobian in its structure.
     """
@@ -63,9 +72,11 @@ class Fma:
     unit: str = "fma"
 
     def accumulate(self, factor: Factor, mode: Mode) -> int:
-        """Return n · T by tangents, m · A by adjoints, 0 if the Jacobian is given."""
+        """Return n · T by tangents, m · A by adjoints, the cost of its formula, 0 if the Jacobian is given."""
         if mode is Mode.GIVEN:
             return 0
+        if mode is Mode.CLOSED:
+            return _known(factor.forming_cost)
         return factor.n * _known(factor.jvp_cost) if mode is Mode.TANGENT else factor.m * _known(factor.vjp_cost)
 
     def multiply(self, left: Structure, right: Structure) -> int:
@@ -80,15 +91,27 @@ class Fma:
 
     def push(self, factor: Factor, block: Structure) -> int:
         """Return one tangent evaluation for each column of the block."""
-        if factor.structure is not None:
-            return self.multiply(factor.structure, block)
+        if factor.given:
+            return self.multiply(factor.jacobian, block)
         return block.n * _known(factor.jvp_cost)
 
     def pull(self, factor: Factor, block: Structure) -> int:
         """Return one adjoint evaluation for each row of the block."""
-        if factor.structure is not None:
-            return self.multiply(block, factor.structure)
+        if factor.given:
+            return self.multiply(block, factor.jacobian)
         return block.m * _known(factor.vjp_cost)
+
+    def compressed(self, factor: Factor, colours: int) -> int:
+        """Return one tangent evaluation for each colour."""
+        return colours * _known(factor.jvp_cost)
+
+
+@dataclass(frozen=True)
+class Memory(Fma):
+    """The least peak of held entries; among the plans that reach it, the least fma, which are its price."""
+
+    name: str = "memory"
+    least_peak: ClassVar[bool] = True
 
 
 def _known(cost: int | None) -> int:
@@ -96,14 +119,14 @@ def _known(cost: int | None) -> int:
     return cost
 
 
-OBJECTIVES: dict[str, Objective] = {"fma": Fma()}
+OBJECTIVES: dict[str, Objective] = {"fma": Fma(), "memory": Memory()}
 
 
 def resolve_objective(objective: str | Objective) -> Objective:
     """The objective of that name, or the objective itself.
 
     Args:
-        objective: A name in `OBJECTIVES`, or any object with the methods of `Objective`.
+        objective: A name in `OBJECTIVES`, "time", or any object with the methods of `Objective`.
 
     Returns:
         The objective as a value.
@@ -113,7 +136,11 @@ def resolve_objective(objective: str | Objective) -> Objective:
     """
     if not isinstance(objective, str):
         return objective
-    if objective not in OBJECTIVES:
-        known = ", ".join(repr(name) for name in OBJECTIVES)
-        raise ValueError(f"plan: objective must be one of {known}, got {objective!r}.")
-    return OBJECTIVES[objective]
+    if objective in OBJECTIVES:
+        return OBJECTIVES[objective]
+    if objective == "time":  # measured on first use, so not made when this is imported
+        from .timing import time_objective
+
+        return time_objective()
+    known = ", ".join(repr(name) for name in (*OBJECTIVES, "time"))
+    raise ValueError(f"plan: objective must be one of {known}, got {objective!r}.")

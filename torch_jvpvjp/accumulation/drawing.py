@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .bracket import Action, Mode
-from .show import ratio_text
+from .show import price_text, ratio_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,18 +21,24 @@ if TYPE_CHECKING:
 _COLOURS: dict[Mode | None, str] = {
     Mode.TANGENT: "#4c78a8",
     Mode.ADJOINT: "#e45756",
+    Mode.COMPRESSED: "#7b5ea7",
+    Mode.CLOSED: "#b07a2a",
     Mode.GIVEN: "#8a8a8a",
     None: "#3d8f5f",
 }
 _MEANINGS: dict[Mode | None, str] = {
     Mode.TANGENT: "tangents: columns pushed forward",
     Mode.ADJOINT: "adjoints: rows pulled back",
+    Mode.COMPRESSED: "tangents compressed by colouring",
+    Mode.CLOSED: "formed in closed form",
     Mode.GIVEN: "Jacobian given, no cost",
     None: "matrix · matrix",
 }
 _BY: dict[Mode | None, str] = {
     Mode.TANGENT: "by tangents",
     Mode.ADJOINT: "by adjoints",
+    Mode.COMPRESSED: "compressed",
+    Mode.CLOSED: "in closed form",
     Mode.GIVEN: "given",
     None: "",
 }
@@ -141,7 +147,9 @@ def _draw_title(axes: Any, plan: Plan, top: int) -> None:
     middle, bracketing = (len(plan.factors) - 1) / 2, f"J = {plan.bracketing()}"
     points = 72 * axes.figure.get_figwidth() / (0.68 * len(bracketing))  # the font size at which it fills the width
     axes.text(middle, top + 1.1, bracketing, ha="center", va="top", fontsize=min(11, points), weight="bold")
-    cost = f"{plan.cost:,} {plan.objective} in {len(plan.steps)} steps;  {',  '.join(ratios)}"
+    cost = f"{price_text(plan.cost)} {plan.unit} in {len(plan.steps)} steps;  {',  '.join(ratios)}"
+    if plan.makespan is not None:
+        cost += f";  {price_text(plan.makespan)} {plan.unit} on {plan.threads} workers"
     axes.text(middle, top + 0.8, cost, ha="center", va="top", fontsize=9.5)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from .assemble import assemble
@@ -12,9 +12,9 @@ from .cost import resolve_objective
 from .factor import Factor
 from .plan import Plan, Step
 from .problem import Problem
-from .structure import Structure
+from .structure import structure_from_data
 
-FORMAT = "torch_jvpvjp.plan/1"
+FORMAT = "torch_jvpvjp.plan/2"
 
 
 def steps_to_data(plan: Plan) -> list[dict[str, Any]]:
@@ -40,10 +40,16 @@ def plan_to_json(plan: Plan) -> str:
         "objective": plan.objective,
         "strategy": plan.strategy,
         "cost": plan.cost,
+        "fma": plan.fma,
         "peak_entries": plan.peak_entries,
         "bracketing": plan.bracketing(),
         "tape_limit": plan.tape_limit,
         "matrix_free": plan.matrix_free,
+        "peak_limit": plan.peak_limit,
+        "threads": plan.threads,
+        "batch": plan.batch,
+        "unit": plan.unit,
+        "makespan": plan.makespan,
         "input_shape": plan.input_shape,
         "output_shape": plan.output_shape,
         "factors": [_factor_to_data(factor) for factor in plan.factors],
@@ -62,7 +68,7 @@ def plan_from_json(text: str) -> Plan:
         The plan.
 
     Raises:
-        ValueError: If the text is not a plan, or its recorded cost is not that of its steps.
+        ValueError: If the text is not a plan, or its recorded cost or fma are not those of its steps.
     """
     try:
         data = json.loads(text)
@@ -75,8 +81,9 @@ def plan_from_json(text: str) -> Plan:
         factors = tuple(_factor_from_data(factor) for factor in data["factors"])
         brackets = [_bracket_from_data(step) for step in data["steps"]]
         shapes = [None if data[key] is None else tuple(data[key]) for key in ("input_shape", "output_shape")]
-        recorded = data["cost"]
-        limits = {"tape_limit": data["tape_limit"], "matrix_free": data["matrix_free"]}
+        recorded, fma = data["cost"], data["fma"]
+        limits = {key: data[key] for key in ("tape_limit", "matrix_free", "threads", "batch")}
+        limits |= {"peak_entries": data["peak_limit"]}
         objective, strategy = data["objective"], data["strategy"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -84,24 +91,26 @@ def plan_from_json(text: str) -> Plan:
         ) from error
     problem = Problem(factors, resolve_objective(objective), **limits)
     plan = assemble(problem, brackets, strategy=strategy)
-    if plan.cost != recorded:
+    if plan.fma != fma:
+        raise ValueError(f"Plan.from_json: fma must be those of the steps, {plan.fma}, got {fma}.")
+    if isinstance(plan.cost, float):
+        plan = replace(plan, cost=recorded)  # seconds were told by the model of the device that it was planned for
+    elif plan.cost != recorded:
         raise ValueError(f"Plan.from_json: cost must be that of the steps, {plan.cost}, got {recorded}.")
     return replace(plan, input_shape=shapes[0], output_shape=shapes[1])
 
 
+_FACTOR_FIELDS = ("label", "n", "m", "jvp_cost", "vjp_cost", "tape", "given", "forming_cost", "shared", "launches")
+
+
 def _factor_to_data(factor: Factor) -> dict[str, Any]:
-    structure: Any = factor.structure  # a dataclass, whichever it is
-    data = {key: getattr(factor, key) for key in ("label", "n", "m", "jvp_cost", "vjp_cost", "tape")}
-    return data | {"structure": None if structure is None else {"kind": structure.name, **asdict(structure)}}
+    structure = None if factor.structure is None else factor.structure.to_data()
+    return {key: getattr(factor, key) for key in _FACTOR_FIELDS} | {"structure": structure}
 
 
 def _factor_from_data(data: dict[str, Any]) -> Factor:
-    structure = None
-    if data["structure"] is not None:
-        sizes = dict(data["structure"])
-        kinds: dict[str, Any] = {kind.name: kind for kind in Structure.__subclasses__()}
-        structure = kinds[sizes.pop("kind")](**sizes)
-    fields: dict[str, Any] = data | {"structure": structure}
+    structure = None if data["structure"] is None else structure_from_data(data["structure"])
+    fields: dict[str, Any] = {key: data[key] for key in _FACTOR_FIELDS} | {"structure": structure}
     return Factor(**fields)
 
 

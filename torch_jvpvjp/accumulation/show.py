@@ -7,9 +7,11 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .cost import Price
     from .plan import Plan, Step
 
 WIDTH = 100
+WIDE = 140  # with a timetable
 
 
 def plan_text(plan: Plan) -> str:
@@ -18,7 +20,8 @@ def plan_text(plan: Plan) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(file=StringIO(), width=WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    width = WIDTH if plan.timetable is None else WIDE
+    console = Console(file=StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
@@ -29,8 +32,11 @@ def plan_text(plan: Plan) -> str:
     for name in ("action", "mode", "bracket (j, k, i)", "shape", "structure"):
         steps.add_column(name, no_wrap=True)
     steps.add_column("fma", justify="right", no_wrap=True)
+    if plan.timetable is not None:
+        steps.add_column("worker", justify="right", no_wrap=True)
+        steps.add_column(f"start – end ({plan.unit})", no_wrap=True)
     for number, step in enumerate(plan.steps, 1):
-        steps.add_row(str(number), *step_cells(step))
+        steps.add_row(str(number), *step_cells(step), *slot_cells(plan, number - 1))
     with console.capture() as capture:
         console.print("Jacobian plan", facts, steps, sep="\n", markup=False, highlight=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip()
@@ -40,16 +46,35 @@ def plan_facts(plan: Plan) -> list[tuple[str, str]]:
     """Return the header of a plan, as names and facts."""
     sizes = " → ".join(str(size) for size in plan.dims)
     options = [] if plan.tape_limit is None else [f"tape limit {plan.tape_limit:,} entries"]
+    options += [] if plan.peak_limit is None else [f"at most {plan.peak_limit:,} entries held"]
     options += [] if plan.matrix_free else ["no elimination"]
-    return [
+    options += [] if plan.batch == 1 else [f"batch of {plan.batch:,}"]
+    facts = [
         ("chain", sizes),
         ("bracketing", plan.bracketing()),
         ("objective", ", ".join([f"{plan.objective}, by {plan.strategy}", *options])),
         ("all tangent", _compared(plan, plan.tangent_fma)),
         ("all adjoint", _compared(plan, plan.adjoint_fma)),
-        ("cost chosen", f"{plan.cost:,} {plan.objective}"),
+        ("cost chosen", f"{price_text(plan.cost)} {plan.unit}"),
         ("peak memory", f"{plan.peak_entries:,} entries"),
     ]
+    if plan.makespan is not None:
+        workers = "1 worker" if plan.threads == 1 else f"{plan.threads} workers"
+        facts.append(("makespan", f"{price_text(plan.makespan)} {plan.unit} on {workers}"))
+    return facts
+
+
+def price_text(price: Price) -> str:
+    """Return a price as text: every digit of an integer, four of a float."""
+    return f"{price:,}" if isinstance(price, int) else f"{price:.4g}"
+
+
+def slot_cells(plan: Plan, place: int) -> tuple[str, ...]:
+    """Return worker, start and end of a step; nothing for a plan without a timetable."""
+    if plan.timetable is None:
+        return ()
+    slot = plan.timetable[place]
+    return str(slot.worker + 1), f"{price_text(slot.start)} – {price_text(slot.end)}"
 
 
 def step_cells(step: Step) -> tuple[str, str, str, str, str, str]:
@@ -82,8 +107,11 @@ def _compared(plan: Plan, reference: int | None) -> str:
 def plan_html(plan: Plan) -> str:
     """Return the same for a notebook."""
     facts = "".join(f"<tr><th>{html.escape(n)}</th><td>{html.escape(fact)}</td></tr>" for n, fact in plan_facts(plan))
-    header = "".join(f"<th>{name}</th>" for name in ("action", "mode", "bracket", "shape", "structure", "fma"))
+    names = ["action", "mode", "bracket", "shape", "structure", "fma"]
+    names += [] if plan.timetable is None else ["worker", f"start – end ({plan.unit})"]
+    header = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in step_cells(step)) + "</tr>" for step in plan.steps
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+        for cells in ((*step_cells(step), *slot_cells(plan, place)) for place, step in enumerate(plan.steps))
     )
     return f"<b>Jacobian plan</b><table>{facts}</table><table><tr>{header}</tr>{rows}</table>"

@@ -50,9 +50,9 @@ def _leaf(problem: Problem, index: int) -> Bracket:
     Raises:
         ValueError: If there is none.
     """
-    mode = problem.leaf_modes(index)[:1]  # given or tangent comes first
-    if not mode or mode[0] is Mode.ADJOINT:
+    modes = [mode for mode in problem.leaf_modes(index) if mode not in {Mode.ADJOINT, Mode.COMPRESSED}]
+    if not modes:
         raise ValueError(
             f"forward: factor F{index} must have a tangent evaluation, got none; use strategy='dynamic_programming'."
         )
-    return accumulate(index, mode[0])
+    return min((accumulate(index, mode) for mode in modes), key=problem.price)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..bracket import Action, Bracket, Mode, multiply, pull, push
+from ..cost import Price
 from ..problem import Problem
 from .registry import register_strategy
 
 
 class _Join(NamedTuple):
-    price: int
+    price: Price
     steps: int
     position: int  # of the upstream block
     brackets: list[Bracket]

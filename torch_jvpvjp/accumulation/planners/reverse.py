@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..bracket import Bracket, Mode, accumulate, multiply, pull
+from ..bracket import Bracket, accumulate, multiply, pull
 from ..problem import Problem
 from .registry import register_strategy
 
@@ -52,11 +52,11 @@ def _leaf(problem: Problem, index: int) -> Bracket:
     Raises:
         ValueError: If there is none.
     """
-    modes = [mode for mode in problem.leaf_modes(index) if mode is not Mode.TANGENT]
+    modes = [mode for mode in problem.leaf_modes(index) if not mode.pushes]
     if not modes:
         raise ValueError(
             f"reverse: factor F{index} must have an adjoint evaluation whose tape fits tape_limit="
             f"{problem.tape_limit}, got a tape of {problem.factor(index).tape}; raise tape_limit or use "
             f"strategy='dynamic_programming'."
         )
-    return accumulate(index, modes[0])
+    return min((accumulate(index, mode) for mode in modes), key=problem.price)
