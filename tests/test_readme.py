@@ -1,4 +1,4 @@
-"""The README's example prints what the README says, and the example file passes its own check."""
+"""The README's examples print what the README says, and the example files pass their own checks."""
 
 import os
 import re
@@ -20,6 +20,49 @@ def test_the_first_example_prints_what_stands_below_it() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout == printed
+
+
+@pytest.mark.slow
+def test_the_examples_on_jacobians_run_and_print_what_stands_below_them() -> None:
+    first, second = _section("Jacobians in the best order", "python")
+    printed, _ = _section("Jacobians in the best order", "text")
+    assert _python("-c", first) == printed
+    assert "predicted and measured time" in _python("-c", first + second)
+
+
+@pytest.mark.slow
+def test_the_command_for_chains_prints_what_stands_below_it(tmp_path: Path) -> None:
+    (shell,) = _section("Jacobians in the best order", "sh")
+    _, printed = _section("Jacobians in the best order", "text")
+    command, _, expected = printed.partition("\n")
+    (tmp_path / "chain.json").write_text(shell.removeprefix("$ cat chain.json\n"), encoding="utf-8")
+    words = command.removeprefix("$ python ").replace("chain.json", str(tmp_path / "chain.json")).split()
+    assert _python(*words) == expected
+
+
+@pytest.mark.slow
+def test_the_tour_of_jacobians_agrees_with_torch_func() -> None:
+    assert "598 of 40,000 entries" in _python("-W", "error", "examples/jacobians.py")
+
+
+def _section(title: str, language: str) -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def _python(*words: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    run = subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=ROOT,
+        env=environment,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 @pytest.mark.slow

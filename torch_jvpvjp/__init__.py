@@ -2,15 +2,17 @@
 
 from . import ops, testing
 from ._version import __version__
-from .accumulation import Chain, Plan, jacobian, plan_jacobian
+from .accumulation import Chain, InfeasiblePlanError, Plan, gauss_newton, jacobian, plan_jacobian
 from .registration import DifferentiableOp, differentiable_op
 
 __all__ = [
     "Chain",
     "DifferentiableOp",
+    "InfeasiblePlanError",
     "Plan",
     "__version__",
     "differentiable_op",
+    "gauss_newton",
     "jacobian",
     "ops",
     "plan_jacobian",

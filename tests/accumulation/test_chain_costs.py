@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from torch_jvpvjp.accumulation import Chain, Dense, Diagonal, Factor
+from torch_jvpvjp.accumulation.structure import Gather, Identity, Kronecker
 
 
 def _factors(functions, shape):
@@ -14,39 +15,52 @@ def _factors(functions, shape):
 def test_linear_and_elementwise_are_known_in_closed_form():
     net = nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 2)).double()
     assert _factors(net, (6,)) == (
-        Factor(6, 4, 24, 24, 0, Dense(4, 6), "Linear"),
-        Factor(4, 4, 4, 4, 4, Diagonal(4), "GELU"),
-        Factor(4, 2, 8, 8, 0, Dense(2, 4), "Linear"),
+        Factor(6, 4, 24, 24, 4, Dense(4, 6), "linear", shared=True),
+        Factor(4, 4, 4, 4, 4, Diagonal(4), "gelu"),
+        Factor(4, 2, 8, 8, 2, Dense(2, 4), "linear", shared=True),
     )
 
 
-def test_rows_share_a_weight_and_so_the_jacobian_is_not_given_dense():
+def test_rows_share_a_weight():
     (factor,) = _factors([nn.Linear(6, 4).double()], (5, 6))
-    assert factor == Factor(30, 20, 120, 120, 0, None, "Linear")
+    assert factor.structure == Kronecker(Identity(5), Dense(4, 6))
+    assert (factor.given, factor.shared, factor.jvp_cost) == (True, True, 5 * 4 * 6)
 
 
 W = torch.ones(3, 4, dtype=torch.float64)
-BLACK_BOXES = {
-    # name: (function, jvp, vjp, tape); W is 3 x 4
-    "matrix-vector": (lambda v: W @ v, 12 + 3, 12, 3),  # PyTorch adds the zero tangent of W
-    "matrix-matrix": (lambda v: v.reshape(2, 2) @ torch.ones(2, 5, dtype=v.dtype), 20 + 10, 20, 20),
-    "view": (lambda v: v.reshape(2, 2).T, 0, 0, 0),
-    "product rule": (lambda v: v * v.flip(0), 12, 12, 8),
-    "shared slope": (lambda v: torch.sin(v), 4, 4, 4),  # one product; cos(x) is common to all tangents
-    "sum": (lambda v: v.sum(), 4, 0, 1),
+FUNCTIONS = {
+    # name: (function, structure, jvp, vjp, to form); W is 3 x 4, None for a Jacobian that is known
+    "matrix-vector": (lambda v: W @ v, Dense(3, 4), 12, 12, None),
+    "rows by a matrix": (lambda v: v.reshape(2, 2) @ W[:2], Kronecker(Identity(2), Dense(4, 2)), 16, 16, None),
+    "permutation": (lambda v: v.reshape(2, 2).T, Gather(4, [0, 2, 1, 3]), 0, 0, None),
+    "entrywise": (lambda v: torch.sin(v), Diagonal(4), 4, 4, None),
+    "two entrywise": (lambda v: torch.sin(v) * torch.exp(v), Diagonal(4), 20, 20, 12),
+    "sum": (lambda v: v.sum(), Dense(1, 4), 4, 4, None),
 }
 
 
-@pytest.mark.parametrize(("function", "jvp", "vjp", "tape"), BLACK_BOXES.values(), ids=BLACK_BOXES)
-def test_black_boxes_are_counted_op_by_op(function, jvp, vjp, tape):
+@pytest.mark.parametrize(("function", "structure", "jvp", "vjp", "forming"), FUNCTIONS.values(), ids=FUNCTIONS)
+def test_stages_that_are_found_have_structure_and_costs(function, structure, jvp, vjp, forming):
     (factor,) = _factors([function], (4,))
-    assert factor.structure is None
-    assert (factor.jvp_cost, factor.vjp_cost, factor.tape) == (jvp, vjp, tape)
+    assert factor.structure == structure
+    assert (factor.jvp_cost, factor.vjp_cost) == (jvp, vjp)
+    assert (factor.given, factor.forming_cost) == (forming is None, forming)
 
 
-def test_jvp_and_vjp_costs_are_kept_apart():
-    (factor,) = _factors([lambda v: torch.softmax(v, 0).cumsum(0)], (10,))
-    assert factor.jvp_cost != factor.vjp_cost
+def test_a_view_belongs_to_a_neighbour_and_a_residual_block_is_one_stage():
+    linear = nn.Linear(4, 4).double()
+    factors = _factors([lambda v: v + torch.tanh(linear(v)).reshape(4), torch.exp], (4,))
+    assert [(factor.n, factor.m) for factor in factors] == [(4, 4), (4, 4)]
+    assert "3 ops" in factors[0].label or "∘" in factors[0].label
+
+
+def test_black_boxes_are_counted_op_by_op():
+    def branching(v):
+        return torch.sin(v) if v.sum() > -100 else v
+
+    (factor,) = _factors([branching], (4,))
+    assert (factor.structure, factor.jvp_cost is not None, factor.vjp_cost is not None) == (None, True, True)
+    assert factor.vjp_cost == 4  # one product; cos(x) is common to all cotangents
 
 
 def test_planning_runs_on_fake_tensors_where_it_can():
@@ -65,20 +79,6 @@ def test_data_dependent_functions_are_measured_on_real_tensors():
         return v.repeat(2) if v.sum() > 0 else v
 
     assert [f.m for f in _factors([torch.exp, branching], (3,))] == [3, 6]
-
-
-def test_a_stage_that_recurs_is_measured_once():
-    calls = []
-
-    def step(v):
-        calls.append(1)
-        return v + v.sin()
-
-    Chain([step]).plan(torch.ones(3))
-    once = len(calls)
-    calls.clear()
-    Chain([step] * 7).plan(torch.ones(3))
-    assert len(calls) == once
 
 
 def test_planning_draws_no_random_number():

@@ -1,7 +1,5 @@
 """Bad input is refused, by name, and nothing is returned."""
 
-import dataclasses
-
 import pytest
 import torch
 from torch import nn
@@ -15,7 +13,7 @@ X = torch.ones(3)
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        ([1.0, 2.0], "x must be a floating tensor, got list"),
+        ([1.0, 2.0], r"x \(leaf 0\) must be a floating tensor, got float"),
         (torch.ones(3, dtype=torch.int64), r"x must be a floating tensor, got torch.int64; convert it"),
         (torch.ones(3, dtype=torch.complex64), "x must be a floating tensor, got torch.complex64"),
         (None, "x must be a floating tensor, got NoneType"),
@@ -33,61 +31,56 @@ def test_an_executed_plan_checks_x_again():
         plan(X.int())
     with pytest.raises(ValueError, match=r"x must have the shape \(3,\) that the plan was made for, got \(3, 1\)"):
         plan(X[:, None])
-    loaded = dataclasses.replace(plan, input_shape=None)
-    with pytest.raises(ValueError, match="x must have the 3 entries that the plan is for, got 4"):
-        loaded(torch.ones(4))
 
 
 FUNCTIONS = {
     "no callable": (3, TypeError, "f must be a callable, or a list or tuple of callables, got int"),
     "not all callable": ([torch.sin, 3], TypeError, r"functions\[1\] must be callable, got int"),
     "empty": ([], ValueError, "functions must hold at least one callable"),
-    "empty sequential": (nn.Sequential(), ValueError, "at least one stage, got an empty nn.Sequential"),
-    "tuple out": (lambda v: (v, v), TypeError, "<lambda> must return one tensor, got tuple"),
-    "number out": (lambda v: 3.0, TypeError, "<lambda> must return one tensor, got float"),
-    "integers out": (torch.argmax, TypeError, "argmax must return a floating tensor, got torch.int64"),
-    "in place": (lambda v: v.mul_(2), ValueError, "must not write into its input"),
+    "number out": (lambda v: 3.0, TypeError, "what <lambda> returns must be a floating tensor, got float"),
+    "integers out": (
+        torch.argmax,
+        TypeError,
+        "what argmax returns must be a floating tensor, got torch.int64",
+    ),
     "sizes": (Chain.from_sizes([3, 2]), ValueError, "f must be a chain of callables, got one that was made from sizes"),
-    "linear does not fit": (
-        [nn.Linear(3, 4), nn.Tanh(), nn.Linear(5, 2)],
-        ValueError,
-        r"stage 3 \(Linear\) does not fit: its input must have a last axis of 5, got shape \(4,\)",
-    ),
-    "linear of other dtype": (
-        [nn.Linear(3, 4).double()],
-        ValueError,
-        r"stage 1 \(Linear\) does not fit: its input must have the dtype .*torch.float64, got torch.float32",
-    ),
-    "black box does not fit": (
-        [nn.Linear(3, 4), lambda v: v @ torch.ones(5, 5)],
-        ValueError,
-        r"stage 2 \(<lambda>\) must take a tensor of shape \(4,\) and dtype torch.float32",
-    ),
 }
 
 
 @pytest.mark.parametrize(("f", "error", "message"), FUNCTIONS.values(), ids=FUNCTIONS)
 @pytest.mark.parametrize("function", [jacobian, plan_jacobian], ids=["jacobian", "plan_jacobian"])
-def test_f_must_be_a_chain_of_tensor_functions(function, f, error, message):
+def test_f_must_be_a_function_of_tensors(function, f, error, message):
     with pytest.raises(error, match=message):
         function(f, X.clone())
 
 
-def test_a_stage_that_writes_into_its_input_is_found_when_executed_too():
-    quiet = [True]
+MISFITS = {
+    "linear": ([nn.Linear(3, 4), nn.Tanh(), nn.Linear(5, 2)], r"stage 3 \(Linear\) must take a tensor of shape \(4,\)"),
+    "dtype": (
+        [nn.Linear(3, 4).double()],
+        r"f must take a tensor of shape \(3,\) and dtype torch.float32",
+    ),
+    "function": (
+        [nn.Linear(3, 4), lambda v: v @ torch.ones(5, 5)],
+        r"stage 2 \(<lambda>\) must take a tensor of shape \(4,\) and dtype torch.float32",
+    ),
+}
 
-    def sly(v):
-        return v.sin() if quiet[0] else v.sin_()
 
-    for strategy, error, message in (
-        ("forward", ValueError, "sly must not write into its input"),
-        ("reverse", RuntimeError, "in-place operation"),  # PyTorch's own
-    ):
-        quiet[0] = True
-        plan = plan_jacobian([torch.cos, sly, sly], X, strategy=strategy)
-        quiet[0] = False
-        with pytest.raises(error, match=message):
-            plan(X)
+@pytest.mark.parametrize(("f", "message"), MISFITS.values(), ids=MISFITS)
+def test_stages_must_fit_one_another(f, message):
+    with pytest.raises(ValueError, match=message):
+        plan_jacobian(f, X)
+    with pytest.raises((ValueError, RuntimeError), match="must take a tensor|mat1 and mat2|same dtype"):
+        jacobian(f, X)  # PyTorch's own error, where no plan is made
+
+
+@pytest.mark.parametrize("function", [jacobian, plan_jacobian], ids=["jacobian", "plan_jacobian"])
+def test_f_must_not_write_into_x(function):
+    x = X.clone()
+    with pytest.raises((ValueError, RuntimeError), match="must not write into its input|in-place operation"):
+        function(lambda v: v.mul_(2), x)
+    assert torch.equal(x, X)
 
 
 def test_a_function_that_cannot_be_differentiated_says_why():
@@ -97,6 +90,8 @@ def test_a_function_that_cannot_be_differentiated_says_why():
             return v.clone()
 
     with pytest.raises(NotImplementedError, match=r"stage 1 \(apply\) must be differentiable .* got .*setup_context"):
+        plan_jacobian(Closed.apply, X)
+    with pytest.raises((NotImplementedError, RuntimeError), match="setup_context"):
         jacobian(Closed.apply, X)
 
 
@@ -105,13 +100,11 @@ def test_a_plan_must_fit_the_chain():
     plan = plan_jacobian(net, X)
     with pytest.raises(ValueError, match=r"plan must be for a chain of 1 stages, got one for 2; make a new one"):
         jacobian(net[:1], X, plan=plan)
-    with pytest.raises(ValueError, match="it expects 2 entries after factor F1 and Linear returned 5"):
+    with pytest.raises(ValueError, match="it expects 3 → 2 entries, dense, at factor F1 and linear takes 3 → 5"):
         jacobian([nn.Linear(3, 5), nn.Tanh()], X, plan=plan)
-    with pytest.raises(ValueError, match="takes the Jacobian of factor F2 as given and that of <lambda> is not"):
-        jacobian([nn.Linear(3, 2), lambda v: v], X, plan=plan_jacobian(net, X, matrix_free=False))
     with pytest.raises(TypeError, match="plan must be a Plan, got str"):
         jacobian(net, X, plan="plan")
-    with pytest.raises(ValueError, match="objective and strategy must be left out where a plan is given, .*'forward'"):
+    with pytest.raises(ValueError, match="objective, strategy and memory_limit must be left out where a plan is given"):
         jacobian(net, X, plan=plan, strategy="forward")
     with pytest.raises(ValueError, match="f must be a chain of callables"):
         jacobian(Chain.from_sizes([3, 2, 2]), X, plan=plan)
@@ -144,7 +137,7 @@ def test_a_plan_of_a_chain_checks_its_arguments():
         callables.plan()
     with pytest.raises(ValueError, match="tape_limit must not be negative, got -3"):
         sizes.plan(tape_limit=-3)
-    with pytest.raises(TypeError, match="float"):
+    with pytest.raises(TypeError, match="tape_limit must be an integer, got 2.5"):
         sizes.plan(tape_limit=2.5)
     with pytest.raises(ValueError, match="tape_limit=5 needs the tape of each factor"):
         Chain.from_sizes([3, 2], jvp_cost=[1], vjp_cost=[1]).plan(tape_limit=5)
@@ -154,6 +147,17 @@ def test_a_plan_of_a_chain_checks_its_arguments():
         Chain.from_module([torch.sin])
 
 
-def test_options_of_later_releases_are_not_swallowed():
-    with pytest.raises(TypeError, match="batch_dims"):
-        jacobian(torch.sin, X, batch_dims=1)
+OPTIONS = {
+    "batch dims": (dict(batch_dims=-1), ValueError, "batch_dims must be at least 0, got -1"),
+    "batch dims of a float": (dict(batch_dims=1.0), TypeError, "batch_dims must be an integer, got 1.0"),
+    "objective": (dict(objective="speed"), ValueError, "objective must be .*got 'speed'"),
+    "strategy": (dict(strategy="best"), ValueError, "strategy must be .*got 'best'"),
+    "unknown": (dict(columns=3), TypeError, "unexpected keyword argument 'columns'"),
+}
+
+
+@pytest.mark.parametrize(("options", "error", "message"), OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("function", [jacobian, plan_jacobian], ids=["jacobian", "plan_jacobian"])
+def test_options_are_checked(function, options, error, message):
+    with pytest.raises(error, match=message):
+        function(torch.sin, X, **options)

@@ -13,12 +13,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import _has_any_global_hook as any_global_module_hook
 
-__all__ = ["FakeTensorMode", "any_global_module_hook", "inside_transform", "jvp", "linearize", "vjp"]
+__all__ = [
+    "FakeTensorMode", "any_global_module_hook", "inside_transform", "is_builtin_node", "jvp", "linearize",
+    "load_jvp_rules", "vjp", "wraps_transform",
+]  # fmt: skip
 
 
 def jvp(function: Callable[[Tensor], Tensor], x: Tensor, x_dot: Tensor) -> tuple[Tensor, Tensor]:
     """Return f(x) and J ẋ."""
-    _load_jvp_rules()
+    load_jvp_rules()
     results: Any = torch.func.jvp(function, (x,), (x_dot,))
     return results
 
@@ -31,14 +34,15 @@ def vjp(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callab
 
 def linearize(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Return f(x) and the recorded pushforward ẋ ↦ J ẋ."""
-    _load_jvp_rules()
+    load_jvp_rules()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node", UserWarning)  # its own tracing does
         return torch.func.linearize(function, x)
 
 
 @cache
-def _load_jvp_rules() -> None:
+def load_jvp_rules() -> None:
+    """Import PyTorch's rules for JVPs, quietly."""
     # The first JVP of a process imports this module, which scripts its rules and so warns of PyTorch's own doing; where
     # warnings are errors, that JVP would fail.
     with warnings.catch_warnings():
@@ -50,3 +54,25 @@ def inside_transform() -> bool:
     """Return whether a `torch.func` transform is running."""
     functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
     return functorch.peek_interpreter_stack() is not None
+
+
+def wraps_transform(tensor: Tensor) -> bool:
+    """Return whether a tensor belongs to a `torch.func` transform or carries a tangent of forward mode."""
+    functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
+    return functorch.is_functorch_wrapped_tensor(tensor) or torch.autograd.forward_ad._current_level >= 0
+
+
+def is_builtin_node(node: Any) -> bool:
+    """Return whether a node of the autograd graph is one of PyTorch's own, or of an op that is kept whole on a tape.
+
+    A Python node is a `torch.autograd.Function`, whose derivative the ops that it ran do not tell. A class of nodes
+    that stands for one dispatcher op, and so is not lost, says so by the attribute `of_dispatcher_op` of its function.
+    """
+    kind: type = type(node)
+    if issubclass(kind, _CFunctionBase):
+        return bool(getattr(getattr(kind, "_forward_cls", None), "of_dispatcher_op", False))
+    return kind.__name__ not in _FOREIGN_NODES
+
+
+_CFunctionBase: Any = getattr(torch._C, "_FunctionBase")  # noqa: B009 (the stubs do not know it)
+_FOREIGN_NODES = frozenset({"CppFunction", "NotImplemented", "WarnNotImplemented", "Error", "DelayedError"})

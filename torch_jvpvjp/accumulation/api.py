@@ -1,117 +1,398 @@
-"""The two functions that most users need: the Jacobian of a function at a point, and the plan for it."""
+"""The functions that most users need: the Jacobian of a function at a point, and the plan for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from time import perf_counter
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
-from .chain import Chain, check_input
+from ._torch import inside_transform, wraps_transform
+from .cache import Remembered, remembered
+from .chain import Chain
 from .cost import Objective
-from .execute import execute
+from .explain import stages_text
+from .making import make_plan
+from .plain import plain_jacobian, recorded
 from .plan import Plan
+from .runtime import Options, Runtime
+from .seeds import GaussNewton, check_seed
+from .subject import Subject
+from .trees import Wrt, assembled
 
-Differentiable = Chain | nn.Module | Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]]
+Differentiable = Chain | nn.Module | Callable[..., Any] | Sequence[Callable[[Tensor], Tensor]]
+Randomness = Literal["error", "same", "different"]
 
 
 def jacobian(
     f: Differentiable,
-    x: Tensor,
+    x: Any,
     *,
-    objective: str | Objective = "fma",
+    batch_dims: int = 0,
+    wrt: Wrt = None,
+    objective: str | Objective = "time",
+    memory_limit: int | str | None = None,
     plan: Plan | None = None,
+    chunk_size: int | None = None,
+    progress: bool = False,
+    create_graph: bool = False,
+    compile: bool = False,
     strategy: str = "dynamic_programming",
-) -> Tensor:
+    randomness: Randomness = "error",
+    sparse: bool | Literal["auto"] = False,
+    explain: bool = False,
+) -> Any:
     """The Jacobian of f at x, accumulated in the best order.
 
     With f = F_q ∘ … ∘ F_1 the Jacobian is J_q · … · J_1, and how that product is formed decides what it costs. Equal to
     `torch.func.jacrev(f)(x)` to rounding.
 
+    The first call for a function decides from sizes whether planning pays. If it does not, the Jacobian is taken by
+    tangents or by adjoints, whichever are fewer. Plans are kept by function, shapes, dtypes and device, as long as
+    nothing that the function refers to has changed, so that later calls reuse them.
+
     Args:
-        f: A function of one tensor that returns one: a Chain, an nn.Sequential or a list of callables, whose stages
-            are planned; or any other callable or nn.Module, which is one stage.
-        x: Where, a floating tensor of any shape.
-        objective: What the plan minimises: "fma".
-        plan: A plan made before, by `plan_jacobian`, for x of this shape; it leaves nothing to choose, so objective
-            and strategy must then be left out.
+        f: A function, an nn.Module, a Chain, or a list of functions to be composed, the first applied first.
+        x: Where: a floating tensor, a list or dict of them, or a tuple of positional arguments.
+        batch_dims: How many leading axes of every argument and output are a batch of independent samples; the result is
+            then the Jacobian of each sample, (*batch, *outputs, *inputs) without the batch on either side again.
+        wrt: What the Jacobian is taken in: None for all arguments, an argument number or several, "parameters" for all
+            parameters of a module, or names of some.
+        objective: What the plan minimises: "time", "fma" or "memory".
+        memory_limit: Bytes, or a size such as "8GB", within which blocks and sweeps are to stay.
+        plan: A plan made before, by `plan_jacobian`; it leaves nothing to choose.
+        chunk_size: Most columns or rows that a sweep carries at once; None for as many as fit memory_limit.
+        progress: Whether to show a progress bar, for long work.
+        create_graph: Whether the result can be differentiated.
+        compile: Whether what the plan does is compiled by `torch.compile`.
         strategy: How the plan is found; see `Chain.plan`.
+        randomness: With batch_dims, what random numbers do: "error", "same" or "different", as in `torch.func.vmap`.
+        sparse: "auto" for a sparse tensor where the structure of the Jacobian has zeros, True for one in any case.
+        explain: Whether to print the stages found, with their sizes, structures and costs.
 
     Returns:
-        The Jacobian, of shape (*f(x).shape, *x.shape), detached from autograd; dtype and device of f(x).
+        The Jacobian: of shape (*f(x).shape, *x.shape) for one tensor in and out, dtype and device of f(x); for trees
+        the same tree that `torch.func.jacrev` returns, outputs outside, inputs inside. Detached unless create_graph.
 
     Raises:
-        TypeError: If x is not a floating tensor, or f or a stage of it not a callable that returns one.
-        ValueError: If stages do not fit one another or the plan, or both a plan and how to make one are given.
+        TypeError: If x, f or what f returns is not differentiable, or an argument has the wrong type.
+        ValueError: If stages do not fit one another or the plan, an option is unknown, or no plan fits memory_limit.
+        NotImplementedError: If a stage has neither a JVP nor a VJP.
 
     Source: Naumann (2020), Optimization of Generalized Jacobian Chain Products without Memory Constraints,
         arXiv 2003.05755.
     """  # noqa: DOC502 (some are raised further down)
-    if plan is None:
-        return plan_jacobian(f, x, objective=objective, strategy=strategy)(x)
-    if not isinstance(plan, Plan):
-        raise TypeError(f"jacobian: plan must be a Plan, got {type(plan).__name__}.")
-    if objective != "fma" or strategy != "dynamic_programming":
-        raise ValueError(
-            f"jacobian: objective and strategy must be left out where a plan is given, got {objective!r} and "
-            f"{strategy!r}."
-        )
-    return execute(plan, as_chain("jacobian", f), x)
+    stages = stages_of("jacobian", f)
+    options = _options(
+        "jacobian",
+        wrt=_as_key(wrt),
+        batch_dims=batch_dims,
+        chunk_size=chunk_size,
+        create_graph=create_graph,
+        compile=compile,
+        randomness=randomness,
+        progress=progress,
+        sparse=sparse,
+    )
+    if plan is not None:
+        return _by_plan(plan, stages, x, options, objective, strategy, memory_limit)
+    kind = (_layout(x), options, objective, strategy, memory_limit)
+    known = remembered(stages, kind)
+    if known.plan is not None:
+        try:
+            return known.plan(x)
+        except ValueError:  # f is another chain by now; whatever else is wrong will be raised again below
+            known.plan = None
+    if known.plan is None:
+        free = objective == "time" and strategy == "dynamic_programming" and memory_limit is None and not explain
+        if free and options == Options(wrt=options.wrt, create_graph=create_graph):
+            without = _without_plan(stages, x, options, known)
+            if without is not None:
+                return without
+        runtime = Runtime("jacobian", stages, options)
+        made = make_plan(runtime, x, objective=objective, strategy=strategy, memory_limit=memory_limit)
+        if explain:
+            print(stages_text(made))
+        known.unwatchable = not runtime.watched(x)
+        if known.unwatchable:
+            return made(x)
+        known.plan = made
+    return known.plan(x)
 
 
 def plan_jacobian(
     f: Differentiable,
-    x: Tensor,
+    x: Any,
     *,
-    objective: str | Objective = "fma",
+    batch_dims: int = 0,
+    wrt: Wrt = None,
+    objective: str | Objective = "time",
+    memory_limit: int | str | None = None,
+    chunk_size: int | None = None,
+    progress: bool = False,
+    create_graph: bool = False,
+    compile: bool = False,
     strategy: str = "dynamic_programming",
+    randomness: Randomness = "error",
+    sparse: bool | Literal["auto"] = False,
+    explain: bool = False,
     tape_limit: int | None = None,
+    peak_entries: int | None = None,
     matrix_free: bool = True,
 ) -> Plan:
     """Plan the Jacobian of f for all x of one shape; `plan(x)` executes it, `print(plan)` explains it.
 
+    The function is run once on a tensor without data, to see what it does; nothing it computes is used. Python values
+    that it refers to (closed-over numbers, module attributes) are read at that time, and the plan notices when they
+    change. A function that looks at data, or refers to what cannot be watched for changes, is called as it stands and is
+    a single stage; `explain=True` says which and why.
+
     Args:
-        f: As in `jacobian`.
-        x: A floating tensor of the shape to plan for.
-        objective: What to minimise: "fma".
+        f: As in `jacobian`, like all that is not listed here.
+        x: Of the shapes to plan for; its values are read only where f looks at them.
+        batch_dims: Leading axes that are a batch.
+        wrt: What the Jacobian is taken in.
+        objective: What to minimise: "time", "fma" or "memory".
+        memory_limit: Bytes within which blocks and sweeps are to stay.
+        chunk_size: Most columns or rows that a sweep carries at once.
+        progress: Whether calls show a progress bar.
+        create_graph: Whether results can be differentiated.
+        compile: Whether calls run compiled.
         strategy: How the plan is found; see `Chain.plan`.
+        randomness: What random numbers do under a batch.
+        sparse: Whether calls return sparse tensors.
+        explain: Whether to print the stages found.
         tape_limit: Most entries that one adjoint sweep over raw factors may hold; None for no limit.
+        peak_entries: Most entries of computed blocks that may be held at any step; None for no limit.
         matrix_free: Whether blocks may be carried through raw factors.
 
     Returns:
         The plan.
 
     Raises:
-        TypeError: If x is not a floating tensor, or f or a stage of it not a callable that returns one.
-        ValueError: If an option is unknown, stages do not fit one another, or no plan fits tape_limit.
+        TypeError: If x, f or what f returns is not differentiable, or an argument has the wrong type.
+        ValueError: If an option is unknown, stages do not fit one another, or no plan fits a limit.
         NotImplementedError: If a stage has neither a JVP nor a VJP.
     """  # noqa: DOC502 (raised further down)
-    check_input("plan_jacobian", x)
-    chain = as_chain("plan_jacobian", f)
-    return chain.plan(x, objective=objective, strategy=strategy, tape_limit=tape_limit, matrix_free=matrix_free)
+    options = _options(
+        "plan_jacobian",
+        wrt=_as_key(wrt),
+        batch_dims=batch_dims,
+        chunk_size=chunk_size,
+        create_graph=create_graph,
+        compile=compile,
+        randomness=randomness,
+        progress=progress,
+        sparse=sparse,
+    )
+    plan = make_plan(
+        Runtime("plan_jacobian", stages_of("plan_jacobian", f), options),
+        x,
+        objective=objective,
+        strategy=strategy,
+        tape_limit=tape_limit,
+        peak_entries=peak_entries,
+        matrix_free=matrix_free,
+        memory_limit=memory_limit,
+    )
+    if explain:
+        print(stages_text(plan))
+    return plan
 
 
-def as_chain(caller: str, f: Differentiable) -> Chain:
-    """The chain that a function is.
+def gauss_newton(
+    f: Differentiable,
+    x: Tensor,
+    hessian: Tensor | None = None,
+    *,
+    objective: str | Objective = "time",
+    strategy: str = "dynamic_programming",
+) -> Plan:
+    """Plan the Gauss-Newton matrix Jᵀ H J of a loss after f, as one product.
+
+    With f = F_q ∘ … ∘ F_1 the product is J_1ᵀ … J_qᵀ H J_q … J_1, a chain of 2 q + 1 factors, which is planned as a
+    whole; J itself is formed only if that is best.
+
+    Args:
+        f: As in `jacobian`, of one tensor to one tensor.
+        x: Where, a floating tensor of n entries.
+        hessian: H, (m, m), the Hessian of the loss in the m outputs; None for the identity.
+        objective: What to minimise.
+        strategy: How the plan is found.
+
+    Returns:
+        A plan; `plan(x)` gives the matrix, (n, n).
+
+    Raises:
+        TypeError: If x or the Hessian is not a floating tensor.
+        ValueError: If the Hessian has another shape, or f looks at data and cannot be taken apart.
+
+    Source: Schraudolph (2002), Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent.
+    """  # noqa: DOC502 (some are raised further down)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"gauss_newton: x must be a floating tensor, got {kind}.")
+    stages = stages_of("gauss_newton", f)
+    function = Runtime("gauss_newton", stages, Options())
+    traced = function.tracing(x).traced
+    if traced.opaque:
+        why = "; ".join(f"{name}: {reason}" for name, reason in traced.refusals.items())
+        raise ValueError(
+            f"gauss_newton: f must be recordable, got one that is not ({why}); multiply jacobian(f, x) by hand instead."
+        )
+    if hessian is not None:
+        for axis in (0, 1):
+            check_seed("gauss_newton", "hessian", hessian, traced.output.numel, axis)
+    product = GaussNewton(function, hessian)
+    runtime = Runtime("gauss_newton", [product.product], Options(wrt=0), product.arguments, watched=stages)
+    return make_plan(runtime, x, objective=objective, strategy=strategy)
+
+
+def _by_plan(
+    plan: Plan,
+    stages: Sequence[Callable[..., Any]],
+    x: Any,
+    options: Options,
+    objective: str | Objective,
+    strategy: str,
+    memory_limit: int | str | None,
+) -> Any:
+    """The Jacobian by a plan that was made before.
+
+    Args:
+        plan: The plan.
+        stages: The function.
+        x: The point.
+        options: How the Jacobian is taken.
+        objective: What the call asked for.
+        strategy: What the call asked for.
+        memory_limit: What the call asked for.
+
+    Returns:
+        The Jacobian.
+
+    Raises:
+        TypeError: If it is no plan.
+        ValueError: If the call asks for a choice that the plan has made, or the plan does not fit.
+    """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"jacobian: plan must be a Plan, got {type(plan).__name__}.")
+    if objective != "time" or strategy != "dynamic_programming" or memory_limit is not None:
+        raise ValueError(
+            f"jacobian: objective, strategy and memory_limit must be left out where a plan is given, got "
+            f"{objective!r}, "
+            f"{strategy!r} and {memory_limit!r}."
+        )
+    own = plan.runtime
+    if own is not None and own.is_for(stages, options):
+        return plan(x)
+    known = remembered(stages, (options, plan.steps, plan.factors))
+    if known.plan is None:
+        known.plan = replace(plan, runtime=Runtime("jacobian", stages, options))
+    return known.plan(x)
+
+
+def _without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options, known: Remembered) -> Any | None:
+    """Return the Jacobian by one sweep of tangents or adjoints; None if making a plan pays."""
+    begin = perf_counter()
+    subject = Subject("jacobian", stages, x, options.wrt, 0)
+    source, _ = subject.bind(x)
+    outside = options.create_graph or inside_transform() or wraps_transform(source)
+    try:
+        with nullcontext() if outside else torch.no_grad():
+            run = recorded(subject, source)
+            if known.planning_pays(run.seconds, run.width):
+                return None
+            matrix = plain_jacobian(run)
+    except RuntimeError:  # some functions (an LSTM on the CPU) have a derivative only where gradients are on
+        matrix = plain_jacobian(recorded(subject, source))
+    if not outside:
+        matrix = matrix.detach()
+    assert subject.output is not None
+    result = assembled(matrix, subject.output, subject.source)
+    known.seconds += perf_counter() - begin
+    return result
+
+
+def stages_of(caller: str, f: Differentiable) -> tuple[Callable[..., Any], ...]:
+    """The chain of callables that a function is.
 
     Args:
         caller: The function to name in an error.
         f: A Chain, nn.Module, callable, or list or tuple of callables.
 
     Returns:
-        Its chain: of one stage, if nothing else is known of it.
+        Its stages: one, if it is not a chain.
 
     Raises:
         TypeError: If f is none of these.
-        ValueError: If it is a chain made from sizes.
+        ValueError: If it is a chain made from sizes, or an empty list.
     """
     if isinstance(f, Chain):
         if f.factors is not None:
             raise ValueError(f"{caller}: f must be a chain of callables, got one that was made from sizes.")
-        return f
-    if isinstance(f, nn.Module):
-        return Chain.from_module(f)
+        return f.functions
     if isinstance(f, (list, tuple)):
-        return Chain(f)
+        return Chain(f).functions
     if not callable(f):
         raise TypeError(f"{caller}: f must be a callable, or a list or tuple of callables, got {type(f).__name__}.")
-    return Chain([f])
+    return (f,)
+
+
+def _options(caller: str, **given: Any) -> Options:
+    """The options, checked.
+
+    Args:
+        caller: The function to name in an error.
+        given: The fields of `Options`.
+
+    Returns:
+        The options.
+
+    Raises:
+        TypeError: If one has the wrong type.
+        ValueError: If one is out of range.
+    """
+    for name, least in (("batch_dims", 0), ("chunk_size", 1)):
+        value = given[name]
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{caller}: {name} must be an integer, got {value!r}.")
+        if value < least:
+            raise ValueError(f"{caller}: {name} must be at least {least}, got {value}.")
+    if given["randomness"] not in {"error", "same", "different"}:
+        raise ValueError(f"{caller}: randomness must be 'error', 'same' or 'different', got {given['randomness']!r}.")
+    if given["sparse"] not in {True, False, "auto"}:
+        raise ValueError(f"{caller}: sparse must be True, False or 'auto', got {given['sparse']!r}.")
+    if given["sparse"] and given["batch_dims"]:
+        raise ValueError(
+            f"{caller}: sparse must be False with batch_dims={given['batch_dims']}, got {given['sparse']!r}; the "
+            f"result "
+            f"holds one small Jacobian for each sample as it is."
+        )
+    if given["create_graph"] and given["compile"]:
+        raise ValueError(
+            f"{caller}: compile must be False where create_graph is True, got both; compile the function that takes "
+            f"the "
+            f"gradient instead."
+        )
+    return Options(**given)
+
+
+def _as_key(wrt: Wrt) -> Any:
+    return tuple(wrt) if isinstance(wrt, list) else wrt
+
+
+def _layout(x: Any) -> Any:
+    """Return what a plan depends on of x: everything but the values of its tensors."""
+    leaves, spec = tree_flatten(x)
+    kinds = tuple(
+        (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves
+    )
+    return kinds, spec

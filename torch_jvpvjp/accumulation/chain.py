@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import lru_cache
-from itertools import pairwise
-from operator import index as as_index
+from typing import Any
 
 from torch import Tensor, nn
 
-from .activations import is_plain_module
-from .assemble import assemble
-from .cost import OBJECTIVES, Objective, resolve_objective
+from .cost import Objective
 from .factor import Factor
-from .measure import measure
+from .making import plan_at
 from .plan import Plan
-from .planners import Strategy, resolve_strategy
-from .problem import Problem
-from .stages import Function, label_of
-from .structure import Dense
+from .planning import plan_factors
+from .sizes import Structured, factors_from_sizes
+from .stages import Function, is_plain_module, label_of
 
 
 class Chain:
@@ -75,10 +69,12 @@ class Chain:
         jvp_cost: Sequence[int] | None = None,
         vjp_cost: Sequence[int] | None = None,
         tape: Sequence[int] | None = None,
+        structures: Sequence[Structured] | None = None,
     ) -> Chain:
         """A chain known by its sizes, to be planned without callables.
 
-        Without costs the elemental Jacobians are given, dense. With costs they are not, and the chain is matrix-free.
+        Without costs the elemental Jacobians are given. With costs they are not, and the chain is matrix-free; where a
+        structure says which entries there are, tangents may be compressed.
 
         Args:
             dims: Sizes d_0 .. d_q; factor i maps R^{d_i} to R^{d_{i+1}}.
@@ -87,40 +83,21 @@ class Chain:
             jvp_cost: fma of one JVP of each factor.
             vjp_cost: fma of one VJP of each factor.
             tape: Entries that one VJP of each factor holds.
+            structures: For each factor a Structure, or an object such as {"kind": "banded", "kl": 1, "ku": 0} whose
+                sizes may be left to dims, or None for a dense one.
 
         Returns:
             The chain.
 
         Raises:
-            ValueError: If sizes are not positive, costs negative, their number is not that of the factors, or only
-                some of the costs are there.
-            TypeError: If one of them is not an integer.
-        """  # noqa: DOC502 (the TypeError is raised by _integers)
-        sizes = _integers("dims", dims, least=1)
-        if len(sizes) < 2:
-            raise ValueError(f"Chain.from_sizes: dims must hold at least two sizes, got {sizes}.")
-        given = {"edges": edges, "jvp_cost": jvp_cost, "vjp_cost": vjp_cost, "tape": tape}
-        costs = {name: _integers(name, values, least=0) for name, values in given.items() if values is not None}
-        for name, values in costs.items():
-            if len(values) != len(sizes) - 1:
-                raise ValueError(
-                    f"Chain.from_sizes: {name} must hold one number for each of the {len(sizes) - 1} factors, "
-                    f"got {len(values)}."
-                )
-        if "edges" in costs:
-            costs = {name: costs.get(name, costs["edges"]) for name in ("jvp_cost", "vjp_cost", "tape")}
-        if costs and not {"jvp_cost", "vjp_cost"} <= costs.keys():
-            raise ValueError(
-                f"Chain.from_sizes: jvp_cost and vjp_cost must be given together, or edges for all, got {list(costs)}."
-            )
+            ValueError: If sizes are not positive, costs negative, their number is not that of the factors, only
+                some of the costs are there, or a structure is unknown or does not fit its sizes.
+            TypeError: If one of them is of the wrong type.
+        """  # noqa: DOC502 (raised by factors_from_sizes)
         chain = cls.__new__(cls)
         chain.functions = ()
-        missing = [None] * (len(sizes) - 1)
-        pushed, pulled, held = (costs.get(name, missing) for name in ("jvp_cost", "vjp_cost", "tape"))
-        chain.factors = tuple(
-            Factor(n, m, jvp, vjp, edge) if costs else Factor(n, m, structure=Dense(m, n))
-            for (n, m), jvp, vjp, edge in zip(pairwise(sizes), pushed, pulled, held, strict=True)
-        )
+        costs = {"edges": edges, "jvp_cost": jvp_cost, "vjp_cost": vjp_cost, "tape": tape}
+        chain.factors = factors_from_sizes(dims, costs, structures)
         return chain
 
     def __len__(self) -> int:
@@ -153,76 +130,54 @@ class Chain:
         self,
         x: Tensor | None = None,
         *,
+        left: Tensor | None = None,
+        right: Tensor | None = None,
         objective: str | Objective = "fma",
         strategy: str = "dynamic_programming",
         tape_limit: int | None = None,
+        peak_entries: int | None = None,
         matrix_free: bool = True,
+        threads: int | None = None,
     ) -> Plan:
         """Plan the accumulation of the Jacobian.
 
         Args:
             x: Where the stages are callables, a floating tensor of the shape to plan for; its values are read only if
                 a stage runs on nothing else. None where the chain was made from sizes.
-            objective: What to minimise: "fma".
+            left: Seed U, (rows, entries of the output), for U · J without forming J: it takes part in the plan.
+            right: Seed V, (entries of x, columns), for J · V; with both, U · J · V of shape (rows, columns).
+            objective: What to minimise: "fma", "memory" (the least peak of held entries, then the least fma), "time",
+                or an `Objective`.
             strategy: "forward", "reverse", "greedy", "dynamic_programming", "exhaustive", or a registered one.
             tape_limit: Most entries that one adjoint sweep over raw factors may hold; None for no limit.
+            peak_entries: Most entries of computed blocks that may be held at any step, its result included; Jacobians
+                that are given are resident and not counted. None for no limit.
             matrix_free: Whether blocks may be carried through raw factors; if not, each Jacobian is formed and
                 multiplied.
+            threads: Workers that steps may run on at once, for the least makespan; None to run them one after another.
 
         Returns:
             The plan.
 
         Raises:
-            TypeError: If x is not a floating tensor, or tape_limit not an integer.
-            ValueError: If x is missing or superfluous, an objective or strategy is unknown, stages do not fit one
-                another, or no plan fits tape_limit.
+            TypeError: If x or a seed is not a floating tensor, or a limit not an integer.
+            ValueError: If x is missing or superfluous, an option is unknown or out of range, options exclude one
+                another, stages do not fit one another, or no plan fits tape_limit.
+            InfeasiblePlanError: If no plan fits peak_entries.
         """  # noqa: DOC502 (some are raised further down)
-        target, planner = resolve_objective(objective), resolve_strategy(strategy)
-        if tape_limit is not None and as_index(tape_limit) < 0:
-            raise ValueError(f"Chain.plan: tape_limit must not be negative, got {tape_limit}.")
-        if self.factors is not None:
-            if x is not None:
-                raise ValueError("Chain.plan: x must be None for a chain that was made from sizes, got a value.")
-            factors, output_shape = self.factors, None
-        else:
-            check_input("Chain.plan", x)
-            assert x is not None
-            factors, output_shape = measure(self.functions, x)
-        if tape_limit is not None and any(f.vjp_cost is not None and f.tape is None for f in factors):
-            raise ValueError(
-                f"Chain.plan: tape_limit={tape_limit} needs the tape of each factor; give from_sizes tape or edges."
-            )
-        problem = Problem(factors, target, tape_limit, matrix_free)
-        # Ours give the same plan for the same factors; an objective or strategy of the user's own may change its mind.
-        known = target in OBJECTIVES.values() and planner.__module__.startswith(f"{__package__}.planners.")
-        plan = (_planned_before if known else _planned)(problem, planner, strategy)
-        if x is None or output_shape is None:
-            return plan
-        return replace(plan, input_shape=tuple(x.shape), output_shape=tuple(output_shape), chain=self)
-
-
-def _planned(problem: Problem, planner: Strategy, strategy: str) -> Plan:
-    problem.check_feasible()
-    return assemble(problem, planner(problem), strategy=strategy)
-
-
-_planned_before = lru_cache(maxsize=256)(_planned)
-
-
-def check_input(caller: str, x: object) -> None:
-    """Check that x is a tensor that a Jacobian can be taken at.
-
-    Args:
-        caller: The function to name.
-        x: What it was given.
-
-    Raises:
-        TypeError: If x is not a real floating tensor.
-    """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{caller}: x must be a floating tensor, got {type(x).__name__}.")
-    if not x.is_floating_point():
-        raise TypeError(f"{caller}: x must be a floating tensor, got {x.dtype}; convert it, as by x.double().")
+        options: dict[str, Any] = {
+            "objective": objective,
+            "strategy": strategy,
+            "tape_limit": tape_limit,
+            "peak_entries": peak_entries,
+            "matrix_free": matrix_free,
+            "threads": threads,
+        }
+        if self.factors is None:
+            return plan_at(self.functions, x, left, right, options)
+        if x is not None or left is not None or right is not None:
+            raise ValueError("Chain.plan: x must be None for a chain that was made from sizes, got a value.")
+        return plan_factors(self.factors, **options)
 
 
 def _flattened(module: nn.Module) -> Iterator[nn.Module]:
@@ -234,28 +189,3 @@ def _flattened(module: nn.Module) -> Iterator[nn.Module]:
         return
     for stage in module:  # not children(), which leaves out a module that comes twice
         yield from _flattened(stage)
-
-
-def _integers(name: str, values: Sequence[int], *, least: int) -> list[int]:
-    """The values as Python integers, checked.
-
-    Args:
-        name: The argument to name.
-        values: What it was given.
-        least: The least value allowed.
-
-    Returns:
-        The values.
-
-    Raises:
-        TypeError: If one is not an integer.
-        ValueError: If one is less than the least.
-    """
-    try:
-        numbers = [as_index(value) for value in values]
-    except TypeError as error:
-        raise TypeError(f"Chain.from_sizes: {name} must be a sequence of integers, got {values!r}.") from error
-    wrong = [number for number in numbers if number < least]
-    if wrong:
-        raise ValueError(f"Chain.from_sizes: {name} must be at least {least} each, got {wrong[0]}.")
-    return numbers

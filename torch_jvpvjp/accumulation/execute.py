@@ -2,199 +2,229 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ._torch import inside_transform
 from .bracket import Mode
-from .linear_map import LinearMap
 from .plan import Plan
-from .schedule import Schedule, Span, Task, Unit, schedule
-from .stages import BlackBox, Stage, recognise
-from .structure import Block, Dense, multiply
+from .primal import PrimalRun
+from .schedule import Span, Task, modes, schedule
+from .structure import Block, Dense, Identity, Structure, Zero, multiply, product
+from .tensors import Tensors
+from .tracing.traced import Traced
 
-if TYPE_CHECKING:
-    from .chain import Chain
+
+@dataclass(frozen=True)
+class Execution:
+    """How a plan is run.
+
+    Attributes:
+        chunk_size: Most columns or rows that a sweep carries at once; None for all.
+        before: Told each task before it is done.
+        advanced: Told when a task, or a chunk of it, is done.
+    """
+
+    chunk_size: int | None = None
+    before: Callable[[Task], None] | None = None
+    advanced: Callable[[], None] | None = None
 
 
-def execute(plan: Plan, chain: Chain, x: Tensor) -> Tensor:
-    """Accumulate the Jacobian of a chain at x as the plan says.
-
-    The result is detached from autograd, as that of `torch.autograd.functional.jacobian` is; inside a `torch.func`
-    transform it is differentiated through.
+def execute(
+    plan: Plan, traced: Traced, x: Tensor, constants: Mapping[int, Tensor], how: Execution
+) -> tuple[Tensor, Block]:
+    """Accumulate the Jacobian of a traced function at x as the plan says.
 
     Args:
-        plan: A plan for chains of these sizes.
-        chain: A chain of callables.
-        x: Floating tensor.
+        plan: A plan for these factors.
+        traced: The function.
+        x: The point.
+        constants: The tensors from outside that the tape refers to.
+        how: Chunks, and who watches.
 
     Returns:
-        The Jacobian, of shape (*F(x).shape, *x.shape) and the dtype of F(x).
-
-    Raises:
-        TypeError: If x is not a floating tensor, or a stage does not return one.
-        ValueError: If the plan is for another chain or another shape, or a stage writes into its input.
-    """  # noqa: DOC502 (some are raised further down)
-    _check(plan, chain, x)
-    stages = [recognise(function) for function in chain.functions]
-    tasks, units = _schedule(plan, stages)
-    with _grad_mode():
-        if 0 in plan.dims:  # an empty value somewhere on the way: nothing depends on anything
-            y = BlackBox.composed(stages)(x)
-            return y.new_zeros((*y.shape, *x.shape))
-        primal = _PrimalRun(units, stages, plan.dims, x)
-        blocks: dict[Span, Block] = {}
-        for task in tasks:
-            operands = [blocks.pop(span) for span in task.operands]  # freed as soon as used
-            blocks[task.result] = multiply(*operands) if task.mode is None else _sweep(task, operands, primal)
-            del operands
-        y, (block,) = primal.value, blocks.values()
-        jacobian = block.dense().to(y.dtype).reshape((*y.shape, *x.shape))
-        # The Jacobian of a lone Linear is its weight, which is not ours to hand out.
-        return jacobian.clone() if tasks[-1].mode is Mode.GIVEN else jacobian.contiguous()
-
-
-def _schedule(plan: Plan, stages: list[Stage]) -> Schedule:
-    """Return what the plan runs, worked out once for each way that its stages are recognised."""
-    black = tuple(isinstance(stage, BlackBox) for stage in stages)
-    if black not in plan.schedules:
-        plan.schedules[black] = schedule((step.decision for step in plan.steps), black)
-    return plan.schedules[black]
-
-
-def _sweep(task: Task, operands: list[Block], primal: _PrimalRun) -> Block:
-    """Return the block that a sweep forms, or carries through its units."""
-    block = operands[0] if operands else None
-    if task.mode is Mode.GIVEN:
-        return primal.given(task.units[0])
-    if task.mode is Mode.TANGENT:
-        for place in task.units:
-            block = primal.push(place, block)
-    else:
-        for place in reversed(task.units):
-            block = primal.pull(place, block)
-    assert block is not None
-    return block
-
-
-class _PrimalRun:
-    """The one primal run, advanced as far as the derivatives that are asked for need it."""
-
-    def __init__(self, units: list[Unit], stages: list[Stage], dims: tuple[int, ...], x: Tensor) -> None:
-        self.units = units
-        self.stages = [
-            stages[unit.first - 1] if unit.first == unit.last else BlackBox.composed(stages[unit.first - 1 : unit.last])
-            for unit in units
-        ]
-        self.dims = dims
-        self.value = x
-        self._maps: list[LinearMap | None] = []  # one for each unit that was run; None once it was used
-
-    def advance(self, count: int) -> None:
-        """Run the primal up to and including the first `count` units, keeping their derivatives."""
-        while len(self._maps) < count:
-            place = len(self._maps)
-            y, linear_map = self.stages[place].linearize(self.value, self.units[place].mode)
-            self._arrive(place, y, linear_map)
-
-    def given(self, place: int) -> Block:
-        """The Jacobian of a unit that knows it.
-
-        Args:
-            place: The unit.
-
-        Returns:
-            Its Jacobian.
-
-        Raises:
-            ValueError: If it does not know it.
-        """
-        matrix = self._take(place).matrix()
-        if matrix is None:
-            raise ValueError(
-                f"jacobian: the plan must fit the chain, but it takes the Jacobian of factor F{self.units[place].last} "
-                f"as given and that of {self.stages[place].label} is not; make the plan for this chain and this x."
-            )
-        return matrix
-
-    def push(self, place: int, block: Block | None) -> Block:
-        """Return a block pushed through a unit; no block stands for the identity."""
-        self.advance(place)
-        stage, source = self.stages[place], self.units[place].first - 1
-        if len(self._maps) == place and isinstance(stage, BlackBox):
-            # The primal run has just come this far: value and pushed block in one call.
-            y, pushed = stage.push_through(self.value, block or self._identity(source))
-            self._arrive(place, y, None)
-            return pushed
-        linear_map = self._take(place)
-        if block is None:
-            return linear_map.matrix() or linear_map.push(self._identity(source))
-        return linear_map.push(block)
-
-    def pull(self, place: int, block: Block | None) -> Block:
-        """Return a block pulled through a unit; no block stands for the identity."""
-        linear_map = self._take(place)
-        if block is None:
-            return linear_map.matrix() or linear_map.pull(self._identity(self.units[place].last))
-        return linear_map.pull(block)
-
-    def _identity(self, place: int) -> Block:
-        """Return the identity of R^dims[place]; who uses it casts it."""
-        size = self.dims[place]
-        return Block(Dense(size, size), torch.eye(size, dtype=self.value.dtype, device=self.value.device))
-
-    def _take(self, place: int) -> LinearMap:
-        """Return the derivative of a unit, which is used once and then freed."""
-        self.advance(place + 1)
-        linear_map, self._maps[place] = self._maps[place], None
-        assert linear_map is not None, "a plan used a stage twice"
-        return linear_map
-
-    def _arrive(self, place: int, y: Tensor, linear_map: LinearMap | None) -> None:
-        last = self.units[place].last
-        if y.numel() != self.dims[last]:
-            raise ValueError(
-                f"jacobian: the plan must fit the chain, but it expects {self.dims[last]} entries after factor "
-                f"F{last} and {self.stages[place].label} returned {y.numel()}; make the plan for this chain and this x."
-            )
-        self._maps.append(linear_map)
-        self.value = y
-
-
-def _check(plan: Plan, chain: Chain, x: Tensor) -> None:
-    """Check that the plan is for this chain and this x, as far as that shows before anything is run.
-
-    Args:
-        plan: The plan.
-        chain: The chain.
-        x: The point.
-
-    Raises:
-        TypeError: If x is not a floating tensor.
-        ValueError: If the plan is for another chain or another shape.
+        The value y, and the Jacobian as a block of y.numel() rows and x.numel() columns, in its structure.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"jacobian: x must be a floating tensor, got {kind}.")
-    if not chain.functions:
-        raise ValueError("jacobian: f must be a chain of callables, got one that was made from sizes.")
-    if len(chain) != len(plan.factors):
-        raise ValueError(
-            f"jacobian: plan must be for a chain of {len(chain)} stages, got one for {len(plan.factors)}; make a new "
-            f"one by plan_jacobian(f, x)."
-        )
-    if plan.input_shape is not None and tuple(x.shape) != plan.input_shape:
-        raise ValueError(
-            f"jacobian: x must have the shape {plan.input_shape} that the plan was made for, got {tuple(x.shape)}; "
-            f"make a new one by plan_jacobian(f, x)."
-        )
-    if x.numel() != plan.dims[0]:
-        raise ValueError(f"jacobian: x must have the {plan.dims[0]} entries that the plan is for, got {x.numel()}.")
+    tasks = schedule(step.decision for step in plan.steps)
+    primal = PrimalRun(traced.tape, traced.regions, modes(tasks, len(traced.regions)), x, constants)
+    if not traced.regions or 0 in plan.dims:  # y does not depend on x, or there is nothing on the way
+        y = primal.finish()
+        return y, Block(Zero(y.numel(), x.numel()), ())
+    run = _Run(plan, traced, primal, x, how)
+    blocks: dict[Span, Block] = {}
+    for task in tasks:
+        if how.before is not None:
+            how.before(task)
+        operands = [blocks.pop(span) for span in task.operands]  # freed as soon as used
+        blocks[task.result] = run.do(task, operands)
+        del operands
+    (block,) = blocks.values()
+    return primal.finish(), block
 
 
-def _grad_mode() -> AbstractContextManager[object]:
-    """Return a context without autograd, unless inside a `torch.func` transform, where that would be a silent 0."""
-    return nullcontext() if inside_transform() else torch.no_grad()
+def as_jacobian(block: Block, y: Tensor, x: Tensor, *, made: bool) -> Tensor:
+    """Return a block as the Jacobian, (*y.shape, *x.shape), dtype of y; a copy unless it was `made` by a product."""
+    matrix = block.structure.dense(block.values, y)
+    jacobian = matrix.to(y.dtype).reshape((*y.shape, *x.shape))
+    # The Jacobian of a lone Linear is its weight, which is not ours to hand out.
+    return jacobian.contiguous() if made else jacobian.clone(memory_format=torch.contiguous_format)
+
+
+def count_chunks(plan: Plan, how: Execution) -> int:
+    """Return how many times `how.advanced` is called in a run."""
+    count = 0
+    for task in schedule(step.decision for step in plan.steps):
+        width = 0
+        if how.chunk_size is not None and task.mode in {Mode.TANGENT, Mode.ADJOINT}:
+            pushes = task.mode is Mode.TANGENT
+            if task.operands:
+                ((j, i),) = task.operands
+                width = plan.dims[i - 1] if pushes else plan.dims[j]
+            else:
+                width = plan.dims[task.places[0]] if pushes else plan.dims[task.places[-1] + 1]
+        count += max(-(-width // (how.chunk_size or 1)), 1)
+    return count
+
+
+class _Run:
+    """The tasks of one execution."""
+
+    def __init__(self, plan: Plan, traced: Traced, primal: PrimalRun, x: Tensor, how: Execution) -> None:
+        self.plan, self.regions, self.primal, self.how = plan, traced.regions, primal, how
+        self.tensors = Tensors(primal, x)
+
+    def do(self, task: Task, operands: list[Block]) -> Block:
+        """Return the block that a task makes."""
+        if task.mode is None:
+            self._advanced()
+            return multiply(*operands)
+        block = operands[0] if operands else None
+        if task.mode in {Mode.GIVEN, Mode.CLOSED}:
+            done = self._closed(task.places[0])
+            self._advanced()
+        elif task.mode is Mode.COMPRESSED:
+            done = self._compressed(task, block)
+            self._advanced()
+        else:
+            start = block or self._identity(task)
+            pushes = task.mode is Mode.TANGENT
+            if self._too_wide(start, pushes):
+                done = self._in_chunks(start, task, pushes)
+            else:
+                done = self._sweep(start, task)
+                self._advanced()
+        for place in task.places:
+            self.primal.release(place)
+        return done
+
+    def _advanced(self) -> None:
+        if self.how.advanced is not None:
+            self.how.advanced()
+
+    def _identity(self, task: Task) -> Block:
+        first, last = task.places[0], task.places[-1]
+        size = self.plan.dims[first] if task.mode is Mode.TANGENT else self.plan.dims[last + 1]
+        return Block(Identity(size), ())
+
+    def _closed(self, place: int) -> Block:
+        """Return the Jacobian of a region from its local Jacobians."""
+        self.primal.advance(place + 1)
+        region = self.regions[place]
+        closed = region.closed
+        assert closed is not None, "a plan took the Jacobian of a black box as known"
+        if closed.forwards:
+            return region.forward(self.tensors, Block(Identity(self.plan.dims[place]), ()))
+        return region.backward(self.tensors, Block(Identity(self.plan.dims[place + 1]), ()))
+
+    def _sweep(self, block: Block, task: Task) -> Block:
+        """Return a block carried through the regions of a task."""
+        if task.mode is Mode.TANGENT:
+            for place in task.places:
+                block = self._push(place, block)
+        else:
+            self.primal.advance(task.places[-1] + 1)
+            for place in reversed(task.places):
+                block = self._pull(place, block)
+        return block
+
+    def _push(self, place: int, block: Block) -> Block:
+        region = self.regions[place]
+        if not region.opaque:
+            self.primal.advance(place + 1)
+            return region.forward(self.tensors, block)
+        block = self.tensors.densified(block)
+        self.primal.advance(place)
+        # In chunks, the black box is recorded by the first and replayed by the others.
+        pushed = self.primal.push_through(place, block) if self.how.chunk_size is None else None
+        self.primal.advance(place + 1)
+        return self.primal.linear_map(place).push(block) if pushed is None else pushed
+
+    def _pull(self, place: int, block: Block) -> Block:
+        region = self.regions[place]
+        if not region.opaque:
+            return region.backward(self.tensors, block)
+        return self.primal.linear_map(place).pull(self.tensors.densified(block))
+
+    def _too_wide(self, start: Block, pushes: bool) -> bool:
+        width = start.structure.n if pushes else start.structure.m
+        return self.how.chunk_size is not None and width > self.how.chunk_size
+
+    def _in_chunks(self, start: Block, task: Task, pushes: bool) -> Block:
+        """Return what `_sweep` does, a few columns (or rows) at a time, written into one matrix."""
+        size, axis = self.how.chunk_size or 1, 1 if pushes else 0
+        structure = start.structure
+        width = structure.n if pushes else structure.m
+        first, last = task.places[0], task.places[-1]
+        shape = (self.plan.dims[last + 1], width) if pushes else (width, self.plan.dims[first])
+        whole: Tensor | None = None
+        parts: list[Tensor] = []
+        for begin in range(0, width, size):
+            piece = self._slice(start, begin, min(begin + size, width), pushes)
+            done = self.tensors.matrix(self._sweep(piece, task))
+            self._advanced()
+            if torch.is_grad_enabled() and done.requires_grad:
+                parts.append(done)
+                continue
+            if whole is None:
+                whole = done.new_empty(shape)
+            whole.narrow(axis, begin, done.shape[axis]).copy_(done)
+        matrix = torch.cat(parts, axis) if parts else whole
+        assert matrix is not None
+        return Block(Dense(*shape), matrix)
+
+    def _slice(self, block: Block, begin: int, end: int, pushes: bool) -> Block:
+        """Return some columns, or rows, of a block as a dense block."""
+        structure = block.structure
+        if isinstance(structure, Identity):
+            like = self.tensors.like
+            rows = torch.zeros(end - begin, structure.n, dtype=like.dtype, device=like.device)
+            rows.diagonal(begin).fill_(1)
+            values = rows.T if pushes else rows
+        else:
+            values = self.tensors.matrix(block)
+            values = values[:, begin:end] if pushes else values[begin:end]
+        return Block(Dense(*values.shape), values)
+
+    def _compressed(self, task: Task, block: Block | None) -> Block:
+        """Return a sparse block, pushed with its columns compressed by a colouring of the result.
+
+        Columns of one colour share no row of the result, so their sum holds each entry by itself.
+        """
+        j, i = task.result
+        structure = _structure(self.plan, j, i)
+        colours = torch.from_numpy(structure.colouring()).to(self.tensors.like.device)
+        start = self.tensors.matrix(block or Block(Identity(self.plan.dims[task.places[0]]), ()))
+        seeds = start.new_zeros(start.shape[0], structure.colours).index_add(1, colours, start)
+        forwards = task._replace(mode=Mode.TANGENT)
+        pushed = self.tensors.matrix(self._sweep(Block(Dense(*seeds.shape), seeds), forwards))
+        return Block(structure, structure.decompress(pushed))
+
+
+def _structure(plan: Plan, j: int, i: int) -> Structure:
+    """Return the structure of the block J_j … J_i."""
+    structure = plan.factors[i - 1].jacobian
+    for factor in plan.factors[i:j]:
+        structure = product(factor.jacobian, structure).result
+    return structure

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .structure import Block, Dense, multiply
+from .structure import Block, Dense
 
 Pullback = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -23,53 +23,6 @@ class LinearMap(ABC):
     @abstractmethod
     def pull(self, block: Block) -> Block:
         """X̄ = Ȳ J, (r, n)."""
-
-    def matrix(self) -> Block | None:
-        """Return J itself where it is known in closed form, else None."""
-        return None
-
-
-class MatrixMap(LinearMap):
-    """A Jacobian known in closed form; it is multiplied in its structure."""
-
-    def __init__(self, jacobian: Block) -> None:
-        self.jacobian = jacobian
-
-    def push(self, block: Block) -> Block:
-        """Return J Ẋ, as a product."""
-        return multiply(self.jacobian, block)
-
-    def pull(self, block: Block) -> Block:
-        """Return Ȳ J, as a product."""
-        return multiply(block, self.jacobian)
-
-    def matrix(self) -> Block:
-        """Return J itself."""
-        return self.jacobian
-
-
-class RowwiseMap(LinearMap):
-    """The Jacobian I ⊗ W of a linear layer that is applied to each of several rows."""
-
-    def __init__(self, weight: Tensor, rows: int) -> None:
-        self.weight = weight  # (m, n) of one row
-        self.rows = rows
-
-    def push(self, block: Block) -> Block:
-        """Return W Ẋ, row by row of the input."""
-        m, n = self.weight.shape
-        columns = block.structure.n
-        x_dot = block.dense().to(self.weight.dtype)
-        pushed = self.weight @ x_dot.reshape(self.rows, n, columns)  # (rows, m, c)
-        return Block(Dense(self.rows * m, columns), pushed.reshape(-1, columns))
-
-    def pull(self, block: Block) -> Block:
-        """Return Ȳ W, row by row of the output."""
-        m, n = self.weight.shape
-        count = block.structure.m
-        y_bar = block.dense().to(self.weight.dtype)
-        pulled = y_bar.reshape(count * self.rows, m) @ self.weight  # (r · rows, n)
-        return Block(Dense(count, self.rows * n), pulled.reshape(count, -1))
 
 
 class TapeMap(LinearMap):

@@ -1,91 +1,73 @@
-"""Sizes and costs of the stages of a chain, learnt from their shapes, or from a run where nothing else tells."""
+"""Sizes and costs of a function that cannot be recorded, learnt from a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._torch import FakeTensorMode, jvp, vjp
 from .count import FmaCounter
-from .factor import Factor
-from .stages import Function, Stage, recognise
+from .stages import BlackBox
 
 
-class _Point(NamedTuple):
-    """What is known of a value on its way through the chain."""
+class Point(NamedTuple):
+    """What is known of a value on its way through a chain."""
 
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
 
 
-class _Profile(NamedTuple):
-    """What one run tells of a stage."""
+class Profile(NamedTuple):
+    """What one run tells of a function."""
 
-    output: _Point
+    output: Point
     jvp_cost: int | None
     vjp_cost: int | None
     tape: int
     refusal: str | None  # why neither derivative could be taken
 
 
-def measure(functions: Sequence[Function], x: Tensor) -> tuple[tuple[Factor, ...], torch.Size]:
-    """The factors of a chain of callables at x.
+def profile_of(functions: Sequence[Callable[..., Any]], place: int, point: Point, x: Tensor) -> Profile:
+    """The profile of one function of a chain.
 
-    A Linear or an elementwise stage is known in closed form. Any other runs once on fake tensors, or, where that fails
-    (data-dependent control flow), on real ones, with its JVP and its VJP, whose arithmetic is counted op by op.
+    It runs once on fake tensors, or, where that fails (data-dependent control flow), on real ones, with its JVP and its
+    VJP, whose arithmetic is counted op by op.
 
     Args:
-        functions: The stages, applied in this order.
-        x: The point; its shape, dtype and device, and its values only where a stage runs on real tensors.
+        functions: The chain.
+        place: Which of them, from 0.
+        point: What is known of its input.
+        x: The input of the chain; its values are read only if the function runs on nothing else.
 
     Returns:
-        The factors, and the shape of the output.
+        The profile.
 
     Raises:
-        ValueError: If a stage cannot take what the stage before it returns.
-        NotImplementedError: If a stage can be differentiated neither by torch.func.jvp nor by torch.func.vjp.
+        NotImplementedError: If the function can be differentiated neither by torch.func.jvp nor by torch.func.vjp.
     """
-    factors: list[Factor] = []
-    point = _Point(x.shape, x.dtype, x.device)
-    profiles: dict[tuple[int, _Point], _Profile] = {}  # a stage that recurs is measured once
-    for index, function in enumerate(functions):
-        stage = recognise(function)
-        try:
-            known = stage.closed_form(point.shape, point.dtype)
-        except ValueError as error:
-            raise ValueError(f"Chain: stage {index + 1} ({stage.label}) does not fit: {error}.") from error
-        if known is not None:
-            factor, shape = known
-            factors.append(factor)
-            point = point._replace(shape=shape)
-            continue
-        key = (id(function), point)
-        if key not in profiles:
-            profiles[key] = _run(stage, point, index, lambda index=index: _value(functions[:index], x))
-        profile = profiles[key]
-        if profile.jvp_cost is None and profile.vjp_cost is None:
-            raise NotImplementedError(
-                f"Chain: stage {index + 1} ({stage.label}) must be differentiable by torch.func.jvp or torch.func.vjp, "
-                f"got {profile.refusal}."
-            )
-        n, m = point.shape.numel(), profile.output.shape.numel()
-        factors.append(Factor(n, m, profile.jvp_cost, profile.vjp_cost, profile.tape, None, stage.label))
-        point = profile.output
-    return tuple(factors), point.shape
+    stage = BlackBox(functions[place])
+    profile = _run(stage, point, place, lambda: _value(functions[:place], x))
+    if profile.jvp_cost is None and profile.vjp_cost is None:
+        raise NotImplementedError(
+            f"Chain: stage {place + 1} ({stage.label}) must be differentiable by torch.func.jvp or torch.func.vjp, "
+            f"got {profile.refusal}."
+        )
+    return profile
 
 
-def _value(functions: Sequence[Function], x: Tensor) -> Tensor:
+def _value(functions: Sequence[Callable[..., Any]], x: Tensor) -> Tensor:
+    x = x.clone()  # one of them may write into it, which is found out only then
     for function in functions:
-        x = recognise(function)(x)
+        x = BlackBox(function)(x)
     return x
 
 
-def _run(stage: Stage, point: _Point, index: int, value: Callable[[], Tensor]) -> _Profile:
+def _run(stage: BlackBox, point: Point, index: int, value: Callable[[], Tensor]) -> Profile:
     """Profile a stage on fake tensors; on real ones if it, or one of its derivatives, does not run on fake ones.
 
     Args:
@@ -116,7 +98,7 @@ def _run(stage: Stage, point: _Point, index: int, value: Callable[[], Tensor]) -
         ) from error
 
 
-def _profile(stage: Stage, x: Tensor) -> _Profile:
+def _profile(stage: BlackBox, x: Tensor) -> Profile:
     """Return what running the stage, and pushing and pulling a few vectors through it at once, tells.
 
     The cost of one JVP is what one more tangent adds to a batch of them, as the executor runs them: what all tangents
@@ -131,8 +113,8 @@ def _profile(stage: Stage, x: Tensor) -> _Profile:
     with _noting(refusals):
         _, pullback = vjp(stage, x)
         vjp_cost = _of_one_more(pullback, y)
-    output = _Point(y.shape, y.dtype, y.device)
-    return _Profile(output, jvp_cost, vjp_cost, primal.written, "; ".join(refusals) or None)
+    output = Point(y.shape, y.dtype, y.device)
+    return Profile(output, jvp_cost, vjp_cost, primal.written, "; ".join(refusals) or None)
 
 
 def _of_one_more(function: Callable[[Tensor], tuple[Tensor, ...]], vector: Tensor) -> int:

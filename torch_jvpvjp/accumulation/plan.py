@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .bracket import Action, Bracket, Mode
+from .cost import Price
 from .factor import Factor
 from .structure import product
 
 if TYPE_CHECKING:
-    from .chain import Chain
-    from .schedule import Schedule
+    from .runtime import Runtime
+    from .timetable import Slot
+    from .timing import Verification
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Step:
 
     Attributes:
         action: ACCUMULATE, MULTIPLY or ELIMINATE.
-        mode: TANGENT, ADJOINT or GIVEN; None for a product.
+        mode: TANGENT, ADJOINT, COMPRESSED, CLOSED or GIVEN; None for a product.
         bracket: (j, k, i): the block J_j … J_i, made as (J_j … J_k+1)(J_k … J_i); factors count from 1.
         shape: Shape (m, n) of the block.
         fma: Fused multiply-adds, exact.
@@ -53,32 +53,38 @@ class Plan:
         steps: What is done, in order.
         objective: Name of what `cost` counts.
         strategy: Name of the strategy that chose the steps.
-        cost: Price of all steps, exact.
+        cost: Price of all steps, exact where it is an integer.
         peak_entries: Most entries of computed blocks held at one step, its result included; Jacobians that are given
-            are resident and not counted, nor is what a sweep holds on its way.
+            are resident and not counted, nor is what a sweep holds on its way. Where steps run on several workers, it
+            is that of running them one after another.
         tape_limit: Entries that an adjoint sweep was allowed to hold, or None.
         matrix_free: Whether raw factors were allowed to be eliminated.
         input_shape: Shape of the x that the plan is for; None if it was made from sizes.
         output_shape: Shape of f(x); None if it was made from sizes.
-        chain: The callables that the plan is for; None if it was made from sizes or loaded.
+        runtime: The function that the plan is for; None if it was made from sizes or loaded.
+        peak_limit: Entries of computed blocks that were allowed to be held, or None.
+        threads: Workers that the steps may run on at once, or None.
+        batch: Samples that every step which is not shared by them is done for.
+        unit: What `cost` counts.
+        timetable: For each step when it runs on which worker, if `threads` was given.
     """
 
     factors: tuple[Factor, ...]
     steps: tuple[Step, ...]
     objective: str
     strategy: str
-    cost: int
+    cost: Price
     peak_entries: int
     tape_limit: int | None = None
     matrix_free: bool = True
     input_shape: tuple[int, ...] | None = None
     output_shape: tuple[int, ...] | None = None
-    chain: Chain | None = field(default=None, compare=False, repr=False)
-
-    @cached_property
-    def schedules(self) -> dict[tuple[bool, ...], Schedule]:
-        """What the executor worked out of the steps; kept between calls, and no part of the plan's value."""
-        return {}
+    runtime: Runtime | None = field(default=None, compare=False, repr=False)
+    peak_limit: int | None = None
+    threads: int | None = None
+    batch: int = 1
+    unit: str = "fma"
+    timetable: tuple[Slot, ...] | None = None
 
     @cached_property
     def dims(self) -> tuple[int, ...]:
@@ -91,29 +97,36 @@ class Plan:
         return sum(step.fma for step in self.steps)
 
     @property
+    def makespan(self) -> Price | None:
+        """When the last step ends if steps run on `threads` workers, in the unit of the cost; None without threads."""
+        return None if self.timetable is None else max(slot.end for slot in self.timetable)
+
+    @property
     def tangent_fma(self) -> int | None:
         """The fma of all tangents as in jacfwd, d_0 · Σ T; of J_q (… (J_2 J_1)) where all is given."""
         costs = [factor.jvp_cost for factor in self.factors]
         known = [cost for cost in costs if cost is not None]
-        return self.dims[0] * sum(known) if len(known) == len(costs) else self._given_fma(self.factors, flip=False)
+        if len(known) < len(costs):
+            return self._given_fma(self.factors, flip=False)
+        return self.dims[0] * sum(known) * self.batch
 
     @property
     def adjoint_fma(self) -> int | None:
         """The fma of all adjoints as in jacrev, d_q · Σ A; of ((J_q J_q-1) …) J_1 where all is given."""
         costs = [factor.vjp_cost for factor in self.factors]
         known = [cost for cost in costs if cost is not None]
-        return (
-            self.dims[-1] * sum(known) if len(known) == len(costs) else self._given_fma(self.factors[::-1], flip=True)
-        )
+        if len(known) < len(costs):
+            return self._given_fma(self.factors[::-1], flip=True)
+        return self.dims[-1] * sum(known) * self.batch
 
-    @staticmethod
-    def _given_fma(factors: tuple[Factor, ...], *, flip: bool) -> int | None:
+    def _given_fma(self, factors: tuple[Factor, ...], *, flip: bool) -> int | None:
         if not all(factor.given for factor in factors):
             return None
-        block, fma = factors[0].jacobian, 0
+        block, fma, shared = factors[0].jacobian, 0, factors[0].shared
         for factor in factors[1:]:
             joined = product(block, factor.jacobian) if flip else product(factor.jacobian, block)
-            block, fma = joined.result, fma + joined.fma
+            shared = shared and factor.shared
+            block, fma = joined.result, fma + joined.fma * (1 if shared else self.batch)
         return fma
 
     def bracketing(self) -> str:
@@ -128,7 +141,7 @@ class Plan:
                 text[decision.span] = f"({text.pop(downstream)} {text.pop(upstream)})"
             else:
                 block = text.pop(decision.operands[0])
-                if decision.mode is Mode.TANGENT:
+                if decision.mode is not Mode.ADJOINT:
                     for index in decision.raw_factors:
                         block = f"(F{index} {block})"
                 else:
@@ -137,27 +150,70 @@ class Plan:
                 text[decision.span] = block
         return text[len(self.factors), 1]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The Jacobian at x, of shape (*output_shape, *input_shape).
+    def __call__(self, x: Any) -> Any:
+        """The Jacobian at x, as `jacobian` returns it: of shape (*output_shape, *input_shape) for a tensor in and out.
+
+        The first call records what is done as one straight line of tensor operations; later calls replay it. Parameters
+        are read anew each time; where anything else that the function refers to has changed, it is recorded again.
 
         Args:
-            x: Floating tensor of the shape that the plan was made for.
+            x: Of the shape (or tree of shapes) that the plan was made for; dtype and device may differ.
 
         Returns:
             The Jacobian, in the dtype of f(x).
 
         Raises:
-            ValueError: If the plan has no callables, or x has another shape.
+            ValueError: If the plan has no function, or x or the function is not what the plan was made for.
             TypeError: If x is not a floating tensor.
-        """  # noqa: DOC502 (the last two are raised by execute)
-        from .execute import execute
+        """  # noqa: DOC502 (the last two are raised by the runtime)
+        return self._callable("called")(self, x)
 
-        if self.chain is None:
+    def compile(self, mode: str | None = None) -> Plan:
+        """The same plan, whose calls run what it does compiled by `torch.compile`.
+
+        Args:
+            mode: As in `torch.compile`; "reduce-overhead" replays CUDA graphs.
+
+        Returns:
+            The plan. Its first call records, its second compiles.
+
+        Raises:
+            ValueError: If the plan has no function, or one that cannot be recorded and hence not be compiled.
+        """  # noqa: DOC502 (raised further down)
+        return replace(self, runtime=self._callable("compiled").compiled(mode))
+
+    def verify(self, x: Any) -> Verification:
+        """Run the plan at x and compare the time that the model predicts for each step with what it took.
+
+        Args:
+            x: As in a call.
+
+        Returns:
+            The comparison; print it.
+
+        Raises:
+            ValueError: If the plan has no function, or x or the function is not what the plan was made for.
+        """  # noqa: DOC502 (raised further down)
+        return self._callable("verified").verify(self, x)
+
+    def _callable(self, done: str) -> Runtime:
+        """What stands behind a plan that can be called.
+
+        Args:
+            done: What is to be done with it.
+
+        Returns:
+            The function.
+
+        Raises:
+            ValueError: If the plan has none.
+        """
+        if self.runtime is None:
             raise ValueError(
-                "Plan: to be called, a plan must be made for a chain of callables, got one that was made from sizes or "
-                "loaded from a file; use jacobian(f, x, plan=plan)."
+                f"Plan: to be {done}, a plan must be made for a chain of callables, got one that was made from sizes "
+                f"or loaded from a file; use jacobian(f, x, plan=plan)."
             )
-        return execute(self, self.chain, x)
+        return self.runtime
 
     def to_json(self) -> str:
         """Return the plan as JSON, without its callables."""

@@ -152,7 +152,8 @@ def make_node(op: "DifferentiableOp") -> Any:
     return type(
         f"{op.qualname.replace('::', '_')}_node",
         (private.SingleLevelFunction,),
-        {"forward": staticmethod(forward), "backward": staticmethod(backward)},
+        # `of_dispatcher_op` tells whoever reads an autograd graph that this node is one op that the dispatcher shows.
+        {"forward": staticmethod(forward), "backward": staticmethod(backward), "of_dispatcher_op": True},
     )
 
 

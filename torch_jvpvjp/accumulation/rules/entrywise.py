@@ -31,7 +31,7 @@ def _flat(slopes: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         slopes = slopes.to(dtype)
     if slopes.shape != shape:
         slopes = slopes.expand(shape)
-    return slopes if len(shape) == 1 else slopes.reshape(-1)
+    return slopes if len(shape) == 1 else slopes.reshape(shape.numel())
 
 
 def weighted(call: Call, position: int, formula: Formula) -> Local:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import networkx as nx
 import numpy as np
 from scipy import sparse
 
@@ -43,6 +42,8 @@ def _greedy(indptr: Integers, indices: Integers, n: int) -> Integers:
     """NetworkX's colouring of the graph in which two columns that share a row are neighbours."""
     pattern = sparse.csr_array((np.ones(indices.size, np.int64), indices, indptr), shape=(indptr.size - 1, n))
     meeting = sparse.coo_array(sparse.triu(pattern.T @ pattern, k=1))
+    import networkx as nx  # slow to import, and seldom needed
+
     graph: nx.Graph = nx.Graph()
     graph.add_nodes_from(range(n))
     graph.add_edges_from(zip(meeting.row.tolist(), meeting.col.tolist(), strict=True))

@@ -1,0 +1,99 @@
+"""Batches of independent samples: the Jacobian of each, and a function that mixes them is refused."""
+
+import pytest
+import torch
+from jacobian_checks import F64, assert_same, randn
+from torch import nn
+
+from torch_jvpvjp.accumulation import STRATEGIES, jacobian, plan_jacobian
+
+
+def _net():
+    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 2), nn.Softmax(-1)).to(F64)
+
+
+def _looped(f, x, dims):
+    flat = x.reshape(-1, *x.shape[dims:])
+    rows = [torch.func.jacrev(f)(row[None])[0, ..., 0, :] for row in flat]
+    return torch.stack(rows).reshape(*x.shape[:dims], *rows[0].shape)
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+@pytest.mark.parametrize("batch", [(5,), (2, 3), (1,)], ids=str)
+def test_each_sample_has_its_jacobian(batch, strategy):
+    net, x = _net(), randn(*batch, 3)
+    plan = plan_jacobian(net, x, batch_dims=len(batch), strategy=strategy)
+    for point in (x, x, x + 0.4):
+        assert_same(plan(point), _looped(net, point, len(batch)))
+    assert_same(jacobian(net, x, batch_dims=len(batch)), _looped(net, x, len(batch)))
+
+
+def test_an_empty_batch_has_no_jacobians():
+    assert jacobian(_net(), randn(0, 3), batch_dims=1).shape == (0, 2, 3)
+
+
+def test_several_inputs_and_outputs_of_a_batch():
+    def function(a, b):
+        return {"p": a * b.sum(-1, keepdim=True), "q": b.square()}
+
+    a, b = randn(4, 3), randn(4, 2)
+    found = jacobian(function, (a, b), batch_dims=1)
+    expected = torch.func.vmap(torch.func.jacrev(function, argnums=(0, 1)))(a, b)
+    assert_same(found, expected)
+    only = plan_jacobian(function, (a, b), batch_dims=1, wrt=0)
+    for scale in (1, 1, 3):
+        assert_same(only((a, scale * b)), torch.func.vmap(torch.func.jacrev(function))(a, scale * b))
+
+
+def test_images_keep_their_axes():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2)).to(F64).eval()
+    x = randn(3, 1, 4, 4)
+    expected = torch.stack([torch.func.jacrev(lambda image: net(image[None])[0])(image) for image in x])
+    assert_same(jacobian(net, x, batch_dims=1), expected)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda v: v - v.mean(0), lambda v: v.cumsum(0), lambda v: v * v.sum(), lambda v: v.flip(0)],
+    ids=["mean", "cumsum", "sum", "flip"],
+)
+def test_a_function_that_mixes_samples_is_refused(function):
+    with pytest.raises(ValueError, match="must treat the samples of batch_dims=1 independently"):
+        jacobian(function, randn(4, 3), batch_dims=1)
+
+
+def test_bad_batches_are_refused():
+    with pytest.raises(ValueError, match="must have at least batch_dims=3 axes, got 2"):
+        jacobian(torch.sin, randn(2, 3), batch_dims=3)
+    with pytest.raises(ValueError, match="have one batch in front|one batch of batch_dims=1 axes in front"):
+        jacobian(torch.mul, (randn(2, 3), randn(3, 3)), batch_dims=1)
+    with pytest.raises(ValueError, match=r"keep the batch of batch_dims=1 axes in front"):
+        jacobian(lambda v: torch.stack([v, v]), randn(4, 3), batch_dims=1)
+    plan = plan_jacobian(torch.sin, randn(4, 3), batch_dims=1)
+    with pytest.raises(ValueError, match=r"x must have the batch .*4.* that the plan was made for, got .*5"):
+        plan(randn(5, 3))
+    with pytest.raises(ValueError, match="sparse must be False with batch_dims=1"):
+        jacobian(torch.sin, randn(4, 3), batch_dims=1, sparse=True)
+
+
+def test_a_black_box_of_a_batch_sees_each_sample_with_its_own_arguments():
+    class Cube(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(v, w):
+            return v**3 * w
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx, y_bar):
+            v, w = ctx.saved_tensors
+            return 3 * v**2 * w * y_bar, v**3 * y_bar
+
+    a, b = randn(4, 3), randn(4, 3)
+    plan = plan_jacobian(lambda v, w: Cube.apply(v, w), (a, b), wrt=0, batch_dims=1)
+    for scale in (1, 2):
+        assert_same(plan((a, scale * b)), torch.diag_embed(3 * a**2 * scale * b))

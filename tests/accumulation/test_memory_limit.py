@@ -1,0 +1,99 @@
+"""Chunks and memory limits change how much is held at once, never the result."""
+
+import pytest
+import torch
+from jacobian_checks import F64, assert_same, judged, parameters_judged, randn
+from torch import nn
+
+from torch_jvpvjp.accumulation import STRATEGIES, jacobian, plan_jacobian
+from torch_jvpvjp.accumulation.infeasible import InfeasiblePlanError
+from torch_jvpvjp.accumulation.memory import read_memory
+
+
+def _chain():
+    return [nn.Linear(6, 5).to(F64), nn.GELU(), lambda v: v.cumsum(-1) * v.prod(), nn.Softmax(-1)]
+
+
+def _branching(v):
+    return v.sin() if v.sum() < 0 else v * v.flip(0)
+
+
+def _composed(stages):
+    def function(v):
+        for stage in stages:
+            v = stage(v)
+        return v
+
+    return function
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 4, 5, 6, 7, 100])
+def test_every_chunk_size_gives_the_jacobian(chunk_size, strategy):
+    for stages in (_chain(), [*_chain(), _branching]):
+        x = randn(6)
+        plan = plan_jacobian(stages, x, chunk_size=chunk_size, strategy=strategy)
+        for point in (x, x, x + 0.3):
+            assert_same(plan(point), judged(_composed(stages), point))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3])
+def test_chunks_with_batches_trees_and_gradients(chunk_size):
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(F64), randn(3)
+    batch = torch.stack([x, x + 1])
+    expected = torch.stack([judged(net, row) for row in batch])
+    assert_same(jacobian(net, batch, batch_dims=1, chunk_size=chunk_size), expected)
+    assert_same(jacobian(net, x, wrt="parameters", chunk_size=chunk_size), parameters_judged(net, x))
+    x.requires_grad_()
+    found = jacobian(net, x, create_graph=True, chunk_size=chunk_size).square().sum()
+    (gradient,) = torch.autograd.grad(found, x)
+    assert_same(gradient, torch.func.grad(lambda v: torch.func.jacrev(net)(v).square().sum())(x.detach()))
+
+
+@pytest.mark.parametrize("limit", [2_000, "2kB", "2 KB", "0.002MB", "2KiB", "1GB"])
+def test_a_memory_limit_does_not_change_the_result(limit):
+    stages, x = _chain(), randn(6)
+    plan = plan_jacobian(stages, x, memory_limit=limit)
+    for point in (x, x, x + 0.3):
+        assert_same(plan(point), judged(_composed(stages), point))
+        assert_same(jacobian(stages, point, memory_limit=limit), judged(_composed(stages), point))
+
+
+def test_a_limit_that_no_plan_keeps_is_refused_with_one_that_works():
+    stages, x = [nn.Linear(60, 50).to(F64), nn.Tanh(), nn.Linear(50, 40).to(F64)], randn(60)
+    with pytest.raises(InfeasiblePlanError, match="memory_limit='1kB' must hold the blocks of some plan") as raised:
+        jacobian(stages, x, memory_limit="1kB")
+    assert raised.value.smallest > 128
+    enough = 2 * 8 * raised.value.smallest
+    assert_same(jacobian(stages, x, memory_limit=enough), judged(_composed(stages), x))
+
+
+def test_sizes_are_read():
+    sizes = {"8GB": 8 * 10**9, "512MiB": 512 * 2**20, "1.5 kb": 1500, "7": 7, "3B": 3, "1TiB": 2**40, 12: 12}
+    assert {size: read_memory("jacobian", size) for size in sizes} == sizes
+
+
+@pytest.mark.parametrize(
+    ("limit", "error", "message"),
+    [
+        ("much", ValueError, "memory_limit must be a size such as '8GB' or '512MiB', got 'much'"),
+        ("8XB", ValueError, "got '8XB'"),
+        ("-1GB", ValueError, "memory_limit must be positive, got '-1GB'"),
+        (0, ValueError, "memory_limit must be positive, got 0"),
+        (1.5, TypeError, "memory_limit must be bytes or a size such as '8GB', got float"),
+        (True, TypeError, "got bool"),
+        ("nan", ValueError, "memory_limit"),
+        ("inf GB", ValueError, "memory_limit"),
+    ],
+    ids=str,
+)
+def test_bad_limits_are_refused(limit, error, message):
+    with pytest.raises(error, match=message):
+        jacobian(torch.sin, randn(3), memory_limit=limit)
+
+
+def test_bad_chunk_sizes_are_refused():
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        jacobian(torch.sin, randn(3), chunk_size=0)
+    with pytest.raises(TypeError, match="chunk_size must be an integer, got 2.0"):
+        jacobian(torch.sin, randn(3), chunk_size=2.0)

@@ -1,0 +1,140 @@
+"""The one-shot function: right before and after it keeps a plan, for whatever kind of callable."""
+
+import copy
+import functools
+import pickle
+
+import pytest
+import torch
+from jacobian_checks import F64, assert_same, judged, randn
+from torch import nn
+
+from torch_jvpvjp.accumulation import cache, jacobian
+
+
+class Power:
+    def __init__(self, power):
+        self.power = power
+
+    def __call__(self, v):
+        return v**self.power
+
+    def times(self, v):
+        return v * self.power
+
+
+class Slotted:
+    __slots__ = ("gain",)
+
+    def __init__(self, gain):
+        self.gain = gain
+
+    def __call__(self, v):
+        return v.sin() * self.gain
+
+
+def _net():
+    return nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2), nn.Tanh(), nn.Linear(2, 5)).to(F64)
+
+
+CALLABLES = {
+    "module": _net,
+    "function": lambda: lambda v: torch.outer(v, v).sin(),
+    "object": lambda: Power(3),
+    "bound method": lambda: Power(2.5).times,
+    "partial": lambda: functools.partial(torch.mul, torch.arange(4.0, dtype=F64)),
+    "builtin": lambda: torch.sin,
+    "slots": lambda: Slotted(2.0),
+    "to a number": lambda: lambda v: v.square().sum(),
+    "branching": lambda: lambda v: v * 2 if v.sum() > 0 else v**2,
+}
+
+
+@pytest.mark.parametrize("when", ["never", "at once", "as it comes"])
+@pytest.mark.parametrize("make", CALLABLES.values(), ids=CALLABLES)
+def test_every_call_is_right_whenever_a_plan_is_made(make, when, monkeypatch):
+    if when != "as it comes":
+        monkeypatch.setattr(cache, "_PLANNING_SECONDS", 1e9 if when == "never" else -1e9)
+    f = make()
+    for by in (0.0, 0.0, 0.5, -3.0, 1.0):
+        x = torch.tensor([0.3, 1.2, 0.7, 0.1], dtype=F64) + by
+        assert_same(jacobian(f, x), judged(f, x))
+
+
+def test_a_plan_is_made_once_calls_without_one_have_cost_as_much(monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "_PLANNING_RUNS", 1e-9)
+    net = _net()
+    x = randn(4)
+    jacobian(net, x)
+    (known,) = vars(net)[cache.ATTRIBUTE].values()
+    assert known.plan is not None
+    assert_same(jacobian(net, x + 1), judged(net, x + 1))
+
+
+def test_fresh_lambdas_do_not_share_plans(monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
+    x = randn(3)
+    for gain in (1.0, 2.0, 3.0):
+        assert_same(jacobian(lambda v, gain=gain: v.sin() * gain, x), torch.diag(x.cos()) * gain)
+
+
+def test_bound_methods_of_two_objects_and_two_methods_do_not_share_plans(monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
+    x = randn(3).abs() + 1
+    first, second = Power(2.0), Power(3.0)
+    for _ in range(3):
+        for one in (first, second):
+            assert_same(jacobian(one.times, x), judged(one.times, x))
+            assert_same(jacobian(one, x), judged(one, x))
+
+
+def test_other_shapes_dtypes_and_options_have_plans_of_their_own(monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
+
+    def function(v):
+        return v.sin() * v.sum()
+
+    for x in (randn(3), randn(2, 2), torch.randn(3), randn(0), randn(1)[0]):
+        for _ in range(2):
+            assert_same(jacobian(function, x), judged(function, x), 1e-6)
+    x = randn(3, 3)
+    for _ in range(2):
+        assert_same(jacobian(torch.sin, x, batch_dims=1), torch.diag_embed(x.cos()))
+        assert_same(jacobian(torch.sin, x), judged(torch.sin, x))
+        assert_same(jacobian(torch.sin, x, objective="fma", strategy="reverse"), judged(torch.sin, x))
+
+
+def test_a_copy_of_a_module_begins_without_plans(monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
+    net, x = _net(), randn(4)
+    jacobian(net, x)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        with torch.no_grad():
+            other[0].weight.mul_(2)
+        assert_same(jacobian(other, x), judged(other, x))
+    assert_same(jacobian(net, x), judged(net, x))
+    assert not any(cache.ATTRIBUTE in name for name in net.state_dict())
+
+
+def test_it_is_right_inside_transforms_after_a_plan_was_kept(monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
+    net, batch = _net(), randn(3, 4)
+    for _ in range(2):
+        assert_same(jacobian(net, batch[0]), judged(net, batch[0]))
+    rows = torch.stack([judged(net, row) for row in batch])
+    assert_same(torch.func.vmap(lambda row: jacobian(net, row))(batch), rows)
+    expected = torch.func.grad(lambda v: torch.func.jacrev(net)(v).square().sum())(batch[0])
+    assert_same(torch.func.grad(lambda v: jacobian(net, v).square().sum())(batch[0]), expected)
+    direction = (batch[1],)
+    _, pushed = torch.func.jvp(lambda v: jacobian(net, v), (batch[0],), direction)
+    assert_same(pushed, torch.func.jvp(torch.func.jacrev(net), (batch[0],), direction)[1])
+
+
+def test_without_a_plan_it_is_right_inside_transforms(monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", 1e9)
+    net, batch = _net(), randn(3, 4)
+    rows = torch.stack([judged(net, row) for row in batch])
+    assert_same(torch.func.vmap(lambda row: jacobian(net, row))(batch), rows)
+    expected = torch.func.grad(lambda v: torch.func.jacrev(net)(v).square().sum())(batch[0])
+    assert_same(torch.func.grad(lambda v: jacobian(net, v).square().sum())(batch[0]), expected)

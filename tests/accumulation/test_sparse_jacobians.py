@@ -1,0 +1,56 @@
+"""Jacobians as sparse tensors: the same numbers, and only where the structure says that there are any."""
+
+import pytest
+import torch
+from jacobian_checks import F64, judged, randn
+from torch import nn
+
+from torch_jvpvjp.accumulation import jacobian, plan_jacobian
+
+
+def _stencil(v):
+    return (v.roll(1) - 2 * v + v.roll(-1)) * v.square()
+
+
+def _sliced(v):
+    return v[1:] * v[:-1] - v[1:].sin()
+
+
+FUNCTIONS = {
+    "periodic stencil": (_stencil, (12,)),
+    "slices": (_sliced, (12,)),
+    "elementwise": (torch.sin, (4, 3)),
+    "rows": (lambda v: v.square().sum(-1), (6, 4)),
+    "two layers of stencils": (lambda v: _sliced(_sliced(v)), (16,)),
+    "permuted": (lambda v: v.T.reshape(-1), (3, 4)),
+}
+
+
+@pytest.mark.parametrize("sparse", [True, "auto"])
+@pytest.mark.parametrize(("function", "shape"), FUNCTIONS.values(), ids=FUNCTIONS)
+def test_sparse_jacobians_are_the_dense_ones(function, shape, sparse):
+    x = randn(*shape)
+    plan = plan_jacobian(function, x, sparse=sparse)
+    for point in (x, x, x + 0.5):
+        expected = judged(function, point)
+        for found in (plan(point), jacobian(function, point, sparse=sparse)):
+            assert found.is_sparse and found.is_coalesced() and found.shape == expected.shape
+            torch.testing.assert_close(found.to_dense(), expected)
+            assert found._nnz() <= expected.numel() / 2
+            assert torch.equal(found.indices(), found.detach().clone().coalesce().indices())
+
+
+def test_auto_is_dense_where_nothing_is_saved():
+    net, x = nn.Linear(4, 3).to(F64), randn(4)
+    for _ in range(2):
+        found = jacobian(net, x, sparse="auto")
+        assert not found.is_sparse
+        torch.testing.assert_close(found, net.weight.detach())
+        torch.testing.assert_close(jacobian(net, x, sparse=True).to_dense(), net.weight.detach())
+
+
+def test_sparse_is_refused_where_there_are_trees():
+    with pytest.raises(ValueError, match="sparse must be False where x or f.x. is a tree of tensors, got True"):
+        jacobian(lambda v: (v, v), randn(3), sparse=True)
+    with pytest.raises(ValueError, match="sparse must be True, False or 'auto', got 'csr'"):
+        jacobian(torch.sin, randn(3), sparse="csr")

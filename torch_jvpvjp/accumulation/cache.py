@@ -1,0 +1,87 @@
+"""Plans that are kept between calls of `jacobian`, and whether making one pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+
+_MOST_KINDS = 64  # of arguments and options, for one function
+
+# What taking a Jacobian without a plan, and making a plan, cost: as multiples of one run of the function with its tape,
+# measured on functions of 1 to 800 ops. They decide only when a plan is made, never what it computes.
+_SWEEP_START, _COLUMNS_A_RUN = 2.0, 8.0  # a sweep of c columns takes (2 + c / 8) runs
+_PLANNING_RUNS, _PLANNING_SECONDS = 60.0, 20e-3
+_FIRST = 4.0  # a first call plans only where a sweep takes so many times what planning does
+
+
+@dataclass(eq=False)
+class Remembered:
+    """What is known of one function with arguments of one kind.
+
+    Attributes:
+        plan: Its plan, once made.
+        seconds: What calls without a plan have taken so far.
+        unwatchable: Whether the function refers to what no guard can watch, so that no plan is kept.
+    """
+
+    plan: Plan | None = None
+    seconds: float = 0.0
+    unwatchable: bool = False
+
+    def planning_pays(self, run: float, width: int) -> bool:
+        """Return whether a plan should be made now.
+
+        As with renting or buying: once what was spent without a plan, with what the next call would take, exceeds what
+        making one takes, it is made; so never more than about twice the best is spent. The first call may be the only
+        one, and plans only where a plan would pay for itself within that call.
+
+        Args:
+            run: Seconds of one run of the function.
+            width: How many columns or rows a sweep would carry.
+        """
+        sweep = run * (_SWEEP_START + width / _COLUMNS_A_RUN)
+        planning = _PLANNING_SECONDS + _PLANNING_RUNS * run
+        return not self.unwatchable and self.seconds + sweep > planning * (1.0 if self.seconds else _FIRST)
+
+
+class _Plans(dict[Hashable, Remembered]):
+    """What is remembered of a function, kept on the function itself, with which it lives and dies.
+
+    A copy of the function, or one that was pickled, begins with nothing.
+    """
+
+    def __copy__(self) -> _Plans:
+        return _Plans()
+
+    def __deepcopy__(self, memo: Any) -> _Plans:
+        return _Plans()
+
+    def __reduce__(self) -> tuple[type[_Plans], tuple[()]]:
+        return _Plans, ()
+
+
+ATTRIBUTE = "_torch_jvpvjp_plans"
+
+
+def remembered(stages: Sequence[Callable[..., Any]], kind: Hashable) -> Remembered:
+    """Return what is remembered of a function with arguments of one kind; nothing yet where nothing can be kept."""
+    first: Any = stages[0]
+    owner = getattr(first, "__self__", first)  # a bound method is a new object each time
+    try:
+        attributes = vars(owner)
+        plans = attributes.get(ATTRIBUTE)
+        if plans is None:
+            object.__setattr__(owner, ATTRIBUTE, plans := _Plans())
+        key = getattr(first, "__func__", None), tuple(stages[1:]), kind
+        if key not in plans:
+            while len(plans) >= _MOST_KINDS:
+                plans.pop(next(iter(plans)))
+            plans[key] = Remembered()
+        return plans[key]
+    except (TypeError, AttributeError):
+        return Remembered()

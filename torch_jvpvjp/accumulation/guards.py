@@ -1,0 +1,261 @@
+"""Guards: what a function refers to, so that a recording of it is used only while it still says what the function does.
+
+A recording holds Python values as they were: a closed-over number, a module's training flag, a parameter object. A
+guard
+is a list of places (a closure cell, a global, an entry of an object's `__dict__` or of a container) with what stood
+there. Everything is compared by identity; what is written into a tensor is seen by the recording itself.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._torch import any_global_module_hook
+from .cache import ATTRIBUTE
+
+_MOST_PLACES = 50_000
+_CHANGING = frozenset({"random", "time", "datetime", "secrets", "uuid", "os", "environ", "open", "input"})
+_REFLECTING = frozenset({"globals", "locals", "eval", "exec", "__import__"})  # what these reach cannot be told
+_VALUES = (
+    int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, type(Ellipsis), slice,
+    range, torch.layout, torch.memory_format, torch.finfo, torch.iinfo, torch.Generator,
+    torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch.jit.ScriptFunction,
+)  # fmt: skip
+_LIBRARIES = frozenset({
+    "torch", "torch_jvpvjp", "math", "numpy", "functools", "itertools", "operator", "builtins", "typing", "collections",
+    "abc", "dataclasses", "enum", "contextlib", "types",
+})  # fmt: skip
+_GONE = object()
+
+
+class Opaque(Exception):  # noqa: N818 (an answer, not an error)
+    """A function refers to something that no guard can watch; the message says what."""
+
+
+class Guards:
+    """What some functions refer to, as it stands now.
+
+    Args:
+        functions: The functions to watch.
+
+    Raises:
+        Opaque: If one refers to something that cannot be watched.
+    """
+
+    def __init__(self, functions: Sequence[Callable[..., Any]]) -> None:
+        # Two kinds of places, since both are looked at in every call: entries of a mapping, and anything else.
+        self._mappings: list[tuple[Mapping[Any, Any], list[Any], list[Any]]] = []
+        self._looks: list[tuple[Callable[[], Any], Any]] = []
+        self._empty: list[Any] = []  # containers that were empty, as most of a module's are
+        self._seen: set[int] = set()
+        self._kept: list[Any] = []  # an id is a name only as long as its object lives
+        self._count = 0
+        for function in functions:
+            self._visit(function)
+        self._modes = _modes()
+
+    def hold(self) -> bool:
+        """Return whether everything is as it was."""
+        return (
+            not any(self._empty)
+            and _modes() == self._modes
+            and all(
+                len(mapping) == len(keys) and all(map(is_, mapping, keys)) and all(map(is_, mapping.values(), values))
+                for mapping, keys, values in self._mappings
+            )
+            and all(look() is before for look, before in self._looks)
+        )
+
+    def restore(self) -> None:
+        """Put back what stood in mappings and containers that can be written into."""
+        for container in self._empty:
+            if isinstance(container, (dict, list, set)):
+                container.clear()
+        for mapping, keys, values in self._mappings:
+            if isinstance(mapping, dict):
+                mapping.clear()
+                mapping.update(zip(keys, values, strict=True))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _watch(self, look: Callable[[], Any]) -> None:
+        value = look()
+        self._looks.append((look, value))
+        self._counted(1)
+        self._visit(value)
+
+    def _watch_mapping(self, mapping: Mapping[Any, Any], visited: Iterable[Any] | None = None) -> None:
+        """Watch all entries of a mapping, and visit the values of all or some."""
+        if not mapping:
+            self._empty.append(mapping)
+            return
+        self._mappings.append((mapping, list(mapping), list(mapping.values())))
+        self._counted(len(mapping))
+        for key in mapping if visited is None else visited:
+            self._visit(mapping[key])
+
+    def _counted(self, more: int) -> None:
+        self._count += more
+        if self._count > _MOST_PLACES:
+            raise Opaque("more than a guard can watch")
+
+    def _visit(self, value: Any) -> None:
+        if isinstance(value, _VALUES) or isinstance(value, Tensor) or id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        self._kept.append(value)
+        if isinstance(value, types.FunctionType):
+            self._visit_function(value)
+        elif isinstance(value, types.ModuleType):
+            return  # its attributes are watched where they are named
+        elif isinstance(value, type):
+            self._visit_class(value)
+        elif isinstance(value, types.MethodType):
+            self._visit(value.__self__)
+            self._visit(value.__func__)
+        elif isinstance(value, (staticmethod, classmethod)):
+            self._visit(value.__func__)
+        elif isinstance(value, property):
+            self._visit(value.fget)
+        elif isinstance(value, (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)):
+            self._visit_builtin(value)
+        elif isinstance(value, partial):
+            for part in (value.func, value.args, value.keywords):
+                self._visit(part)
+        elif isinstance(value, dict):
+            self._watch_mapping(value)
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            self._visit_container(value)
+        else:
+            self._visit_object(value)
+
+    def _visit_container(self, container: Any) -> None:
+        if not container:
+            if not isinstance(container, (tuple, frozenset)):
+                self._empty.append(container)
+            return
+        members = list(container)
+        if isinstance(container, (list, set)):
+            self._looks.append((lambda: len(container) == len(members) and all(map(is_, container, members)), True))
+        self._counted(len(members))
+        for member in members:
+            self._visit(member)
+
+    def _visit_object(self, value: Any) -> None:
+        kind = type(value)
+        if kind.__module__.partition(".")[0] in {"numpy", "jax", "functools"} or not hasattr(value, "__dict__"):
+            raise Opaque(f"a {kind.__name__}")
+        self._visit_class(kind)
+        attributes = vars(value)
+        if isinstance(value, nn.Module):
+            self._looks.append((any_global_module_hook, any_global_module_hook()))
+        if attributes and ATTRIBUTE not in attributes:
+            self._watch_mapping(attributes)
+        else:
+            self._watch_attributes(attributes)
+
+    def _watch_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Watch attributes among which plans are kept, which come and go."""
+        names = [name for name in attributes if name != ATTRIBUTE]
+        self._looks.append((lambda: len(attributes) - (ATTRIBUTE in attributes) == len(names), True))
+        for name in names:
+            self._watch(partial(attributes.get, name, _GONE))
+
+    def _visit_class(self, kind: type) -> None:
+        for base in kind.__mro__:
+            if id(base) not in self._seen or base is kind:
+                self._seen.add(id(base))
+                if not _is_library(base.__module__):
+                    names = [
+                        name for name in vars(base) if not name.startswith("__") or name in {"__call__", "__init__"}
+                    ]
+                    self._watch_mapping(vars(base), names)
+
+    def _visit_function(self, function: types.FunctionType) -> None:
+        if _is_library(function.__module__):
+            return
+        self._looks.append((partial(getattr, function, "__code__"), function.__code__))
+        for cell in function.__closure__ or ():
+            self._watch(partial(_cell, cell))
+            self._visit_module(_cell(cell), _attributes_within(function.__code__))
+        for name in ("__defaults__", "__kwdefaults__"):
+            self._watch(partial(getattr, function, name))
+        self._watch_attributes(vars(function))
+        self._visit_names(function.__globals__, function.__code__)
+
+    def _visit_names(self, scope: dict[str, Any], code: types.CodeType) -> None:
+        names, attributes = set(_names(code, _GLOBALS)), set(_names(code, _ATTRIBUTES))
+        changing = (names | attributes) & _CHANGING | names & _REFLECTING
+        if changing:
+            raise Opaque(f"what changes by itself: {', '.join(sorted(changing))}")
+        for name in sorted(names):
+            if name in scope:
+                self._watch(partial(scope.get, name, _GONE))
+                self._visit_module(scope[name], attributes)
+            elif not hasattr(builtins, name):
+                raise Opaque(f"the name {name}, which is not defined")
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                self._visit_names(scope, constant)
+
+    def _visit_module(self, module: Any, attributes: Iterable[str]) -> None:
+        """Watch what a function may take from a module of the user's."""
+        if not isinstance(module, types.ModuleType) or _is_library(module.__name__):
+            return
+        for name in sorted(attributes):
+            if name in vars(module):
+                self._watch(partial(vars(module).get, name, _GONE))
+
+    def _visit_builtin(self, value: Any) -> None:
+        owner = getattr(value, "__self__", None)
+        if owner is not None and not isinstance(owner, (types.ModuleType, type)):
+            self._visit(owner)
+
+
+_GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
+_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD", "IMPORT_NAME", "IMPORT_FROM"})
+
+
+def _names(code: types.CodeType, operations: frozenset[str]) -> Iterator[str]:
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in operations:
+            yield str(instruction.argval)
+
+
+def _attributes_within(code: types.CodeType) -> set[str]:
+    """Return the attributes that code names, with what is defined inside of it."""
+    inside = [_attributes_within(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(_names(code, _ATTRIBUTES)).union(*inside)
+
+
+def _cell(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # still empty
+        return _GONE
+
+
+def _is_library(module: str | None) -> bool:
+    """Return whether something is PyTorch's or Python's own, which does not change from call to call."""
+    return (module or "").partition(".")[0] in _LIBRARIES
+
+
+def _modes() -> tuple[Any, ...]:
+    """Return the global settings that change what a function does."""
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+    )

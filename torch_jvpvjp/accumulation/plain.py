@@ -1,0 +1,89 @@
+"""The Jacobian without a plan: by tangents or by adjoints, whichever are fewer."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._torch import load_jvp_rules, vjp
+from .stages import BlackBox, label_of
+from .subject import Subject
+
+
+class Recorded(NamedTuple):
+    """One run of a function at a point, with its pullback.
+
+    Attributes:
+        function: The function of one tensor.
+        x: The point.
+        y: The value.
+        pullback: The recorded pullback.
+        seconds: What the run took.
+    """
+
+    function: BlackBox
+    x: Tensor
+    y: Tensor
+    pullback: Any
+    seconds: float
+
+    @property
+    def width(self) -> int:
+        """The tangents or adjoints that the Jacobian takes, whichever are fewer."""
+        return min(self.x.numel(), self.y.numel())
+
+
+def recorded(subject: Subject, x: Tensor) -> Recorded:
+    """Return one run of a subject at its source vector, with its pullback."""
+
+    def whole(value: Tensor) -> Any:
+        for function in subject.functions:
+            value = function(value)
+        return value
+
+    whole.__name__ = label_of(subject.stages[-1])
+    function = BlackBox(whole)
+    begin = perf_counter()
+    y, pullback = vjp(function, x)
+    return Recorded(function, x, y, pullback, perf_counter() - begin)
+
+
+def plain_jacobian(run: Recorded) -> Tensor:
+    """Return the Jacobian, of shape (*y.shape, *x.shape), in one sweep of all tangents or all adjoints."""
+    x, y = run.x, run.y
+    n, m = x.numel(), y.numel()
+    if 0 in {n, m}:
+        return y.new_zeros((*y.shape, *x.shape))
+    if m <= n:
+        return _by_adjoints(run)
+    try:
+        return _by_tangents(run)
+    except NotImplementedError:  # an op without a JVP; the pullback is there
+        return _by_adjoints(run)
+
+
+def _by_adjoints(run: Recorded) -> Tensor:
+    x, y, m = run.x, run.y, run.y.numel()
+    rows = torch.eye(m, dtype=y.dtype, device=y.device).reshape(m, *y.shape)
+    if m == 1:
+        return run.pullback(rows[0])[0].to(y.dtype).reshape((*y.shape, *x.shape))
+    pulled = torch.func.vmap(lambda y_bar: run.pullback(y_bar)[0], randomness="same")(rows)
+    return pulled.to(y.dtype).reshape((*y.shape, *x.shape))
+
+
+def _by_tangents(run: Recorded) -> Tensor:
+    load_jvp_rules()
+    x, y, n = run.x, run.y, run.x.numel()
+    columns = torch.eye(n, dtype=x.dtype, device=x.device).reshape(n, *x.shape)
+
+    def push(x_dot: Tensor) -> Any:
+        results: Any = torch.func.jvp(run.function, (x,), (x_dot,))
+        return results[1]
+
+    if n == 1:
+        return push(columns[0]).reshape((*y.shape, *x.shape))
+    pushed = torch.func.vmap(push, randomness="same")(columns)
+    return pushed.reshape(n, y.numel()).T.reshape((*y.shape, *x.shape)).contiguous()

@@ -1,0 +1,429 @@
+"""What stands behind a plan that can be called: the traced function, kept true, and its recorded program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ._torch import inside_transform, wraps_transform
+from .bracket import Mode
+from .execute import Execution, as_jacobian, count_chunks, execute
+from .guards import Guards, Opaque
+from .primal import PrimalRun
+from .program import Program, ProgramRecorder
+from .progress import bar
+from .sparse import as_sparse, is_sparse
+from .stages import label_of
+from .structure import Structure
+from .subject import Subject
+from .tracing.agreement import agrees
+from .tracing.traced import Traced, trace
+from .trees import Wrt, assembled
+from .verifying import Stopwatch, verification
+
+if TYPE_CHECKING:
+    from .factor import Factor
+    from .plan import Plan, Step
+    from .timing import Verification
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a Jacobian is taken.
+
+    Attributes:
+        wrt: What it is taken in.
+        batch_dims: Leading axes that are a batch of independent samples.
+        chunk_size: Most columns or rows that a sweep carries at once; None for all.
+        create_graph: Whether the result can be differentiated.
+        compile: Whether the program is compiled.
+        compile_mode: How, as the mode of `torch.compile`.
+        randomness: What a function that draws random numbers does under a batch, as in `torch.func.vmap`.
+        progress: Whether a bar shows how far a call is.
+        sparse: True for a sparse tensor, "auto" for one where the structure has zeros.
+    """
+
+    wrt: Wrt = None
+    batch_dims: int = 0
+    chunk_size: int | None = None
+    create_graph: bool = False
+    compile: bool = False
+    compile_mode: str | None = None
+    randomness: str = "error"
+    progress: bool = False
+    sparse: bool | str = False
+
+
+@dataclass(eq=False)
+class Tracing:
+    """A subject that was traced for tensors of some dtypes and devices.
+
+    Attributes:
+        subject: The function and its arguments.
+        traced: What it does.
+        constants: The values that are tensors from outside, without the other arguments.
+        extras: The values of the tape that the other arguments are.
+        guards: What the function refers to; None where that cannot be watched.
+        sparse: The structure of the entries, if they are returned as they are.
+        program: The straight line that a call replays, once recorded.
+        compiled: The same, compiled.
+        replayable: Whether there can be one.
+        fits: The factors of the plan that was last found to be for it.
+    """
+
+    subject: Subject
+    traced: Traced
+    constants: dict[int, Tensor]
+    extras: list[int | None]
+    guards: Guards | None
+    sparse: Structure | None = None
+    program: Program | None = None
+    compiled: Callable[..., Any] | None = None
+    replayable: bool = True
+    fits: tuple[Factor, ...] | None = None
+
+    def given(self, others: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Return the values of the tape that the other arguments of a call are."""
+        return {index: other for index, other in zip(self.extras, others, strict=True) if index is not None}
+
+    def timed(self, inputs: Sequence[Tensor]) -> list[float]:
+        """Return the seconds of each segment of one run of the program."""
+        assert self.program is not None
+        return self.program.timed(*inputs)
+
+
+class _Shortcut(NamedTuple):
+    """A call of one tensor that has been made before, with nothing in between x and the program."""
+
+    steps: tuple[Step, ...]
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    constants: tuple[Tensor, ...]
+    run: Callable[..., Any]
+    tracing: Tracing
+
+    def takes(self, plan: Plan, x: Any) -> bool:
+        """Return whether a call is such a one."""
+        guards = self.tracing.guards
+        return (
+            type(x) is Tensor
+            and x.shape == self.shape
+            and x.dtype is self.dtype
+            and x.device == self.device
+            and plan.steps is self.steps
+            and not inside_transform()
+            and not wraps_transform(x)
+            and (guards is None or guards.hold())
+        )
+
+
+class Runtime:
+    """A function that a plan is for.
+
+    Args:
+        caller: The function to name in errors.
+        stages: The function, as a chain of one stage or more.
+        options: How the Jacobian is taken.
+        arguments: What the function is called with where a call is given x; x itself if not given.
+        watched: The functions whose change makes a recording stale; the stages if not given.
+    """
+
+    def __init__(
+        self,
+        caller: str,
+        stages: Sequence[Callable[..., Any]],
+        options: Options,
+        arguments: Callable[[Any], Any] | None = None,
+        watched: Sequence[Callable[..., Any]] | None = None,
+    ) -> None:
+        self.caller, self.stages, self.options = caller, tuple(stages), options
+        self.arguments = arguments or _as_given
+        self.watching = self.stages if watched is None else tuple(watched)
+        self._tracings: dict[Any, Tracing] = {}
+        self._shortcut: _Shortcut | None = None
+
+    def tracing(self, x: Any) -> Tracing:
+        """Return the function traced for tensors such as x, anew if it is no longer what it was."""
+        x = self.arguments(x)
+        key = _key(x)
+        known = self._tracings.get(key)
+        if known is None or (known.guards is not None and not known.guards.hold()):
+            known = self._tracings[key] = self._trace(x)
+        return known
+
+    def _trace(self, x: Any) -> Tracing:
+        subject = Subject(self.caller, self.stages, x, self.options.wrt, self.options.batch_dims)
+        try:
+            guards, unwatchable = Guards(self.watching), None
+        except Opaque as reason:
+            guards, unwatchable = None, f"it refers to what cannot be watched for changes, {reason}"
+        keep = bool(self.options.sparse)
+        traced = trace(subject.functions, subject.sample, keep_patterns=keep, as_it_stands=unwatchable)
+        if self.options.sparse and not (subject.output and subject.output.bare and subject.source.bare):
+            raise ValueError(
+                f"{self.caller}: sparse must be False where x or f(x) is a tree of tensors, got "
+                f"{self.options.sparse!r}."
+            )
+        constants, extras = _outside(traced, subject)
+        given = {index: extra for index, extra in zip(extras, subject.extras, strict=True) if index is not None}
+        why = None
+        if guards is not None and not guards.hold():
+            guards.restore()  # a value that was kept on the way was a fake one
+            why = "it changes what it refers to"
+        elif not agrees(traced, subject.functions, subject.sample.detach(), constants | given):
+            why = "what was recorded does not have the derivative that PyTorch gives it"
+        if why is not None and not traced.opaque:
+            traced = trace(subject.functions, subject.sample, as_it_stands=why)
+            constants, extras = _outside(traced, subject)
+        if traced.opaque and guards is not None:  # a black box is called in any case
+            recorded = [stage for stage in self.watching if label_of(stage) not in traced.refusals]
+            guards = Guards(recorded)
+        return Tracing(subject, traced, constants, extras, guards)
+
+    def adopt(self, x: Any, tracing: Tracing) -> None:
+        """Take over the tracing of another runtime of the same function."""
+        self._tracings[_key(self.arguments(x))] = tracing
+
+    def refusals(self) -> dict[str, str]:
+        """Return why functions could not be recorded, by their names."""
+        return {name: why for known in self._tracings.values() for name, why in known.traced.refusals.items()}
+
+    def watched(self, x: Any) -> bool:
+        """Return whether a change of the function would be noticed."""
+        tracing = self.tracing(x)
+        return tracing.guards is not None or tracing.traced.opaque
+
+    def is_for(self, stages: Sequence[Callable[..., Any]], options: Options) -> bool:
+        """Return whether this is that function with those options, or with more that a plan may choose by itself."""
+        same = len(stages) == len(self.stages) and all(a is b for a, b in zip(stages, self.stages, strict=True))
+        return same and replace(self.options, chunk_size=None, compile=False, compile_mode=None) == options
+
+    def with_options(self, options: Options) -> Runtime:
+        """Return the same function with other options."""
+        return Runtime(self.caller, self.stages, options, self.arguments, self.watching)
+
+    def compiled(self, mode: str | None) -> Runtime:
+        """The same function, to be run compiled.
+
+        Args:
+            mode: As in `torch.compile`.
+
+        Returns:
+            The function.
+
+        Raises:
+            ValueError: If it cannot be recorded, and hence not be compiled.
+        """
+        refusals = self.refusals()
+        if refusals:
+            why = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+            raise ValueError(
+                f"Plan.compile: the function must be recordable, got one that is not ({why}); compile what is inside "
+                f"of it, or call the plan uncompiled."
+            )
+        runtime = self.with_options(replace(self.options, compile=True, compile_mode=mode))
+        runtime._tracings = {
+            key: replace(tracing, program=None, compiled=None) for key, tracing in self._tracings.items()
+        }
+        return runtime
+
+    def __call__(self, plan: Plan, x: Any) -> Any:
+        """The Jacobian at x, as the plan says.
+
+        Args:
+            plan: The plan.
+            x: The point.
+
+        Returns:
+            The Jacobian, as `jacobian` returns it.
+
+        Raises:
+            ValueError: If x or the function is not what the plan was made for.
+        """
+        shortcut = self._shortcut
+        if shortcut is not None and shortcut.takes(plan, x):
+            with torch.no_grad():
+                return shortcut.run(x, *shortcut.constants)[0]
+        tracing = self.tracing(x)
+        subject, traced = tracing.subject, tracing.traced
+        if tracing.fits is not plan.factors:
+            check_fit(self.caller, plan, traced)
+            tracing.fits = plan.factors
+        source, extras = subject.bind(self.arguments(x))
+        outside = self.options.create_graph or inside_transform() or wraps_transform(source)
+        live = outside or not tracing.replayable or traced.opaque or self.options.progress
+        # A black box runs with gradients on, as its user runs it: some (an LSTM on the CPU) keep only then what their
+        # derivative needs.
+        with nullcontext() if outside or traced.opaque else torch.no_grad():
+            matrix = (self._executed if live else self._replayed)(plan, tracing, source, extras)
+        if not outside and matrix.requires_grad:
+            matrix = matrix.detach()
+        if self.options.sparse:
+            matrix = as_sparse(matrix, tracing.sparse, (*traced.output.shape, *subject.sample.shape))
+        output = subject.output
+        assert output is not None, "a function was traced without being run"
+        return assembled(matrix, output, subject.source, subject.batch)
+
+    def verify(self, plan: Plan, x: Any, runs: int = 11) -> Verification:
+        """Return predicted and measured time of each step at x; the median of some runs counts."""
+        tracing = self.tracing(x)
+        check_fit(self.caller, plan, tracing.traced)
+        source, extras = tracing.subject.bind(self.arguments(x))
+        inputs = [source, *extras, *tracing.constants.values()]
+        with torch.no_grad():
+            if tracing.program is None and tracing.replayable and not tracing.traced.opaque:
+                self._replayed(plan, tracing, source, extras)
+            if tracing.program is not None and tracing.replayable:
+                return verification(plan, source, tracing.program.segments, lambda: tracing.timed(inputs), runs)
+            watch = Stopwatch(source.device)
+            how = Execution(self.options.chunk_size, before=watch.start)
+
+            def watched() -> list[float]:
+                self._executed(plan, tracing, source, extras, how)
+                return watch.stop()
+
+            return verification(plan, source, watch.tasks, watched, runs)
+
+    def _replayed(self, plan: Plan, tracing: Tracing, source: Tensor, extras: Sequence[Tensor]) -> Tensor:
+        """Return the Jacobian by the recorded program; the first run records it."""
+        inputs = [source, *extras, *tracing.constants.values()]
+        if tracing.program is None:
+            recorder = ProgramRecorder(inputs)
+            with recorder:
+                how = Execution(self.options.chunk_size, before=recorder.begin)
+                matrix = self._executed(plan, tracing, source, extras, how)
+            tracing.program = recorder.program([matrix])
+            tracing.replayable = tracing.program is not None and _repeats(tracing.program, inputs, matrix)
+            return matrix
+        if self.options.compile and tracing.compiled is None:
+            tracing.compiled = torch.compile(
+                tracing.program.run, fullgraph=True, dynamic=False, mode=self.options.compile_mode
+            )
+        run = tracing.compiled or tracing.program.run
+        matrix = run(*inputs)[0]
+        if self._is_plain(tracing):
+            constants = tuple(tracing.constants.values())
+            self._shortcut = _Shortcut(plan.steps, source.shape, source.dtype, source.device, constants, run, tracing)
+        return matrix
+
+    def _is_plain(self, tracing: Tracing) -> bool:
+        """Return whether a call is nothing but a run of the program on x."""
+        subject = tracing.subject
+        bare = subject.source.bare and subject.output is not None and subject.output.bare
+        elsewhere = self.options.batch_dims or self.options.sparse or subject.in_parameters or subject.extras
+        return bare and not elsewhere and self.arguments is _as_given and subject.has_one_argument
+
+    def _executed(
+        self, plan: Plan, tracing: Tracing, source: Tensor, extras: Sequence[Tensor], how: Execution | None = None
+    ) -> Tensor:
+        """Return the Jacobian, (*batch as one axis, *outputs, *inputs), or its entries if it is sparse."""
+        subject, traced = tracing.subject, tracing.traced
+        chosen = how or Execution(self.options.chunk_size)
+        made = len(plan.steps) > 1
+
+        def of_one(x: Tensor, *others: Tensor) -> Tensor:
+            with subject.called_with(others):
+                y, block = execute(plan, traced, x, tracing.constants | tracing.given(others), chosen)
+            if self.options.sparse and (self.options.sparse is True or is_sparse(block.structure)):
+                tracing.sparse = block.structure
+                return block.structure.csr_values(block.values, y).to(y.dtype)
+            return as_jacobian(block, y, x, made=made)
+
+        with bar(count_chunks(plan, chosen), chosen) if self.options.progress else nullcontext(chosen) as chosen:
+            if not subject.batch_dims:
+                return of_one(source, *extras)
+            if not subject.batch.numel():
+                return source.new_zeros((0, *traced.output.shape, *subject.sample.shape), dtype=traced.output.dtype)
+            in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
+            return torch.func.vmap(of_one, in_dims, randomness=self.options.randomness)(source, *extras)
+
+    def check_batch(self, x: Any) -> None:
+        """Check that f treats the samples of a batch independently, by its values.
+
+        Args:
+            x: The point.
+
+        Raises:
+            ValueError: If f of the batch is not the batch of f of its samples.
+        """
+        tracing = self.tracing(x)
+        subject, traced = tracing.subject, tracing.traced
+        source, extras = subject.bind(self.arguments(x))
+        if traced.opaque or any(op.draws for op in traced.tape.ops) or not subject.batch.numel():
+            return
+
+        def of_one(x: Tensor, *others: Tensor) -> Tensor:
+            values = tracing.constants | tracing.given(others)
+            return PrimalRun(traced.tape, traced.regions, [Mode.TANGENT] * len(traced.regions), x, values).finish()
+
+        in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
+        with torch.no_grad():
+            apart = torch.func.vmap(of_one, in_dims, randomness="same")(source, *extras)
+            together = subject.values_of_batch(self.arguments(x))
+        gap, scale = (apart - together).abs().max(), together.abs().max()
+        if not gap <= scale * torch.finfo(apart.dtype).eps ** 0.5:
+            raise ValueError(
+                f"{self.caller}: f must treat the samples of batch_dims={subject.batch_dims} independently, got "
+                f"values that "
+                f"differ by {gap:.3g} between the batch and its samples (batch normalisation in training mode does "
+                f"this); call f.eval(), or take the Jacobian of the whole batch by batch_dims=0."
+            )
+
+
+def check_fit(caller: str, plan: Plan, traced: Traced) -> None:
+    """Check that a plan is for a function.
+
+    Args:
+        caller: The function to name in errors.
+        plan: The plan.
+        traced: The function, taken apart.
+
+    Raises:
+        ValueError: If the plan is for another chain.
+    """
+    if len(plan.factors) != max(len(traced.factors), 1):
+        raise ValueError(
+            f"{caller}: plan must be for a chain of {len(traced.factors)} stages, got one for {len(plan.factors)}; "
+            f"make "
+            f"a new one by plan_jacobian(f, x)."
+        )
+    for place, (planned, found) in enumerate(zip(plan.factors, traced.factors, strict=False)):
+        if (planned.n, planned.m, planned.structure) != (found.n, found.m, found.structure):
+            expected, came = (f"{factor.n} → {factor.m} entries, {factor.jacobian.name}" for factor in (planned, found))
+            raise ValueError(
+                f"{caller}: the plan must fit the function, but it expects {expected}, at factor F{place + 1} and "
+                f"{found.label} takes {came}; make the plan for this function and this x by plan_jacobian(f, x)."
+            )
+
+
+def _outside(traced: Traced, subject: Subject) -> tuple[dict[int, Tensor], list[int | None]]:
+    """Return the tensors from outside that a tape refers to, and which of its values the other arguments are."""
+    number = {id(tensor): index for index, tensor in traced.tape.constants.items()}
+    extras = [number.get(id(extra)) for extra in subject.extras]
+    return {index: tensor for index, tensor in traced.tape.constants.items() if index not in extras}, extras
+
+
+def _repeats(program: Program, inputs: Sequence[Tensor], matrix: Tensor) -> bool:
+    """Return whether a program gives what it was recorded from; one that draws random numbers cannot be asked."""
+    if program.random:
+        return True
+    try:
+        again = program(*inputs)[0]
+    except RuntimeError:  # a view that the memory of a value does not allow
+        return False
+    return again.shape == matrix.shape and torch.allclose(again, matrix, rtol=1e-3, equal_nan=True)
+
+
+def _as_given(x: Any) -> Any:
+    return x
+
+
+def _key(x: Any) -> Any:
+    return tuple((leaf.dtype, leaf.device) for leaf in tree_leaves(x) if isinstance(leaf, Tensor))

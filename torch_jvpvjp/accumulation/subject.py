@@ -1,0 +1,227 @@
+"""The subject of a Jacobian: a function with its arguments, as a function of one vector of one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+
+from .stages import label_of
+from .trees import Arguments, Side, Wrt, batch_size, differentiated, read_arguments, side_of
+
+Function = Callable[..., Any]
+
+
+class Subject:
+    """A function, its arguments and what its Jacobian is taken in.
+
+    The rest of the accumulator sees `functions`: a chain of functions of one tensor, the source vector of one sample in
+    front and the joined outputs of that sample at the end.
+
+    Args:
+        caller: The function to name in errors.
+        stages: The function, as a chain of one stage or more.
+        x: A tensor or tree of tensors, or a tuple of positional arguments.
+        wrt: What the Jacobian is taken in; see `jacobian`.
+        batch_dims: The number of leading axes that are a batch of independent samples.
+    """
+
+    def __init__(self, caller: str, stages: Sequence[Function], x: Any, wrt: Wrt, batch_dims: int) -> None:
+        self.caller, self.stages, self.wrt, self.batch_dims = caller, tuple(stages), wrt, batch_dims
+        arguments = self._arguments(x)
+        self.in_parameters = bool(arguments.names)
+        tree = differentiated(caller, self._target, arguments)
+        self.source, tensors = side_of(caller, "x", tree, 0 if self.in_parameters else batch_dims)
+        self.batch = self._batch(arguments, tensors)
+        self.output: Side | None = None  # known once the function has run
+        self.layout = _layout(arguments)
+        x_one, extras = self._bound(arguments)
+        self.sample = x_one if self.in_parameters or not batch_dims else _first(x_one, 1)
+        self.extras = [_first(extra, batch_dims) for extra in extras]
+        self._arguments_of_one = arguments
+
+    @property
+    def _target(self) -> Function:
+        return self.stages[0] if len(self.stages) == 1 else nn.Sequential(*_modules(self.stages))
+
+    @property
+    def label(self) -> str:
+        """What people call the function."""
+        return " ∘ ".join(label_of(stage) for stage in reversed(self.stages))
+
+    @property
+    def functions(self) -> list[Function]:
+        """The chain of functions of one tensor."""
+        if (
+            not self.batch_dims
+            and not self.in_parameters
+            and self.source.bare
+            and not self.extras
+            and self.has_one_argument
+        ):
+            return [*self.stages[:-1], _named(self._finished, label_of(self.stages[-1]))]
+        return [_named(self._whole, self.label)]
+
+    @property
+    def has_one_argument(self) -> bool:
+        """Whether the function is called with one argument."""
+        return len(self._arguments_of_one.args) == 1
+
+    def bind(self, x: Any) -> tuple[Tensor, list[Tensor]]:
+        """The source vector and the other tensors of a call.
+
+        Args:
+            x: As at first.
+
+        Returns:
+            The source, behind one axis for the samples of a batch, and the other tensors, likewise.
+
+        Raises:
+            ValueError: If shapes, dtypes or other arguments are not those at first.
+        """
+        arguments = self._arguments(x)
+        if not self.in_parameters:
+            tree = differentiated(self.caller, self._target, arguments)
+            side, tensors = side_of(self.caller, "x", tree, self.batch_dims)
+            for leaf, expected in zip(side.leaves, self.source.leaves, strict=False):
+                if leaf.shape != expected.shape:
+                    raise ValueError(
+                        f"{self.caller}: {leaf.path} must have the shape {tuple(expected.shape)} that the plan was "
+                        f"made "
+                        f"for, got {tuple(leaf.shape)}; make a new one by plan_jacobian(f, x)."
+                    )
+            batch = self._batch(arguments, tensors)
+            if batch != self.batch:
+                raise ValueError(
+                    f"{self.caller}: x must have the batch {tuple(self.batch)} that the plan was made for, got "
+                    f"{tuple(batch)}."
+                )
+        if _layout(arguments) != self.layout:
+            raise ValueError(
+                f"{self.caller}: the arguments must be those that the plan was made for but for the values of tensors, "
+                f"got others; make a new one by plan_jacobian(f, x)."
+            )
+        return self._bound(arguments)
+
+    def _bound(self, arguments: Arguments) -> tuple[Tensor, list[Tensor]]:
+        """Return the source and the extras, with all batch axes as one."""
+        tree = differentiated(self.caller, self._target, arguments)
+        tensors = tree_flatten(tree)[0]
+        dims = 0 if self.in_parameters else self.batch_dims
+        source = self.source.joined([_merged(tensor, dims) for tensor in tensors], 1 if dims else 0)
+        return source, [_merged(extra, self.batch_dims) for extra in self._extras(arguments)]
+
+    def _extras(self, arguments: Arguments) -> list[Tensor]:
+        others = [arg for number, arg in enumerate(arguments.args) if number not in arguments.argnums]
+        return [leaf for leaf in tree_flatten(others)[0] if isinstance(leaf, Tensor)]
+
+    def _batch(self, arguments: Arguments, tensors: Sequence[Tensor]) -> torch.Size:
+        if not self.batch_dims:
+            return torch.Size()
+        every = self._extras(arguments) + ([] if self.in_parameters else list(tensors))
+        batches = {tensor.shape[: self.batch_dims] for tensor in every}
+        if len(batches) != 1 or any(tensor.dim() < self.batch_dims for tensor in every):
+            raise ValueError(
+                f"{self.caller}: all tensors must have one batch of batch_dims={self.batch_dims} axes in front, got "
+                f"{', '.join(sorted(str(tuple(batch)) for batch in batches)) or 'none'}."
+            )
+        return batches.pop()
+
+    def _arguments(self, x: Any) -> Arguments:
+        return read_arguments(self.caller, self._target, x, self.wrt)
+
+    @contextmanager
+    def called_with(self, others: Sequence[Tensor]) -> Iterator[None]:
+        """Let the function of one sample see the other arguments of this call, as a black box must."""
+        before, self.extras = self.extras, list(others)
+        try:
+            yield
+        finally:
+            self.extras = before
+
+    def values_of_batch(self, x: Any) -> Tensor:
+        """Return the joined outputs of f at a whole batch, behind one axis for its samples."""
+        value: Any = self.stages[0](*tree_map_only(Tensor, torch.clone, self._arguments(x).args))
+        for stage in self.stages[1:]:
+            value = stage(value)
+        side, tensors = side_of(self.caller, f"what {self.label} returns", value, self.batch_dims)
+        return side.joined([_merged(tensor, self.batch_dims) for tensor in tensors], 1)
+
+    # ---- the function of one sample --------------------------------------------------------------------------------
+
+    def _finished(self, x: Tensor) -> Tensor:
+        return self._joined(self.stages[-1](x))
+
+    def _whole(self, source: Tensor) -> Tensor:
+        """Return the joined outputs of one sample, for the source vector of one sample."""
+        arguments, leaves = self._arguments_of_one, self.source.split(source)
+        ones = (1,) * self.batch_dims
+        extras = iter([extra.reshape(*ones, *extra.shape) for extra in self.extras])
+        args: list[Any] = []
+        pieces = iter(leaves)
+        chosen = {number: [next(pieces) for _ in tree_leaves(arguments.args[number])] for number in arguments.argnums}
+        for number, arg in enumerate(arguments.args):
+            flat, spec = tree_flatten(arg)
+            if number in chosen:
+                flat = chosen[number]
+                flat = [leaf.reshape(*ones, *leaf.shape) for leaf in flat] if ones else flat
+            else:
+                flat = [next(extras) if isinstance(leaf, Tensor) else leaf for leaf in flat]
+            args.append(tree_unflatten(flat, spec))
+        if arguments.names:
+            parameters = dict(zip(arguments.names, leaves, strict=True))
+            assert isinstance(self._target, nn.Module)
+            return self._joined(torch.func.functional_call(self._target, parameters, tuple(args)))
+        value: Any = self.stages[0](*args)
+        for stage in self.stages[1:]:
+            value = stage(value)
+        return self._joined(value)
+
+    def _joined(self, value: Any) -> Tensor:
+        side, tensors = side_of(self.caller, f"what {self.label} returns", value, self.batch_dims)
+        if self.batch_dims:
+            if any(tensor.shape[: self.batch_dims].numel() != 1 for tensor in tensors):
+                raise ValueError(
+                    f"{self.caller}: {self.label} must keep the batch of batch_dims={self.batch_dims} axes in front, "
+                    f"got "
+                    f"outputs of shape {', '.join(str(tuple(tensor.shape)) for tensor in tensors)} for one sample."
+                )
+            tensors = [tensor.reshape(tensor.shape[self.batch_dims :]) for tensor in tensors]
+        self.output = side
+        return side.joined(tensors)
+
+
+def _named(function: Callable[[Tensor], Tensor], name: str) -> Function:
+    """Return a function that goes by another name."""
+
+    def named(x: Tensor) -> Tensor:
+        return function(x)
+
+    named.__name__ = name
+    return named
+
+
+def _modules(stages: Sequence[Function]) -> list[nn.Module]:
+    return [stage for stage in stages if isinstance(stage, nn.Module)]
+
+
+def _merged(tensor: Tensor, dims: int) -> Tensor:
+    """Return a tensor with its leading `dims` axes as one."""
+    return tensor if dims == 1 or not dims else tensor.reshape(batch_size(tensor.shape[:dims]), *tensor.shape[dims:])
+
+
+def _first(tensor: Tensor, dims: int) -> Tensor:
+    """Return the first sample of a batch, or zeros if it has none."""
+    if not dims:
+        return tensor
+    return tensor[0] if tensor.shape[0] else tensor.new_zeros(tensor.shape[1:])
+
+
+def _layout(arguments: Arguments) -> Any:
+    """Return what must not change between calls: the tree of arguments and all that is no tensor."""
+    leaves, spec = tree_flatten(arguments.args)
+    return [tuple(leaf.shape) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves], spec

@@ -1,0 +1,83 @@
+"""Whether a recording has the derivative that PyTorch gives the function itself, asked once for each recording.
+
+A recording is read from what PyTorch's own autograd says, so it should; but a function can do unforeseen things, and a
+Jacobian must not be wrong because of them. One pullback of one cotangent costs little and depends on every op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._torch import vjp
+from ..bracket import Mode
+from ..primal import PrimalRun
+from ..structure import Block, Dense
+from ..tensors import Tensors
+from .traced import Traced
+
+
+def agrees(
+    traced: Traced, functions: Sequence[Callable[[Tensor], Any]], x: Tensor, constants: Mapping[int, Tensor]
+) -> bool:
+    """Whether value and one pullback of a recording are those of the functions at x.
+
+    The tolerance is that of another order of the same operations. A recording that draws random numbers, or one of no
+    entries, is not asked.
+
+    Args:
+        traced: The recording.
+        functions: What was recorded.
+        x: The point.
+        constants: The tensors from outside that the tape refers to.
+
+    Returns:
+        Whether they agree.
+
+    Raises:
+        ValueError: If the functions do not run at x, though they do on a tensor without data.
+    """
+    if traced.opaque or not x.numel() or not traced.output.numel or any(op.draws for op in traced.tape.ops):
+        return True
+
+    def composition(value: Tensor) -> Any:
+        for function in functions:
+            value = function(value)
+        return value
+
+    with torch.no_grad():  # of what is outside; the pullback is recorded all the same
+        try:
+            return _compared(traced, composition, x, constants)
+        except RuntimeError as error:
+            raise ValueError(
+                f"jacobian: f must take a tensor of shape {tuple(x.shape)} and dtype {x.dtype}, got an error: {error}."
+            ) from error
+
+
+def _compared(traced: Traced, composition: Callable[[Tensor], Any], x: Tensor, constants: Mapping[int, Tensor]) -> bool:
+    primal = PrimalRun(traced.tape, traced.regions, [Mode.ADJOINT] * len(traced.regions), x, constants)
+    try:
+        y, pullback = vjp(composition, x.clone())
+        y_bar = torch.arange(y.numel(), dtype=y.dtype, device=y.device).mul(1.7).cos().reshape(y.shape)
+        (expected,) = pullback(y_bar)
+    except RuntimeError:  # autograd refuses it, as where a stage writes into what the one before must keep
+        return _close(primal.finish(), composition(x.clone()))
+    value = primal.finish()
+    if not traced.regions:
+        return _close(value, y) and not expected.any()
+    tensors = Tensors(primal, x)
+    block = Block(Dense(1, y.numel()), y_bar.reshape(1, -1))
+    for region in reversed(traced.regions):
+        if any(part.vjp_cost is None for part in region.parts if part.arcs is None):
+            return _close(value, y)  # PyTorch has no pullback of it to compare with
+        block = region.backward(tensors, block)
+    return _close(value, y) and _close(tensors.matrix(block).reshape(x.shape), expected)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    slack = 10 * torch.finfo(expected.dtype).eps ** 0.5
+    found, scale = found.to(expected.dtype), expected.abs().max().nan_to_num(0.0, 0.0, 0.0)
+    return torch.allclose(found, expected, rtol=slack, atol=float(slack * scale), equal_nan=True)

@@ -1,0 +1,181 @@
+"""Parts: one recorded op with what is known of its derivative, and what it costs to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from .._torch import FakeTensorMode, load_jvp_rules
+from ..measure import Profile
+from ..rules.registry import Call, Local, Meta, Operand, local_derivatives
+from .tape import Ref, Tape, TapeOp, fill
+
+_RUNS: dict[tuple[Any, str], bool] = {}  # which derivatives PyTorch has, by op
+
+
+_aten = torch.ops.aten
+_LINEAR = frozenset({
+    _aten.view.default, _aten._unsafe_view.default, _aten.permute.default, _aten.transpose.int, _aten.t.default,
+    _aten.slice.Tensor, _aten.select.int, _aten.expand.default, _aten.unsqueeze.default, _aten.squeeze.default,
+    _aten.squeeze.dim, _aten.squeeze.dims, _aten.sum.default, _aten.sum.dim_IntList, _aten.mean.default,
+    _aten.mean.dim, _aten.cat.default, _aten.stack.default, _aten.unbind.int, _aten.split.Tensor,
+    _aten.split_with_sizes.default, _aten.clone.default, _aten.alias.default, _aten.flip.default, _aten.roll.default,
+    _aten.repeat.default, _aten.diagonal.default, _aten.tril.default, _aten.triu.default, _aten.cumsum.default,
+    _aten.neg.default, _aten.unfold.default, _aten.movedim.int,
+})  # fmt: skip
+
+
+class Arc(NamedTuple):
+    """The Jacobian of one output of an op in one operand, in closed form."""
+
+    op: TapeOp
+    output: int  # a value
+    operand: int  # a value
+    local: Local
+
+
+class Part:
+    """One op that the derivative passes through.
+
+    `arcs` are its local Jacobians; None where one of them has no closed form, and the op is then differentiated by
+    JVP and VJP, in all its operands at once.
+    """
+
+    def __init__(self, tape: Tape, op: TapeOp, active_outputs: tuple[int, ...], profile: Profile | None = None) -> None:
+        self.op = op
+        self.outputs = active_outputs
+        self.metas = {index: tape.metas[index] for index in (*op.operands, *active_outputs)}
+        self.all_metas = tape.metas
+        self.profile = profile
+        self.arcs = None if op.opaque else self._closed_form()
+
+    def _closed_form(self) -> list[Arc] | None:
+        operands = self.op.operands
+        arcs: list[Arc] = []
+        for output in self.outputs:
+            call = self._call(output)
+            known = local_derivatives(call)
+            if any(position not in known for position in call.active):
+                return None
+            arcs += [Arc(self.op, output, operands[position], known[position]) for position in call.active]
+        return arcs
+
+    def _call(self, output: int) -> Call:
+        """Return the op with sizes in the place of tensors."""
+        target: Any = self.op.target
+        operands = self.op.operands
+        counter = iter(range(len(operands)))
+
+        def numbered(tree: Any) -> Any:
+            return tree_map_only(
+                Ref, lambda _: Operand(next(counter)), tree, is_leaf=lambda leaf: isinstance(leaf, Ref)
+            )
+
+        args, kwargs = numbered(self.op.args), numbered(dict(self.op.kwargs))
+        return Call(
+            target,
+            args,
+            kwargs,
+            tuple(self.metas[index] for index in operands),
+            self.metas[output],
+            tuple(position for position, index in enumerate(operands) if index in self.op.active),
+            output_index=self.op.outputs.index(output),
+        )
+
+    @cached_property
+    def column_fma(self) -> int:
+        """The fma of carrying one tangent or one cotangent through the op where it has no closed form.
+
+        Matrix products, convolutions and attention count half their flops for each operand; any other op one fma for
+        each entry of its largest tensor and operand.
+        """
+        from torch.utils.flop_counter import flop_registry  # imports Triton where there is one, which is slow
+
+        if self.profile is not None:
+            known = [cost for cost in (self.profile.jvp_cost, self.profile.vjp_cost) if cost is not None]
+            return max(known)
+        packet = getattr(self.op.target, "overloadpacket", None)
+        count = len(self.op.active)
+        if packet in flop_registry:
+            out = [torch.empty(self.all_metas[i].shape, device="meta") for i in self.op.outputs if i is not None]
+            args, kwargs = (
+                fill(tree, lambda index: torch.empty(self.metas[index].shape, device="meta"))
+                for tree in (self.op.args, dict(self.op.kwargs))
+            )
+            return count * flop_registry[packet](*args, **kwargs, out_val=out[0] if len(out) == 1 else out) // 2
+        if packet is not None and self._moves():
+            return 0
+        return count * max(meta.numel for meta in self.metas.values())
+
+    def _moves(self) -> bool:
+        target: Any = self.op.target
+        return target.is_view or target.overloadpacket in {torch.ops.aten.clone, torch.ops.aten.cat}
+
+    @cached_property
+    def jvp_cost(self) -> int | None:
+        """The fma of one tangent; None where the op has no JVP."""
+        if self.profile is not None:
+            return self.profile.jvp_cost
+        return self.column_fma if self._runs(self._push_fake) else None
+
+    @cached_property
+    def vjp_cost(self) -> int | None:
+        """The fma of one cotangent; None where the op has no VJP."""
+        if self.profile is not None:
+            return self.profile.vjp_cost
+        return self.column_fma if self._runs(self._pull_fake) else None
+
+    def _runs(self, derivative: Callable[[Callable[..., Any], tuple[Tensor, ...]], Any]) -> bool:
+        """Return whether a derivative of the op runs on fake tensors; asked once for each op."""
+        key = self.op.target, derivative.__name__
+        if key not in _RUNS:
+            load_jvp_rules()
+            with FakeTensorMode() as fake:  # noqa: F841 (it is what makes the tensors)
+                made = {i: torch.empty(m.shape, dtype=m.dtype, device=m.device) for i, m in self.metas.items()}
+                try:
+                    derivative(self.function(made.__getitem__), tuple(made[index] for index in self.op.active))
+                    _RUNS[key] = True
+                except NotImplementedError:
+                    _RUNS[key] = False
+                except Exception:  # noqa: BLE001 (a fake tensor may be refused where a real one is not)
+                    _RUNS[key] = True
+        return _RUNS[key]
+
+    @staticmethod
+    def _push_fake(function: Callable[..., Any], primals: tuple[Tensor, ...]) -> None:
+        torch.func.jvp(function, primals, primals)
+
+    @staticmethod
+    def _pull_fake(function: Callable[..., Any], primals: tuple[Tensor, ...]) -> None:
+        results: Any = torch.func.vjp(function, *primals)
+        results[1](results[0])
+
+    def arcs_from(self, operand: int) -> list[Arc]:
+        """Return the local Jacobians in an operand; none where the op has no closed form."""
+        return [arc for arc in self.arcs or () if arc.operand == operand]
+
+    def is_linear_in(self, operands: Sequence[int]) -> bool:
+        """Return whether the op is a linear map of these operands, with no others."""
+        return self.op.target in _LINEAR and set(self.op.operands) == set(operands)
+
+    def function(
+        self, value: Callable[[int], Tensor], operands: Sequence[int] | None = None
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        """Return the op as a function of its active operands, or of some of them, to its active outputs."""
+        op, places = self.op, {index: place for place, index in enumerate(operands or self.op.active)}
+
+        def applied(*tensors: Tensor) -> tuple[Tensor, ...]:
+            results = op.call(lambda index: tensors[places[index]] if index in places else value(index))
+            made: Mapping[int | None, Any] = dict(zip(op.outputs, results, strict=True))
+            return tuple(made[output] for output in self.outputs)
+
+        return applied
+
+    def meta(self, index: int) -> Meta:
+        """Return what is known of one of its values."""
+        return self.metas[index]

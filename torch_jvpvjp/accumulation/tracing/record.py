@@ -1,0 +1,264 @@
+"""Recording a function: it runs once on a fake tensor, and every op that it reaches is written down.
+
+A fake tensor has no data, so whatever looks at data (control flow, `.item()`, NumPy) raises and the function is not
+recorded; nothing that depends on values can end up in a tape by mistake. The tensor requires grad, so PyTorch itself
+says
+which values the derivative passes through: a detached value, or one computed under `torch.no_grad`, does not require
+it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .._torch import FakeTensorMode, is_builtin_node
+from ..rules.registry import Meta
+from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, with_refs
+
+MOST_OPS = 20_000  # a longer tape would take minutes to plan
+
+
+class NotRecordable(Exception):
+    """A function cannot be recorded; the message says why."""
+
+
+def record(function: Callable[[Tensor], Any], meta: Meta) -> Tape:
+    """The tape of a function of one tensor.
+
+    Args:
+        function: A function of one floating tensor that returns one.
+        meta: Shape, dtype and device of its input.
+
+    Returns:
+        The tape.
+
+    Raises:
+        NotRecordable: If the function looks at data, mutates what it should not, or has derivatives of its own.
+    """
+    try:
+        recorder = _run(function, meta, by_autograd=True)
+        if recorder.mutation is None:
+            return recorder.finish()
+        # Once more, with every in-place op written as one that is not. Autograd cannot look through that, so what is
+        # active is then told by grad mode and `detach`.
+        recorder = _run(torch.func.functionalize(function), meta, by_autograd=False)
+    except NotRecordable:
+        raise
+    except Exception as error:
+        raise NotRecordable(f"{type(error).__name__}: {error}") from error
+    if recorder.mutation is not None:
+        raise NotRecordable(f"it writes into a tensor that is not its own, by {recorder.mutation}")
+    return recorder.finish()
+
+
+def _run(function: Callable[[Tensor], Any], meta: Meta, *, by_autograd: bool) -> _Recorder:
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.enable_grad():
+        x = torch.empty(meta.shape, dtype=meta.dtype, device=meta.device)
+        recorder = _Recorder(x.requires_grad_(by_autograd), fake, by_autograd)
+        # Attention in its plain form, which has every derivative; the fused ones have no forward mode and no rule here.
+        with sdpa_kernel(SDPBackend.MATH), recorder:
+            recorder.y = function(x)
+    y = recorder.y
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        raise NotRecordable("it does not return one floating tensor")
+    if by_autograd:
+        _check_derivatives(y)
+    return recorder
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes every op down as it passes; `mutation` names the first that writes into a tensor."""
+
+    def __init__(self, x: Tensor, fake: FakeTensorMode, by_autograd: bool) -> None:
+        super().__init__()
+        self.tape = Tape()
+        self.mutation: str | None = None
+        self.y: Any = None
+        self._fake, self._by_autograd = fake, by_autograd
+        self._numbers: dict[int, int] = {}
+        self._kept: list[Tensor] = []  # an id is a name only as long as its tensor lives
+        self._sharing: Counter[int] = Counter()  # how many tensors look at one memory
+        self.tape.source = self._new(x)
+        self._carried = {self.tape.source}  # without autograd: the values that depend on x
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim" or self.mutation is not None:
+            return func(*args, **kwargs)  # a query for a device or a layout, or a run that is only looked at
+        recorded = func
+        if func._schema.is_mutable:
+            if not torch.is_grad_enabled() and func._schema.name.removeprefix("aten::") not in _SHAPED:
+                # The values change and the derivative is still that of what was there before.
+                raise NotRecordable(f"it writes into a tensor while gradients are off, by {func}")
+            recorded = self._without_writing(func, args, kwargs)
+            if recorded is None:
+                self.mutation = str(func)
+                return func(*args, **kwargs)
+        if func in _SLICES:
+            args = _clamped(func, args)
+        active: list[int] = []
+
+        def number(tensor: Tensor) -> int:
+            index = self._number(tensor)
+            if index not in self.tape.constants and (
+                tensor.requires_grad if self._by_autograd else index in self._carried
+            ):
+                active.append(index)
+            return index
+
+        refs, named = with_refs(args, number), with_refs(kwargs, number)
+        out = func(*args, **kwargs)
+        outputs = tuple(None if result is None else self._new(result) for result in flat_outputs(out))
+        if not self._by_autograd and active and torch.is_grad_enabled() and func is not _aten.detach.default:
+            self._carried.update(index for index in outputs if index is not None and _differentiable(self.tape, index))
+        self.tape.ops.append(TapeOp(recorded, refs, named, outputs, tuple(dict.fromkeys(active))))
+        if len(self.tape.ops) > MOST_OPS:
+            raise NotRecordable(f"it takes more than {MOST_OPS:,} ops")
+        return out
+
+    def _without_writing(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any | None:
+        """Return the op that does the same without writing, where nobody else can see the difference; else None.
+
+        An op such as `squeeze_` changes only what the tensor itself says of its shape. One such as `add_` may be
+        written
+        as one that makes a new tensor if nothing else shares the memory of its result, which is a tensor that f made.
+        """
+        name = func._schema.name.removeprefix("aten::")
+        if func.namespace != "aten" or not name.endswith("_") or not args or not isinstance(args[0], Tensor):
+            return None
+        target, index = args[0], self._numbers.get(id(args[0]))
+        if index is None or index == self.tape.source or index in self.tape.constants:
+            return None
+        packet = getattr(_aten, name[:-1], None)
+        overload = getattr(packet, _SHAPED[name] or func._overloadname if name in _SHAPED else func._overloadname, None)
+        if overload is None or name in _SHAPED:
+            return overload
+        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if name in {"copy_", "fill_", "zero_"}:  # what was there before is gone, and with it what it depended on
+            return None
+        alone = self._sharing[target.untyped_storage()._cdata] == 1
+        return overload if alone and all(operand.dtype == target.dtype for operand in operands) else None
+
+    def _new(self, tensor: Tensor) -> int:
+        index = self.tape.new_value(meta_of(tensor))
+        if self._numbers.get(id(tensor)) is None:
+            self._kept.append(tensor)
+            self._sharing[tensor.untyped_storage()._cdata] += 1
+        self._numbers[id(tensor)] = index
+        return index
+
+    def _number(self, tensor: Tensor) -> int:
+        known = self._numbers.get(id(tensor))
+        if known is not None:
+            return known
+        if getattr(tensor, "fake_mode", None) is self._fake:
+            raise NotRecordable("it uses a tensor that was made out of sight")
+        if type(tensor) not in {Tensor, torch.nn.Parameter, torch.nn.Buffer}:
+            raise NotRecordable(f"it uses a tensor of the type {type(tensor).__name__}")
+        index = self._new(tensor)
+        self.tape.constants[index] = tensor
+        return index
+
+    def finish(self) -> Tape:
+        """The tape, with the ops between x and y marked and those that y does not need left out.
+
+        Returns:
+            The tape.
+
+        Raises:
+            NotRecordable: If the derivative passes through complex values, whose adjoints are conjugated, or through
+            an op
+                that draws random numbers and would draw others when differentiated.
+        """
+        tape = self.tape
+        tape.result = self._number(self.y)
+        if tape.result == tape.source:  # the identity; an op that says so
+            tape.result = tape.new_value(tape.metas[tape.source])
+            tape.ops.append(TapeOp(_aten.alias.default, (Ref(tape.source),), {}, (tape.result,), (tape.source,)))
+            self._carried.add(tape.result)
+        differentiable = self.y.requires_grad if self._by_autograd else tape.result in self._carried
+        between = _between(tape, differentiable)
+        needed = {tape.result}
+        kept: list[TapeOp] = []
+        for op in reversed(tape.ops):
+            if not needed.isdisjoint(op.outputs):
+                needed.update(op.operands)
+                kept.append(_with_active(op, between))
+        tape.ops = kept[::-1]
+        if any(tape.metas[index].dtype.is_complex for op in kept for index in op.active):
+            raise NotRecordable("it passes through complex values")
+        drawn = [op.name for op in kept if op.active and op.draws and op.target not in _DROPS]
+        if drawn:
+            raise NotRecordable(f"{drawn[0]} draws random numbers and is differentiated")
+        return tape
+
+
+def _check_derivatives(y: Tensor) -> None:
+    """Check that every derivative on the way to y is one of PyTorch's own.
+
+    Args:
+        y: What the function returned.
+
+    Raises:
+        NotRecordable: If one is not, as that of a `torch.autograd.Function`: the ops that it ran would not tell it.
+    """
+    pending, seen = [y.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if not is_builtin_node(node):
+            raise NotRecordable(f"{node.name()} has a derivative of its own")
+        pending += [following for following, _ in node.next_functions]
+
+
+def _between(tape: Tape, differentiable: bool) -> set[int]:
+    """Return the values that lie between x and y: active, and used on the way to y."""
+    reaching: set[int] = {tape.result} if differentiable else set()
+    for op in reversed(tape.ops):
+        if reaching.intersection(index for index in op.outputs if index is not None):
+            reaching.update(op.active)
+    between = {tape.source} & reaching
+    for op in tape.ops:
+        if between.intersection(op.active):
+            between.update(index for index in op.outputs if index in reaching)
+    return between
+
+
+def _with_active(op: TapeOp, between: set[int]) -> TapeOp:
+    reaches = between.intersection(index for index in op.outputs if index is not None)
+    active = tuple(index for index in op.active if index in between) if reaches else ()
+    return TapeOp(op.target, op.args, op.kwargs, op.outputs, active)
+
+
+def _differentiable(tape: Tape, index: int) -> bool:
+    dtype = tape.metas[index].dtype
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def _clamped(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of a slice with its end no more than the size, which 2^63 − 1 stands for."""
+    place = _SLICES[func]  # of dim
+    full = [*args, *(argument.default_value for argument in func._schema.arguments[len(args) : place + 3])]
+    size = args[0].shape[full[place]]
+    if full[place + 2] is not None:
+        full[place + 2] = min(full[place + 2], size)
+    return tuple(full)
+
+
+_aten = torch.ops.aten
+_SLICES = {_aten.slice.Tensor: 1, _aten.slice_scatter.default: 2}
+# Ops that write only what a tensor says of its shape, with the overload of their twin where it goes by another name.
+_SHAPED = {"squeeze_": "", "unsqueeze_": "", "t_": "", "transpose_": "int"}
+_DROPS = frozenset({_aten.native_dropout.default})  # it returns its mask, which its derivative is known by

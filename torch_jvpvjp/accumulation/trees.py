@@ -1,0 +1,216 @@
+"""Inputs and outputs of any shape of tree, as one vector in and one vector out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+Wrt = None | int | str | Sequence[int] | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor of an input or output.
+
+    Attributes:
+        path: What an error calls it.
+        shape: Its shape, without batch axes.
+        dtype: Its dtype.
+    """
+
+    path: str
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """The number of entries."""
+        return self.shape.numel()
+
+
+@dataclass(frozen=True)
+class Side:
+    """The leaves of one side of a Jacobian, and the tree that they stand in.
+
+    `bare` says that there is one leaf, which is the whole vector as it stands.
+    """
+
+    leaves: tuple[Leaf, ...]
+    spec: TreeSpec
+    bare: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the vector: that which all leaves fit into."""
+        dtype = self.leaves[0].dtype
+        for leaf in self.leaves[1:]:
+            dtype = torch.promote_types(dtype, leaf.dtype)
+        return dtype
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of entries of each leaf."""
+        return [leaf.numel for leaf in self.leaves]
+
+    def joined(self, tensors: Sequence[Tensor], batch: int = 0) -> Tensor:
+        """Return the leaves as one vector, behind `batch` axes; a bare leaf as it is."""
+        if self.bare:
+            return tensors[0]
+        dtype = self.dtype
+        flat = [tensor.reshape((*tensor.shape[:batch], tensor.shape[batch:].numel())).to(dtype) for tensor in tensors]
+        return torch.cat(flat, -1)
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Return the leaves of a vector."""
+        if self.bare:
+            return [vector]
+        pieces = torch.split(vector, self.sizes)
+        return [piece.reshape(leaf.shape).to(leaf.dtype) for piece, leaf in zip(pieces, self.leaves, strict=True)]
+
+
+def assembled(matrix: Tensor, output: Side, source: Side, batch: Sequence[int] = ()) -> Any:
+    """Return a Jacobian (*batch, *outputs, *inputs) as a tree of outputs of trees of inputs, as `jacrev` does."""
+    if output.bare and source.bare:
+        return matrix.reshape((*batch, *matrix.shape[1:])) if len(batch) > 1 else matrix
+    m, n = sum(output.sizes), sum(source.sizes)
+    rows = matrix.reshape(*batch, m, n).split(output.sizes, -2)
+    grid = [
+        tree_unflatten(
+            [
+                block.reshape((*batch, *row.shape, *column.shape)).to(row.dtype)
+                for block, column in zip(part.split(source.sizes, -1), source.leaves, strict=True)
+            ],
+            source.spec,
+        )
+        for part, row in zip(rows, output.leaves, strict=True)
+    ]
+    return tree_unflatten(grid, output.spec)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a function is called with, and which part of it the Jacobian is taken in.
+
+    Attributes:
+        args: The positional arguments.
+        argnums: Those that the Jacobian is taken in; empty for parameters.
+        names: The parameters that it is taken in.
+        single: Whether the result has no tuple or dict over arguments.
+    """
+
+    args: tuple[Any, ...]
+    argnums: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    single: bool = True
+
+
+def read_arguments(caller: str, f: Callable[..., Any], x: Any, wrt: Wrt) -> Arguments:
+    """What the arguments of `jacobian` say.
+
+    Args:
+        caller: The function to name in an error.
+        f: The function.
+        x: A tensor or tree of tensors, or a tuple of positional arguments.
+        wrt: None, argument numbers, "parameters", or names of parameters.
+
+    Returns:
+        The arguments and what the Jacobian is taken in.
+
+    Raises:
+        TypeError: If wrt is none of these, or names parameters of a function that is no module.
+        ValueError: If an argument number or a parameter does not exist.
+    """
+    args = x if type(x) is tuple else (x,)
+    if wrt is None:
+        return Arguments(args, tuple(range(len(args))), single=type(x) is not tuple)
+    if isinstance(wrt, int) and not isinstance(wrt, bool):
+        return Arguments(args, (_argnum(caller, wrt, args),))
+    if isinstance(wrt, str) and wrt != "parameters":
+        return Arguments(args, names=_names(caller, f, (wrt,)))
+    if wrt == "parameters":
+        return Arguments(args, names=_names(caller, f, None), single=False)
+    if isinstance(wrt, Sequence) and wrt and all(isinstance(one, str) for one in wrt):
+        return Arguments(args, names=_names(caller, f, tuple(str(one) for one in wrt)), single=False)
+    if isinstance(wrt, Sequence) and wrt and all(isinstance(one, int) for one in wrt):
+        return Arguments(args, tuple(_argnum(caller, int(one), args) for one in wrt), single=False)
+    raise TypeError(f"{caller}: wrt must be None, argument numbers, 'parameters', or names of parameters, got {wrt!r}.")
+
+
+def _argnum(caller: str, number: int, args: tuple[Any, ...]) -> int:
+    if not -len(args) <= number < len(args):
+        raise ValueError(f"{caller}: wrt must be less than the number of arguments, {len(args)}, got {number}.")
+    return number % len(args)
+
+
+def _names(caller: str, f: Callable[..., Any], names: tuple[str, ...] | None) -> tuple[str, ...]:
+    if not isinstance(f, nn.Module):
+        raise TypeError(
+            f"{caller}: f must be an nn.Module where wrt names parameters, got {type(f).__name__}; pass the parameters "
+            f"as an argument instead."
+        )
+    known = dict(f.named_parameters())
+    if names is None:
+        names = tuple(known)
+    missing = [name for name in names if name not in known]
+    if missing or not names:
+        raise ValueError(
+            f"{caller}: wrt must name parameters of f, {', '.join(known) or 'which has none'}, got {missing}."
+        )
+    return names
+
+
+def differentiated(caller: str, f: Callable[..., Any], arguments: Arguments) -> Any:
+    """Return the tree of tensors that the Jacobian is taken in."""
+    if arguments.names:
+        assert isinstance(f, nn.Module)
+        known = dict(f.named_parameters())
+        return known[arguments.names[0]] if arguments.single else {name: known[name] for name in arguments.names}
+    chosen = tuple(arguments.args[number] for number in arguments.argnums)
+    return chosen[0] if arguments.single else chosen
+
+
+def side_of(caller: str, name: str, tree: Any, batch_dims: int) -> tuple[Side, list[Tensor]]:
+    """The leaves of a tree of tensors.
+
+    Args:
+        caller: The function to name in an error.
+        name: What to call the tree.
+        tree: The tree.
+        batch_dims: The number of leading axes that are a batch.
+
+    Returns:
+        The side, and its tensors.
+
+    Raises:
+        TypeError: If a leaf is not a real floating tensor.
+        ValueError: If there is none, or one has fewer axes than the batch, or another batch.
+    """
+    tensors, spec = tree_flatten(tree)
+    if not tensors:
+        raise ValueError(f"{caller}: {name} must hold a tensor at least, got none.")
+    leaves: list[Leaf] = []
+    for place, tensor in enumerate(tensors):
+        path = name if len(tensors) == 1 else f"{name} (leaf {place})"
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{caller}: {path} must be a floating tensor, got {type(tensor).__name__}.")
+        if not tensor.is_floating_point():
+            way = "split it into real and imaginary part" if tensor.is_complex() else "convert it, as by x.double()"
+            raise TypeError(f"{caller}: {path} must be a floating tensor, got {tensor.dtype}; {way}.")
+        if tensor.dim() < batch_dims:
+            raise ValueError(f"{caller}: {path} must have at least batch_dims={batch_dims} axes, got {tensor.dim()}.")
+        leaves.append(Leaf(path, tensor.shape[batch_dims:], tensor.dtype))
+    if len({tensor.shape[:batch_dims] for tensor in tensors}) > 1:
+        shapes = sorted(str(tuple(tensor.shape[:batch_dims])) for tensor in tensors)
+        raise ValueError(f"{caller}: the leaves of {name} must have one batch in front, got {', '.join(shapes)}.")
+    return Side(tuple(leaves), spec, isinstance(tree, Tensor)), list(tensors)
+
+
+def batch_size(shape: Sequence[int]) -> int:
+    """Return the number of samples of a batch."""
+    return prod(shape)
