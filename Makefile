@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-fast lint types bench-cpu clean
+.PHONY: demo test test-fast lint types bench-cpu bench-host bench-jacobian bench-planner clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m torch_jvpvjp demo
@@ -26,8 +26,16 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(RUN) -m basedpyright --pythonpath $(RUN)
 
-bench-cpu: $(VENV)/.installed
+bench-cpu: bench-host bench-planner bench-jacobian
+
+bench-host: $(VENV)/.installed
 	$(RUN) benchmarks/bench_host.py
+
+bench-planner: $(VENV)/.installed
+	$(RUN) benchmarks/bench_planner.py
+
+bench-jacobian: $(VENV)/.installed  # compared with JAX too if it is installed: pip install ".[bench]"
+	$(RUN) benchmarks/bench_jacobian.py --device cpu --strategies --memory
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,106 @@
+"""Timing of contenders in turn, where some take a thousand times as long as others or need fresh arguments."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+LEAST, MOST = 5, 100  # calls of one contender
+SLOW_SECONDS = 3.0  # a call that takes longer is timed once
+
+
+@dataclass
+class Contender:
+    """A call that returns a Jacobian.
+
+    Attributes:
+        call: Of no arguments, or of what `prepare` returned.
+        prepare: Makes the argument of one call, outside of the time.
+        seconds: What a call is known to take.
+        facts: What its row records besides the times.
+    """
+
+    call: Callable[..., Any]
+    prepare: Callable[[], Any] | None = None
+    seconds: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, device: torch.device) -> tuple[float, Any]:
+        """One call.
+
+        Args:
+            device: To wait for.
+
+        Returns:
+            Its seconds, and what it returned.
+        """
+        arguments = () if self.prepare is None else (self.prepare(),)
+        _wait(device)
+        start = time.perf_counter()
+        result = self.call(*arguments)
+        _wait(device)
+        return time.perf_counter() - start, result
+
+
+@dataclass(frozen=True)
+class Times:
+    """Wall times of one contender in milliseconds: the quartiles, and of how many calls."""
+
+    median_ms: float
+    q1_ms: float
+    q3_ms: float
+    repeats: int
+
+
+def time_in_turn(contenders: Mapping[str, Contender], device: torch.device, seconds: float) -> dict[str, Times]:
+    """Time contenders round after round, the slow ones in fewer rounds, spread over all of them.
+
+    Args:
+        contenders: By name, warm, each with the seconds that a call takes.
+        device: Where they work.
+        seconds: About how long it shall take in all.
+
+    Returns:
+        The times of each.
+    """
+    share = seconds / max(1, len(contenders))
+    repeats = {name: _repeats(share, c.seconds) for name, c in contenders.items()}
+    rounds = max(repeats.values(), default=0)
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    gc.collect()
+    gc.disable()
+    try:
+        for r in range(rounds):
+            shift = r % len(names)  # each round starts one further, so that none is always after the same other
+            for name in names[shift:] + names[:shift]:
+                if (r + 1) * repeats[name] // rounds > r * repeats[name] // rounds:
+                    samples[name].append(1e3 * contenders[name].run(device)[0])
+    finally:
+        gc.enable()
+    return {name: summarise(times) for name, times in samples.items()}
+
+
+def summarise(samples_ms: list[float]) -> Times:
+    """The quartiles of some times."""
+    if len(samples_ms) == 1:
+        return Times(samples_ms[0], samples_ms[0], samples_ms[0], 1)
+    q1, _, q3 = statistics.quantiles(samples_ms, n=4, method="inclusive")
+    return Times(statistics.median(samples_ms), q1, q3, len(samples_ms))
+
+
+def _repeats(share: float, each: float) -> int:
+    if each > SLOW_SECONDS:
+        return 1
+    return max(LEAST, min(MOST, int(share / max(each, 1e-7))))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
