@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import _has_any_global_hook as any_global_module_hook
 
 __all__ = [
-    "FakeTensorMode", "any_global_module_hook", "inside_transform", "is_builtin_node", "jvp", "linearize",
+    "FakeTensorMode", "any_global_module_hook", "function_modes", "inside_transform", "is_builtin_node", "jvp",
+    "linearize",
     "load_jvp_rules", "vjp", "wraps_transform",
 ]  # fmt: skip
 
@@ -54,6 +55,11 @@ def inside_transform() -> bool:
     """Return whether a `torch.func` transform is running."""
     functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
     return functorch.peek_interpreter_stack() is not None
+
+
+def function_modes() -> int:
+    """Return how many `TorchFunctionMode`s are active; `torch.set_default_device` and `with device` are such."""
+    return torch._C._len_torch_function_stack()
 
 
 def wraps_transform(tensor: Tensor) -> bool:

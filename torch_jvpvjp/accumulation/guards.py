@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import dis
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import is_
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._torch import any_global_module_hook
+from ._torch import any_global_module_hook, function_modes
 from .cache import ATTRIBUTE
 
 _MOST_PLACES = 50_000
@@ -27,7 +28,7 @@ _CHANGING = frozenset({"random", "time", "datetime", "secrets", "uuid", "os", "e
 _REFLECTING = frozenset({"globals", "locals", "eval", "exec", "__import__"})  # what these reach cannot be told
 _VALUES = (
     int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, type(Ellipsis), slice,
-    range, torch.layout, torch.memory_format, torch.finfo, torch.iinfo, torch.Generator,
+    range, weakref.ref, torch.layout, torch.memory_format, torch.finfo, torch.iinfo, torch.Generator,
     torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch.jit.ScriptFunction,
 )  # fmt: skip
 _LIBRARIES = frozenset({
@@ -69,7 +70,7 @@ class Guards:
             not any(self._empty)
             and _modes() == self._modes
             and all(
-                len(mapping) == len(keys) and all(map(is_, mapping, keys)) and all(map(is_, mapping.values(), values))
+                list(mapping) == keys and all(map(is_, mapping.values(), values))
                 for mapping, keys, values in self._mappings
             )
             and all(look() is before for look, before in self._looks)
@@ -93,6 +94,10 @@ class Guards:
         self._looks.append((look, value))
         self._counted(1)
         self._visit(value)
+
+    def _watch_once(self, look: Callable[[], Any]) -> None:
+        if not any(known is look for known, _ in self._looks):
+            self._looks.append((look, look()))
 
     def _watch_mapping(self, mapping: Mapping[Any, Any], visited: Iterable[Any] | None = None) -> None:
         """Watch all entries of a mapping, and visit the values of all or some."""
@@ -158,7 +163,7 @@ class Guards:
         self._visit_class(kind)
         attributes = vars(value)
         if isinstance(value, nn.Module):
-            self._looks.append((any_global_module_hook, any_global_module_hook()))
+            self._watch_once(any_global_module_hook)
         if attributes and ATTRIBUTE not in attributes:
             self._watch_mapping(attributes)
         else:
@@ -254,7 +259,7 @@ def _modes() -> tuple[Any, ...]:
     """Return the global settings that change what a function does."""
     return (
         torch.get_default_dtype(),
-        torch.get_default_device(),
+        function_modes(),  # a default device is one
         torch.are_deterministic_algorithms_enabled(),
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .algebra import product_structure, zero_of
 from .base import Structure, Values
-from .dense import Dense, Identity, ScaledIdentity, Zero
+from .blocks import BlockDiagonal
+from .dense import Dense, Diagonal, Identity, ScaledIdentity, Zero
 from .factored import Kronecker, first_tensor, typed
 from .plain import plain
 from .product import Product, plain_product, product, product_rule, work
@@ -87,6 +88,47 @@ def _dense_kronecker(left: Dense, right: Kronecker) -> Product:
         return x if isinstance(result, Dense) else result.gather_values(x)
 
     return Product(result, min(b_first, a_first), values)
+
+
+@product_rule(BlockDiagonal, Kronecker)
+def _blocks_shared(left: BlockDiagonal, right: Kronecker) -> Product:
+    # diag(A_1 … A_b) (I_b ⊗ W) = diag(A_1 W … A_b W): one weight, which is not copied for each block
+    whole = _multiplied_out(left, right)
+    if not (_is_shared(right) and isinstance(whole.result, BlockDiagonal) and left.b == right.left.n == whole.result.b):
+        return whole
+    return Product(whole.result, whole.fma, lambda a, b: a @ b[1])
+
+
+@product_rule(Kronecker, BlockDiagonal)
+def _shared_blocks(left: Kronecker, right: BlockDiagonal) -> Product:
+    whole = _multiplied_out(left, right)
+    if not (_is_shared(left) and isinstance(whole.result, BlockDiagonal) and right.b == left.left.n == whole.result.b):
+        return whole
+    return Product(whole.result, whole.fma, lambda a, b: a[1] @ b)
+
+
+@product_rule(Kronecker, Diagonal)
+def _shared_diagonal(left: Kronecker, right: Diagonal) -> Product:
+    # (I_b ⊗ W) diag(d_1 … d_b) = diag(W diag(d_1) … W diag(d_b))
+    whole = _multiplied_out(left, right)
+    if not (_is_shared(left) and isinstance(whole.result, BlockDiagonal) and left.left.n == whole.result.b):
+        return whole
+    b, n = left.left.n, left.right.n
+    return Product(whole.result, whole.fma, lambda a, d: a[1] * d.reshape(b, 1, n))
+
+
+@product_rule(Diagonal, Kronecker)
+def _diagonal_shared(left: Diagonal, right: Kronecker) -> Product:
+    whole = _multiplied_out(left, right)
+    if not (_is_shared(right) and isinstance(whole.result, BlockDiagonal) and right.left.n == whole.result.b):
+        return whole
+    b, m = right.left.n, right.right.m
+    return Product(whole.result, whole.fma, lambda d, b_: d.reshape(b, m, 1) * b_[1])
+
+
+def _is_shared(structure: Kronecker) -> bool:
+    """Return whether a structure is I ⊗ W with a dense W."""
+    return isinstance(structure.left, Identity) and isinstance(structure.right, Dense)
 
 
 @product_rule(Kronecker, Structure)

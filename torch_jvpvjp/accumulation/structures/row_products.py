@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Structure, Transposed, Values
+from .blocks import BlockDiagonal
 from .canonical import valued
 from .dense import Dense, Identity, ScaledIdentity
 from .factored import Kronecker, RowKronecker
@@ -33,6 +34,17 @@ def _row_kronecker_dense(left: RowKronecker, right: Dense) -> Product:
         return (x @ flat).reshape(b * o, columns)
 
     return Product(Dense(b * o, columns), b * o * k * columns, values)
+
+
+@product_rule(BlockDiagonal, RowKronecker)
+def _blocks_row_kronecker(left: BlockDiagonal, right: RowKronecker) -> Product:
+    # diag(A_1 … A_b) with rows x_s: row (s, p) holds (A_s)_pi x_s in the columns (i, :)
+    whole = plain_product(left, right)
+    b, o, k = right.b, right.o, right.k
+    if left.b != b or type(whole.result) is not Dense:
+        return whole
+    m = left.m
+    return Product(whole.result, whole.fma, lambda a, x: (a[..., None] * x[:, None, None, :]).reshape(m, o * k))
 
 
 @product_rule(ScaledIdentity, RowKronecker)
