@@ -18,9 +18,10 @@ from .chain import Chain
 from .cost import Objective
 from .explain import stages_text
 from .making import make_plan
+from .options import Options
 from .plain import plain_jacobian, recorded
 from .plan import Plan
-from .runtime import Options, Runtime
+from .runtime import Runtime
 from .seeds import GaussNewton, check_seed
 from .subject import Subject
 from .trees import Wrt, assembled
@@ -118,9 +119,6 @@ def jacobian(
         made = make_plan(runtime, x, objective=objective, strategy=strategy, memory_limit=memory_limit)
         if explain:
             print(stages_text(made))
-        known.unwatchable = not runtime.watched(x)
-        if known.unwatchable:
-            return made(x)
         known.plan = made
     return known.plan(x)
 

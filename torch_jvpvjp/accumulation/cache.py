@@ -26,12 +26,10 @@ class Remembered:
     Attributes:
         plan: Its plan, once made.
         seconds: What calls without a plan have taken so far.
-        unwatchable: Whether the function refers to what no guard can watch, so that no plan is kept.
     """
 
     plan: Plan | None = None
     seconds: float = 0.0
-    unwatchable: bool = False
 
     def planning_pays(self, run: float, width: int) -> bool:
         """Return whether a plan should be made now.
@@ -46,7 +44,7 @@ class Remembered:
         """
         sweep = run * (_SWEEP_START + width / _COLUMNS_A_RUN)
         planning = _PLANNING_SECONDS + _PLANNING_RUNS * run
-        return not self.unwatchable and self.seconds + sweep > planning * (1.0 if self.seconds else _FIRST)
+        return self.seconds + sweep > planning * (1.0 if self.seconds else _FIRST)
 
 
 class _Plans(dict[Hashable, Remembered]):

@@ -12,10 +12,12 @@ from torch import Tensor
 from .cost import Objective
 from .infeasible import InfeasiblePlanError
 from .memory import chunk_for, read_memory
+from .options import Options
 from .plan import Plan
 from .planning import plan_factors
-from .runtime import Options, Runtime, Tracing
+from .runtime import Runtime
 from .seeds import check_seed, seeded
+from .tracings import Tracing
 
 
 def make_plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,88 +14,19 @@ from torch.utils._pytree import tree_leaves
 from ._torch import inside_transform, wraps_transform
 from .bracket import Mode
 from .execute import Execution, as_jacobian, count_chunks, execute
-from .guards import Guards, Opaque
+from .options import Options
 from .primal import PrimalRun
 from .program import Program, ProgramRecorder
 from .progress import bar
 from .sparse import as_sparse, is_sparse
-from .stages import label_of
-from .structure import Structure
 from .subject import Subject
-from .tracing.agreement import agrees
-from .tracing.traced import Traced, trace
-from .trees import Wrt, assembled
+from .tracings import Tracing, check_fit, trace_subject
+from .trees import assembled
 from .verifying import Stopwatch, verification
 
 if TYPE_CHECKING:
-    from .factor import Factor
     from .plan import Plan, Step
     from .timing import Verification
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a Jacobian is taken.
-
-    Attributes:
-        wrt: What it is taken in.
-        batch_dims: Leading axes that are a batch of independent samples.
-        chunk_size: Most columns or rows that a sweep carries at once; None for all.
-        create_graph: Whether the result can be differentiated.
-        compile: Whether the program is compiled.
-        compile_mode: How, as the mode of `torch.compile`.
-        randomness: What a function that draws random numbers does under a batch, as in `torch.func.vmap`.
-        progress: Whether a bar shows how far a call is.
-        sparse: True for a sparse tensor, "auto" for one where the structure has zeros.
-    """
-
-    wrt: Wrt = None
-    batch_dims: int = 0
-    chunk_size: int | None = None
-    create_graph: bool = False
-    compile: bool = False
-    compile_mode: str | None = None
-    randomness: str = "error"
-    progress: bool = False
-    sparse: bool | str = False
-
-
-@dataclass(eq=False)
-class Tracing:
-    """A subject that was traced for tensors of some dtypes and devices.
-
-    Attributes:
-        subject: The function and its arguments.
-        traced: What it does.
-        constants: The values that are tensors from outside, without the other arguments.
-        extras: The values of the tape that the other arguments are.
-        guards: What the function refers to; None where that cannot be watched.
-        sparse: The structure of the entries, if they are returned as they are.
-        program: The straight line that a call replays, once recorded.
-        compiled: The same, compiled.
-        replayable: Whether there can be one.
-        fits: The factors of the plan that was last found to be for it.
-    """
-
-    subject: Subject
-    traced: Traced
-    constants: dict[int, Tensor]
-    extras: list[int | None]
-    guards: Guards | None
-    sparse: Structure | None = None
-    program: Program | None = None
-    compiled: Callable[..., Any] | None = None
-    replayable: bool = True
-    fits: tuple[Factor, ...] | None = None
-
-    def given(self, others: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Return the values of the tape that the other arguments of a call are."""
-        return {index: other for index, other in zip(self.extras, others, strict=True) if index is not None}
-
-    def timed(self, inputs: Sequence[Tensor]) -> list[float]:
-        """Return the seconds of each segment of one run of the program."""
-        assert self.program is not None
-        return self.program.timed(*inputs)
 
 
 class _Shortcut(NamedTuple):
@@ -155,37 +86,9 @@ class Runtime:
         key = _key(x)
         known = self._tracings.get(key)
         if known is None or (known.guards is not None and not known.guards.hold()):
-            known = self._tracings[key] = self._trace(x)
+            subject = Subject(self.caller, self.stages, x, self.options.wrt, self.options.batch_dims)
+            known = self._tracings[key] = trace_subject(subject, self.watching, self.options.sparse)
         return known
-
-    def _trace(self, x: Any) -> Tracing:
-        subject = Subject(self.caller, self.stages, x, self.options.wrt, self.options.batch_dims)
-        try:
-            guards, unwatchable = Guards(self.watching), None
-        except Opaque as reason:
-            guards, unwatchable = None, f"it refers to what cannot be watched for changes, {reason}"
-        keep = bool(self.options.sparse)
-        traced = trace(subject.functions, subject.sample, keep_patterns=keep, as_it_stands=unwatchable)
-        if self.options.sparse and not (subject.output and subject.output.bare and subject.source.bare):
-            raise ValueError(
-                f"{self.caller}: sparse must be False where x or f(x) is a tree of tensors, got "
-                f"{self.options.sparse!r}."
-            )
-        constants, extras = _outside(traced, subject)
-        given = {index: extra for index, extra in zip(extras, subject.extras, strict=True) if index is not None}
-        why = None
-        if guards is not None and not guards.hold():
-            guards.restore()  # a value that was kept on the way was a fake one
-            why = "it changes what it refers to"
-        elif not agrees(traced, subject.functions, subject.sample.detach(), constants | given):
-            why = "what was recorded does not have the derivative that PyTorch gives it"
-        if why is not None and not traced.opaque:
-            traced = trace(subject.functions, subject.sample, as_it_stands=why)
-            constants, extras = _outside(traced, subject)
-        if traced.opaque and guards is not None:  # a black box is called in any case
-            recorded = [stage for stage in self.watching if label_of(stage) not in traced.refusals]
-            guards = Guards(recorded)
-        return Tracing(subject, traced, constants, extras, guards)
 
     def adopt(self, x: Any, tracing: Tracing) -> None:
         """Take over the tracing of another runtime of the same function."""
@@ -194,11 +97,6 @@ class Runtime:
     def refusals(self) -> dict[str, str]:
         """Return why functions could not be recorded, by their names."""
         return {name: why for known in self._tracings.values() for name, why in known.traced.refusals.items()}
-
-    def watched(self, x: Any) -> bool:
-        """Return whether a change of the function would be noticed."""
-        tracing = self.tracing(x)
-        return tracing.guards is not None or tracing.traced.opaque
 
     def is_for(self, stages: Sequence[Callable[..., Any]], options: Options) -> bool:
         """Return whether this is that function with those options, or with more that a plan may choose by itself."""
@@ -362,7 +260,8 @@ class Runtime:
         tracing = self.tracing(x)
         subject, traced = tracing.subject, tracing.traced
         source, extras = subject.bind(self.arguments(x))
-        if traced.opaque or any(op.draws for op in traced.tape.ops) or not subject.batch.numel():
+        asked = not (traced.opaque or inside_transform() or any(op.draws for op in traced.tape.ops))
+        if not asked or not subject.batch.numel():
             return
 
         def of_one(x: Tensor, *others: Tensor) -> Tensor:
@@ -383,41 +282,8 @@ class Runtime:
             )
 
 
-def check_fit(caller: str, plan: Plan, traced: Traced) -> None:
-    """Check that a plan is for a function.
-
-    Args:
-        caller: The function to name in errors.
-        plan: The plan.
-        traced: The function, taken apart.
-
-    Raises:
-        ValueError: If the plan is for another chain.
-    """
-    if len(plan.factors) != max(len(traced.factors), 1):
-        raise ValueError(
-            f"{caller}: plan must be for a chain of {len(traced.factors)} stages, got one for {len(plan.factors)}; "
-            f"make "
-            f"a new one by plan_jacobian(f, x)."
-        )
-    for place, (planned, found) in enumerate(zip(plan.factors, traced.factors, strict=False)):
-        if (planned.n, planned.m, planned.structure) != (found.n, found.m, found.structure):
-            expected, came = (f"{factor.n} → {factor.m} entries, {factor.jacobian.name}" for factor in (planned, found))
-            raise ValueError(
-                f"{caller}: the plan must fit the function, but it expects {expected}, at factor F{place + 1} and "
-                f"{found.label} takes {came}; make the plan for this function and this x by plan_jacobian(f, x)."
-            )
-
-
-def _outside(traced: Traced, subject: Subject) -> tuple[dict[int, Tensor], list[int | None]]:
-    """Return the tensors from outside that a tape refers to, and which of its values the other arguments are."""
-    number = {id(tensor): index for index, tensor in traced.tape.constants.items()}
-    extras = [number.get(id(extra)) for extra in subject.extras]
-    return {index: tensor for index, tensor in traced.tape.constants.items() if index not in extras}, extras
-
-
 def _repeated(program: Program, inputs: Sequence[Tensor]) -> Tensor | None:
-    """Return what a program gives; None if it does not run, as with a view that the memory of a value does not allow."""
+    """Return what a program gives; None if it fails, as at a view that the memory of a value does not allow."""
     try:
         return program(*inputs)[0]
     except RuntimeError:

@@ -14,7 +14,8 @@ from .structure import Block, Dense
 from .tensors import Tensors
 
 if TYPE_CHECKING:
-    from .runtime import Runtime, Tracing
+    from .runtime import Runtime
+    from .tracings import Tracing
 
 
 def seeded(function: Callable[[Tensor], Tensor], left: bool, right: bool) -> Callable[..., Tensor]:

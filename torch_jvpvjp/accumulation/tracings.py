@@ -1,0 +1,139 @@
+"""A function taken apart for tensors of one kind, with what is recorded of it and what keeps that true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ._torch import inside_transform, wraps_transform
+from .guards import Guards, Opaque
+from .program import Program
+from .stages import label_of
+from .structure import Structure
+from .subject import Subject
+from .tracing.agreement import agrees
+from .tracing.traced import Traced, trace
+
+if TYPE_CHECKING:
+    from .factor import Factor
+    from .plan import Plan
+
+
+@dataclass(eq=False)
+class Tracing:
+    """A subject that was traced for tensors of some dtypes and devices.
+
+    Attributes:
+        subject: The function and its arguments.
+        traced: What it does.
+        constants: The values that are tensors from outside, without the other arguments.
+        extras: The values of the tape that the other arguments are.
+        guards: What the function refers to; None where that cannot be watched.
+        sparse: The structure of the entries, if they are returned as they are.
+        program: The straight line that a call replays, once recorded.
+        compiled: The same, compiled.
+        replayable: Whether there can be one.
+        fits: The factors of the plan that was last found to be for it.
+    """
+
+    subject: Subject
+    traced: Traced
+    constants: dict[int, Tensor]
+    extras: list[int | None]
+    guards: Guards | None
+    sparse: Structure | None = None
+    program: Program | None = None
+    compiled: Callable[..., Any] | None = None
+    replayable: bool = True
+    fits: tuple[Factor, ...] | None = None
+
+    def given(self, others: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Return the values of the tape that the other arguments of a call are."""
+        return {index: other for index, other in zip(self.extras, others, strict=True) if index is not None}
+
+    def timed(self, inputs: Sequence[Tensor]) -> list[float]:
+        """Return the seconds of each segment of one run of the program."""
+        assert self.program is not None
+        return self.program.timed(*inputs)
+
+
+def trace_subject(subject: Subject, watching: Sequence[Callable[..., Any]], sparse: bool | str) -> Tracing:
+    """A subject taken apart, watched, and compared with what PyTorch says of it.
+
+    Args:
+        subject: The function and its arguments.
+        watching: The functions whose change makes a recording stale.
+        sparse: Whether a sparse result is asked for, so that irregular patterns are kept.
+
+    Returns:
+        The tracing.
+
+    Raises:
+        ValueError: If a sparse result is asked for of a tree of tensors, or the function does not run.
+    """
+    try:
+        guards, unwatchable = Guards(watching), None
+    except Opaque as reason:
+        guards, unwatchable = None, f"it refers to what cannot be watched for changes, {reason}"
+    traced = trace(subject.functions, subject.sample, keep_patterns=bool(sparse), as_it_stands=unwatchable)
+    if sparse and not (subject.output and subject.output.bare and subject.source.bare):
+        raise ValueError(
+            f"{subject.caller}: sparse must be False where x or f(x) is a tree of tensors, got {sparse!r}."
+        )
+    constants, extras = _outside(traced, subject)
+    why = None
+    if guards is not None and not guards.hold():
+        guards.restore()  # a value that was kept on the way was a fake one
+        why = "it changes what it refers to"
+    elif not _agrees(traced, subject, constants, extras):
+        why = "what was recorded does not have the derivative that PyTorch gives it"
+    if why is not None and not traced.opaque:
+        traced = trace(subject.functions, subject.sample, as_it_stands=why)
+        constants, extras = _outside(traced, subject)
+    if traced.opaque and guards is not None:  # a black box is called in any case
+        guards = Guards([stage for stage in watching if label_of(stage) not in traced.refusals])
+    return Tracing(subject, traced, constants, extras, guards)
+
+
+def _agrees(traced: Traced, subject: Subject, constants: dict[int, Tensor], extras: list[int | None]) -> bool:
+    """Return whether a recording agrees with the function; inside a transform values cannot be compared."""
+    if inside_transform() or wraps_transform(subject.sample):
+        return True
+    given = {index: extra for index, extra in zip(extras, subject.extras, strict=True) if index is not None}
+    return agrees(traced, subject.functions, subject.sample.detach(), constants | given)
+
+
+def check_fit(caller: str, plan: Plan, traced: Traced) -> None:
+    """Check that a plan is for a function.
+
+    Args:
+        caller: The function to name in errors.
+        plan: The plan.
+        traced: The function, taken apart.
+
+    Raises:
+        ValueError: If the plan is for another chain.
+    """
+    if len(plan.factors) != max(len(traced.factors), 1):
+        raise ValueError(
+            f"{caller}: plan must be for a chain of {len(traced.factors)} stages, got one for {len(plan.factors)}; "
+            f"make "
+            f"a new one by plan_jacobian(f, x)."
+        )
+    for place, (planned, found) in enumerate(zip(plan.factors, traced.factors, strict=False)):
+        if (planned.n, planned.m, planned.structure) != (found.n, found.m, found.structure):
+            expected, came = (f"{factor.n} → {factor.m} entries, {factor.jacobian.name}" for factor in (planned, found))
+            raise ValueError(
+                f"{caller}: the plan must fit the function, but it expects {expected}, at factor F{place + 1} and "
+                f"{found.label} takes {came}; make the plan for this function and this x by plan_jacobian(f, x)."
+            )
+
+
+def _outside(traced: Traced, subject: Subject) -> tuple[dict[int, Tensor], list[int | None]]:
+    """Return the tensors from outside that a tape refers to, and which of its values the other arguments are."""
+    number = {id(tensor): index for index, tensor in traced.tape.constants.items()}
+    extras = [number.get(id(extra)) for extra in subject.extras]
+    return {index: tensor for index, tensor in traced.tape.constants.items() if index not in extras}, extras
