@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ._torch import inside_transform, wraps_transform
+from .batches import check_independent
 from .cache import Remembered, remembered
 from .chain import Chain
 from .cost import Objective
 from .explain import stages_text
 from .making import make_plan
 from .options import Options
-from .plain import plain_jacobian, recorded
+from .plain import plain_jacobian, plain_jacobians, recorded
 from .plan import Plan
 from .runtime import Runtime
 from .seeds import GaussNewton, check_seed
@@ -111,7 +112,8 @@ def jacobian(
             known.plan = None
     if known.plan is None:
         free = objective == "time" and strategy == "dynamic_programming" and memory_limit is None and not explain
-        if free and options == Options(wrt=options.wrt, create_graph=create_graph):
+        plain = Options(wrt=options.wrt, batch_dims=batch_dims, create_graph=create_graph, randomness=randomness)
+        if free and options == plain:
             without = _without_plan(stages, x, options, known)
             if without is not None:
                 return without
@@ -298,23 +300,36 @@ def _by_plan(
 def _without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options, known: Remembered) -> Any | None:
     """Return the Jacobian by one sweep of tangents or adjoints; None if making a plan pays."""
     begin = perf_counter()
-    subject = Subject("jacobian", stages, x, options.wrt, 0)
-    source, _ = subject.bind(x)
+    subject = Subject("jacobian", stages, x, options.wrt, options.batch_dims)
+    source, extras = subject.bind(x)
     outside = options.create_graph or inside_transform() or wraps_transform(source)
     try:
         with nullcontext() if outside else torch.no_grad():
-            run = recorded(subject, source)
-            if known.planning_pays(run.seconds, run.width):
-                return None
-            matrix = plain_jacobian(run)
+            matrix = _plain(subject, source, extras, x, options, known)
     except RuntimeError:  # some functions (an LSTM on the CPU) have a derivative only where gradients are on
-        matrix = plain_jacobian(recorded(subject, source))
+        matrix = _plain(subject, source, extras, x, options, known)
+    if matrix is None:
+        return None
     if not outside:
         matrix = matrix.detach()
     assert subject.output is not None
-    result = assembled(matrix, subject.output, subject.source)
+    result = assembled(matrix, subject.output, subject.source, subject.batch)
     known.seconds += perf_counter() - begin
     return result
+
+
+def _plain(
+    subject: Subject, source: Tensor, extras: Sequence[Tensor], x: Any, options: Options, known: Remembered
+) -> Tensor | None:
+    if not subject.batch_dims:
+        run = recorded(subject, source)
+        return None if known.planning_pays(run.seconds, run.width) else plain_jacobian(run)
+    if not subject.batch.numel() or known.planning_pays(0.0, 0):  # what earlier calls took is all that is known
+        return None
+    values, matrix = plain_jacobians(subject, source, extras, options.randomness)
+    if options.randomness == "error" and not inside_transform():
+        check_independent(subject, values, x)
+    return matrix
 
 
 def stages_of(caller: str, f: Differentiable) -> tuple[Callable[..., Any], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -51,18 +52,35 @@ def recorded(subject: Subject, x: Tensor) -> Recorded:
     return Recorded(function, x, y, pullback, perf_counter() - begin)
 
 
+def plain_jacobians(
+    subject: Subject, source: Tensor, extras: Sequence[Tensor], randomness: str
+) -> tuple[Tensor, Tensor]:
+    """Return values and Jacobians of all samples of a batch, each behind one axis for the samples."""
+
+    def of_one(x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        with subject.called_with(others):
+            run = recorded(subject, x)
+            return run.y, plain_jacobian(run)
+
+    in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
+    return torch.func.vmap(of_one, in_dims, randomness=randomness)(source, *extras)
+
+
 def plain_jacobian(run: Recorded) -> Tensor:
     """Return the Jacobian, of shape (*y.shape, *x.shape), in one sweep of all tangents or all adjoints."""
     x, y = run.x, run.y
     n, m = x.numel(), y.numel()
     if 0 in {n, m}:
         return y.new_zeros((*y.shape, *x.shape))
-    if m <= n:
+    if m <= _ADJOINTS_A_TANGENT * n:
         return _by_adjoints(run)
     try:
         return _by_tangents(run)
     except NotImplementedError:  # an op without a JVP; the pullback is there
         return _by_adjoints(run)
+
+
+_ADJOINTS_A_TANGENT = 2  # an adjoint sweep spends less on each op than one of tangents does
 
 
 def _by_adjoints(run: Recorded) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ._torch import inside_transform, wraps_transform
+from .batches import check_independent
 from .bracket import Mode
 from .execute import Execution, as_jacobian, count_chunks, execute
 from .options import Options
@@ -260,26 +261,24 @@ class Runtime:
         tracing = self.tracing(x)
         subject, traced = tracing.subject, tracing.traced
         source, extras = subject.bind(self.arguments(x))
-        asked = not (traced.opaque or inside_transform() or any(op.draws for op in traced.tape.ops))
-        if not asked or not subject.batch.numel():
+        random = self.options.randomness != "error" or any(op.draws for op in traced.tape.ops)
+        if random or inside_transform() or not subject.batch.numel():
             return
 
         def of_one(x: Tensor, *others: Tensor) -> Tensor:
             values = tracing.constants | tracing.given(others)
-            return PrimalRun(traced.tape, traced.regions, [Mode.TANGENT] * len(traced.regions), x, values).finish()
+            with subject.called_with(others):
+                if not traced.opaque:
+                    modes = [Mode.TANGENT] * len(traced.regions)
+                    return PrimalRun(traced.tape, traced.regions, modes, x, values).finish()
+                for function in subject.functions:
+                    x = function(x)
+                return x
 
         in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
         with torch.no_grad():
             apart = torch.func.vmap(of_one, in_dims, randomness="same")(source, *extras)
-            together = subject.values_of_batch(self.arguments(x))
-        gap, scale = (apart - together).abs().max(), together.abs().max()
-        if not gap <= scale * torch.finfo(apart.dtype).eps ** 0.5:
-            raise ValueError(
-                f"{self.caller}: f must treat the samples of batch_dims={subject.batch_dims} independently, got "
-                f"values that "
-                f"differ by {gap:.3g} between the batch and its samples (batch normalisation in training mode does "
-                f"this); call f.eval(), or take the Jacobian of the whole batch by batch_dims=0."
-            )
+        check_independent(subject, apart, self.arguments(x))
 
 
 def _repeated(program: Program, inputs: Sequence[Tensor]) -> Tensor | None:
