@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ._torch import inside_transform, wraps_transform
-from .batches import check_independent
+from .batches import check_independent, values_apart
 from .cache import Remembered, remembered
 from .chain import Chain
 from .cost import Objective
 from .explain import stages_text
 from .making import make_plan
 from .options import Options
-from .plain import plain_jacobian, plain_jacobians, recorded
+from .plain import jacobians_by_sums, plain_jacobian, plain_jacobians, recorded
 from .plan import Plan
 from .runtime import Runtime
 from .seeds import GaussNewton, check_seed
@@ -326,9 +326,14 @@ def _plain(
         return None if known.planning_pays(run.seconds, run.width) else plain_jacobian(run)
     if not subject.batch.numel() or known.planning_pays(0.0, 0):  # what earlier calls took is all that is known
         return None
+    asked = options.randomness == "error" and not inside_transform()
+    by_sums = jacobians_by_sums(subject, x) if asked else None
+    if by_sums is not None:
+        check_independent(subject, values_apart(subject, source, extras, options.randomness), by_sums[0])
+        return by_sums[1]
     values, matrix = plain_jacobians(subject, source, extras, options.randomness)
-    if options.randomness == "error" and not inside_transform():
-        check_independent(subject, values, x)
+    if asked:
+        check_independent(subject, values, subject.values_of_batch(x))
     return matrix
 
 

@@ -66,6 +66,30 @@ def plain_jacobians(
     return torch.func.vmap(of_one, in_dims, randomness=randomness)(source, *extras)
 
 
+def jacobians_by_sums(subject: Subject, x: Any) -> tuple[Tensor, Tensor] | None:
+    """Return values and Jacobians of a batch by the adjoints of its sums; None for trees, or if tangents are fewer.
+
+    The samples being independent, ∂y_s/∂x_s = ∂(Σ_t y_t)/∂x_s: one adjoint of each output serves the whole batch, and f
+    runs on the batch as it is.
+    """
+    if not (isinstance(x, Tensor) and subject.has_one_argument and not subject.in_parameters):
+        return None
+    dims = subject.batch_dims
+
+    def values(batch: Tensor) -> Tensor:
+        return subject.values_of_batch(batch)  # behind one axis for the samples
+
+    y, pullback = vjp(values, x)
+    output = y.shape[1:]
+    m, n = output.numel(), x.shape[dims:].numel()
+    if not subject.output or not subject.output.bare or not m or m > _ADJOINTS_A_TANGENT * n:
+        return None
+    rows = torch.eye(m, dtype=y.dtype, device=y.device).reshape(m, 1, *output).expand(m, *y.shape)
+    pulled = torch.func.vmap(lambda y_bar: pullback(y_bar)[0], randomness="same")(rows)
+    of_each = pulled.to(y.dtype).reshape(m, y.shape[0], n).transpose(0, 1)
+    return y, of_each.reshape((y.shape[0], *output, *x.shape[dims:]))
+
+
 def plain_jacobian(run: Recorded) -> Tensor:
     """Return the Jacobian, of shape (*y.shape, *x.shape), in one sweep of all tangents or all adjoints."""
     x, y = run.x, run.y

@@ -12,11 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ._torch import inside_transform, wraps_transform
-from .batches import check_independent
-from .bracket import Mode
+from .batches import check_independent, values_apart
 from .execute import Execution, as_jacobian, count_chunks, execute
 from .options import Options
-from .primal import PrimalRun
 from .program import Program, ProgramRecorder
 from .progress import bar
 from .sparse import as_sparse, is_sparse
@@ -265,20 +263,10 @@ class Runtime:
         if random or inside_transform() or not subject.batch.numel():
             return
 
-        def of_one(x: Tensor, *others: Tensor) -> Tensor:
-            values = tracing.constants | tracing.given(others)
-            with subject.called_with(others):
-                if not traced.opaque:
-                    modes = [Mode.TANGENT] * len(traced.regions)
-                    return PrimalRun(traced.tape, traced.regions, modes, x, values).finish()
-                for function in subject.functions:
-                    x = function(x)
-                return x
-
-        in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
+        apart = values_apart(subject, source, extras, "same")
         with torch.no_grad():
-            apart = torch.func.vmap(of_one, in_dims, randomness="same")(source, *extras)
-        check_independent(subject, apart, self.arguments(x))
+            together = subject.values_of_batch(self.arguments(x))
+        check_independent(subject, apart, together)
 
 
 def _repeated(program: Program, inputs: Sequence[Tensor]) -> Tensor | None:

@@ -149,6 +149,7 @@ class Subject:
         for stage in self.stages[1:]:
             value = stage(value)
         side, tensors = side_of(self.caller, f"what {self.label} returns", value, self.batch_dims)
+        self.output = side
         return side.joined([_merged(tensor, self.batch_dims) for tensor in tensors], 1)
 
     # ---- the function of one sample --------------------------------------------------------------------------------
