@@ -34,11 +34,17 @@ def assert_same(found: Any, expected: Any, tolerance: float = 1e-10) -> None:
 
 
 def judged(f: Callable[..., Any], x: Any, argnums: Any = None) -> Any:
-    """Return the Jacobian by torch.func.jacrev; x is a tuple of arguments if it is a tuple."""
+    """Return the Jacobian by torch.func.jacrev; x is a tuple of arguments if it is a tuple.
+
+    One output at a time: `jacrev` in one batch is wrong for some functions (`torch.cdist` in PyTorch 2.13).
+    """
     args = x if type(x) is tuple else (x,)
     if argnums is None:
         argnums = tuple(range(len(args))) if type(x) is tuple else 0
-    return torch.func.jacrev(f, argnums=argnums)(*args)
+    try:
+        return torch.func.jacrev(f, argnums=argnums, chunk_size=1)(*args)
+    except AssertionError:  # it does not take outputs without entries one by one
+        return torch.func.jacrev(f, argnums=argnums)(*args)
 
 
 def parameters_judged(module: torch.nn.Module, *args: Tensor) -> Any:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from jacobian_checks import F64, check_jacobian, quiet_judge
+from jacobian_checks import F64, check_jacobian, quiet_judge, randn
 from torch import nn
 from torch.nn import functional
 
-from torch_jvpvjp.accumulation import plan_jacobian
+from torch_jvpvjp.accumulation import jacobian, plan_jacobian
 
 
 def _written(v):
@@ -120,3 +120,17 @@ def test_a_recorded_function_has_the_jacobian_of_jacrev(name, strategy):
             plan_jacobian(function, torch.randn(shape, dtype=F64), strategy="forward")
         return
     check_jacobian(function, torch.randn(shape, dtype=F64) + 1.7, strategy=strategy)
+
+
+def test_an_op_that_pytorch_pulls_back_wrongly_in_a_batch_is_pulled_back_row_by_row():
+    x = randn(4, 2)
+
+    def distances(v):
+        return torch.cdist(v, v + 1)
+
+    expected = torch.autograd.functional.jacobian(distances, x)  # row by row
+    for strategy in ("reverse", "dynamic_programming"):
+        plan = plan_jacobian(distances, x, strategy=strategy)
+        for _ in range(2):
+            torch.testing.assert_close(plan(x), expected)
+    torch.testing.assert_close(jacobian(distances, x), expected)

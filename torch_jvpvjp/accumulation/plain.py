@@ -21,7 +21,8 @@ class Recorded(NamedTuple):
         function: The function of one tensor.
         x: The point.
         y: The value.
-        pullback: The recorded pullback.
+        pullback: The recorded pullback of `torch.func`; None where autograd has recorded the run.
+        leaf: Where autograd's record starts, then.
         seconds: What the run took.
     """
 
@@ -29,6 +30,7 @@ class Recorded(NamedTuple):
     x: Tensor
     y: Tensor
     pullback: Any
+    leaf: Tensor | None
     seconds: float
 
     @property
@@ -37,8 +39,12 @@ class Recorded(NamedTuple):
         return min(self.x.numel(), self.y.numel())
 
 
-def recorded(subject: Subject, x: Tensor) -> Recorded:
-    """Return one run of a subject at its source vector, with its pullback."""
+def recorded(subject: Subject, x: Tensor, *, by_autograd: bool = False) -> Recorded:
+    """Return one run of a subject at its source vector, with its pullback.
+
+    Autograd by itself records and replays with less ado than `torch.func`, which is needed only inside of transforms
+    and for results that are differentiated again.
+    """
 
     def whole(value: Tensor) -> Any:
         for function in subject.functions:
@@ -48,8 +54,13 @@ def recorded(subject: Subject, x: Tensor) -> Recorded:
     whole.__name__ = label_of(subject.stages[-1])
     function = BlackBox(whole)
     begin = perf_counter()
+    if by_autograd:
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            y = function(leaf)
+        return Recorded(function, x, y, None, leaf, perf_counter() - begin)
     y, pullback = vjp(function, x)
-    return Recorded(function, x, y, pullback, perf_counter() - begin)
+    return Recorded(function, x, y, pullback, None, perf_counter() - begin)
 
 
 def plain_jacobians(
@@ -110,6 +121,11 @@ _ADJOINTS_A_TANGENT = 2  # an adjoint sweep spends less on each op than one of t
 def _by_adjoints(run: Recorded) -> Tensor:
     x, y, m = run.x, run.y, run.y.numel()
     rows = torch.eye(m, dtype=y.dtype, device=y.device).reshape(m, *y.shape)
+    if run.leaf is not None:
+        if not y.requires_grad:
+            return y.new_zeros((*y.shape, *x.shape))
+        (pulled,) = torch.autograd.grad(y, run.leaf, rows, is_grads_batched=True, materialize_grads=True)
+        return pulled.to(y.dtype).reshape((*y.shape, *x.shape))
     if m == 1:
         return run.pullback(rows[0])[0].to(y.dtype).reshape((*y.shape, *x.shape))
     pulled = torch.func.vmap(lambda y_bar: run.pullback(y_bar)[0], randomness="same")(rows)

@@ -85,10 +85,7 @@ class Tensors:
             return results[1]
 
         load_jvp_rules()
-        if columns == 1:  # spares the cost of vmap
-            pushed = tuple(y_dot[None] for y_dot in push(*(x_dot[0] for x_dot in x_dots)))
-        else:
-            pushed = torch.func.vmap(push)(*x_dots)
+        pushed = _each(push, x_dots, one_by_one=columns == 1 or (part.op.target, "push") in MISBATCHED)
         return [Block(Dense(y_dot[0].numel(), columns), y_dot.reshape(columns, -1).T) for y_dot in pushed]
 
     def pull(self, part: Part, operands: Sequence[int], blocks: Sequence[Block | None]) -> list[Block]:
@@ -106,8 +103,55 @@ class Tensors:
         def pull(*cotangents: Tensor) -> tuple[Tensor, ...]:
             return pullback(cotangents)
 
-        if rows == 1:  # spares the cost of vmap
-            pulled = tuple(x_bar[None] for x_bar in pull(*(y_bar[0] for y_bar in y_bars)))
-        else:
-            pulled = torch.func.vmap(pull)(*y_bars)
+        pulled = _each(pull, y_bars, one_by_one=rows == 1 or (part.op.target, "pull") in MISBATCHED)
         return [Block(Dense(rows, x_bar[0].numel()), x_bar.reshape(rows, -1)) for x_bar in pulled]
+
+
+MISBATCHED: set[tuple[Any, str]] = set()
+"""Ops whose derivative PyTorch gets wrong under `vmap`, found by `check_batching`; `_cdist_forward` is one in 2.13."""
+
+
+def check_batching(part: Part, tensors: Tensors) -> None:
+    """Compare the derivatives of an op for two vectors at once with those for each, and remember where they differ.
+
+    Args:
+        part: An op without closed form.
+        tensors: The point.
+    """
+    value, active = tensors.primal.value, part.op.active
+    for name, indices in (("push", active), ("pull", part.outputs)):
+        cost = part.jvp_cost if name == "push" else part.vjp_cost
+        key = (part.op.target, name)
+        empty = not all(part.meta(index).numel for index in (*active, *part.outputs))
+        if cost is None or part.op.opaque or empty or key in _COMPARED:
+            continue
+        _COMPARED.add(key)
+        primals = [value(index) for index in indices]
+        pairs = [torch.linspace(-1, 1, 2 * p.numel(), dtype=p.dtype, device=p.device).reshape(2, -1) for p in primals]
+
+        def carried(rows: slice, name: str = name, pairs: list[Tensor] = pairs) -> Tensor:
+            chosen = [pair[rows] for pair in pairs]
+            if name == "push":
+                blocks = [Block(Dense(x.shape[1], x.shape[0]), x.T) for x in chosen]
+                return torch.cat([tensors.matrix(block).T for block in tensors.push(part, active, blocks)], 1)
+            blocks = [Block(Dense(*x.shape), x) for x in chosen]
+            return torch.cat([tensors.matrix(block) for block in tensors.pull(part, active, blocks)], 1)
+
+        together = carried(slice(None))
+        apart = torch.cat([carried(slice(0, 1)), carried(slice(1, 2))])
+        slack = 10 * torch.finfo(apart.dtype).eps ** 0.5
+        if not torch.allclose(together, apart, slack, float(slack * apart.abs().max().nan_to_num()), equal_nan=True):
+            MISBATCHED.add(key)
+
+
+_COMPARED: set[tuple[Any, str]] = set()
+
+
+def _each(
+    carry: Callable[..., tuple[Tensor, ...]], vectors: Sequence[Tensor], *, one_by_one: bool
+) -> tuple[Tensor, ...]:
+    """Return what becomes of each vector, behind one axis for them; all at once by `vmap`, or one after another."""
+    if not one_by_one:
+        return torch.func.vmap(carry)(*vectors)
+    results = [carry(*one) for one in zip(*vectors, strict=True)]
+    return tuple(torch.stack(parts) for parts in zip(*results, strict=True))

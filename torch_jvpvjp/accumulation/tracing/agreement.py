@@ -16,7 +16,7 @@ from .._torch import vjp
 from ..bracket import Mode
 from ..primal import PrimalRun
 from ..structure import Block, Dense
-from ..tensors import Tensors
+from ..tensors import Tensors, check_batching
 from .traced import Traced
 
 
@@ -70,6 +70,8 @@ def _compared(traced: Traced, composition: Callable[[Tensor], Any], x: Tensor, c
         return _close(value, y) and not expected.any()
     tensors = Tensors(primal, x)
     block = Block(Dense(1, y.numel()), y_bar.reshape(1, -1))
+    for part in (part for region in traced.regions for part in region.parts if part.arcs is None):
+        check_batching(part, tensors)
     for region in reversed(traced.regions):
         if any(part.vjp_cost is None for part in region.parts if part.arcs is None):
             return _close(value, y)  # PyTorch has no pullback of it to compare with
