@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 
-from torch_jvpvjp import differentiable_op, ops
+from torch_jvpvjp import differentiable_op, jacobian, ops, plan_jacobian
 
 _names = itertools.count()
 
@@ -136,3 +136,15 @@ def test_checkpoint_inside_jvp_raises(x: Tensor, v: Tensor) -> None:
     block = lambda t: checkpoint(torch.sin, t, use_reentrant=False)  # noqa: E731
     with pytest.raises(RuntimeError):
         torch.func.jvp(block, (leaf,), (v,))[1].sum().backward()
+
+
+def test_jacrev_of_cdist_is_silently_wrong() -> None:
+    points = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2) ** 3
+
+    def distances(t: Tensor) -> Tensor:
+        return torch.cdist(t, t + 1)
+
+    exact = torch.autograd.functional.jacobian(distances, points)  # row by row
+    assert not torch.allclose(torch.func.jacrev(distances)(points), exact, rtol=1e-3)
+    torch.testing.assert_close(jacobian(distances, points), exact)
+    torch.testing.assert_close(plan_jacobian(distances, points)(points), exact)
