@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import _has_any_global_hook as any_global_module_hook
 
 __all__ = [
-    "FakeTensorMode", "any_global_module_hook", "function_modes", "inside_transform", "is_builtin_node", "jvp",
-    "linearize",
-    "load_jvp_rules", "vjp", "wraps_transform",
+    "MISBATCHED_NODES", "FakeTensorMode", "any_global_module_hook", "autograd_nodes", "batches_rightly",
+    "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "jvp", "linearize", "load_jvp_rules", "vjp",
+    "wraps_transform",
 ]  # fmt: skip
 
 
@@ -55,6 +55,38 @@ def inside_transform() -> bool:
     """Return whether a `torch.func` transform is running."""
     functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
     return functorch.peek_interpreter_stack() is not None
+
+
+def inside_vmap() -> bool:
+    """Return whether one of the `torch.func` transforms that are running is `vmap`, under which values are not seen."""
+    functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
+    stack = functorch.get_interpreter_stack() or ()
+    return any(interpreter.key() == functorch.TransformType.Vmap for interpreter in stack)
+
+
+def autograd_nodes(y: Tensor) -> Iterator[Any]:
+    """Yield the nodes of the autograd graph that leads to a tensor, each once."""
+    seen, pending = set(), [y.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        pending += [following for following, _ in node.next_functions]
+
+
+def batches_rightly(y: Tensor) -> bool:
+    """Return whether the derivatives that autograd has recorded of a tensor are known to be right under `vmap`.
+
+    They are not where a node is not PyTorch's own, nor where PyTorch's own is wrong: of all that PyTorch samples of its
+    ops, a test compares the batched derivatives with single ones.
+    """
+    return all(type(node).__name__ not in MISBATCHED_NODES and is_builtin_node(node) for node in autograd_nodes(y))
+
+
+MISBATCHED_NODES = frozenset({"CdistBackward0", "EuclideanDistBackward0", "AsStridedScatterBackward0", "RollBackward0"})
+"""Nodes of autograd whose derivative under `vmap` is not that of each vector, in some release from 2.11 to 2.15."""
 
 
 def function_modes() -> int:

@@ -305,9 +305,9 @@ def _without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options
     outside = options.create_graph or inside_transform() or wraps_transform(source)
     try:
         with nullcontext() if outside else torch.no_grad():
-            matrix = _plain(subject, source, extras, x, options, known, by_autograd=not outside)
+            matrix = _plain(subject, source, extras, x, options, known)
     except RuntimeError:  # some functions (an LSTM on the CPU) have a derivative only where gradients are on
-        matrix = _plain(subject, source, extras, x, options, known, by_autograd=False)
+        matrix = _plain(subject, source, extras, x, options, known)
     if matrix is None:
         return None
     if not outside:
@@ -325,11 +325,9 @@ def _plain(
     x: Any,
     options: Options,
     known: Remembered,
-    *,
-    by_autograd: bool,
 ) -> Tensor | None:
     if not subject.batch_dims:
-        run = recorded(subject, source, by_autograd=by_autograd)
+        run = recorded(subject, source)
         return None if known.planning_pays(run.seconds, run.width) else plain_jacobian(run)
     if not subject.batch.numel() or known.planning_pays(0.0, 0):  # what earlier calls took is all that is known
         return None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .carrying import carry_each
 from .structure import Block, Dense
 
 Pullback = Callable[[Tensor], tuple[Tensor, ...]]
@@ -26,7 +27,14 @@ class LinearMap(ABC):
 
 
 class TapeMap(LinearMap):
-    """A map known by a recorded pullback or pushforward of a black box; it moves blocks in its own direction only."""
+    """A map known by a pullback or pushforward of a black box; it moves blocks in its own direction only.
+
+    Args:
+        x: The point.
+        y: The value.
+        pullback: Its pullback, recorded.
+        pushforward: Its pushforward.
+    """
 
     def __init__(
         self,
@@ -41,9 +49,11 @@ class TapeMap(LinearMap):
         self.pullback, self.pushforward = pullback, pushforward
 
     def push(self, block: Block) -> Block:
-        """Return one replay of the recorded pushforward for all columns."""
+        """Return one run of the pushforward for all columns."""
         assert self.pushforward is not None, "a map recorded for adjoints was pushed through"
-        pushed = each_column(self.pushforward, block, self.x_shape, self.x_dtype)
+        push, columns = self.pushforward, block.structure.n
+        x_dot = block.dense().to(self.x_dtype).T.reshape((columns, *self.x_shape))
+        (pushed,) = carry_each(lambda column: (push(column),), [x_dot])
         return columns_as_block(pushed, self.y_shape, block)
 
     def pull(self, block: Block) -> Block:
@@ -51,21 +61,8 @@ class TapeMap(LinearMap):
         assert self.pullback is not None, "a map recorded for tangents was pulled through"
         pullback, count = self.pullback, block.structure.m
         y_bar = block.dense().to(self.y_dtype).reshape((count, *self.y_shape))
-        if count == 1:  # spares the cost of vmap
-            x_bar = pullback(y_bar[0])[0]
-        else:
-            x_bar = torch.func.vmap(lambda row: pullback(row)[0], randomness="same")(y_bar)
+        (x_bar,) = carry_each(pullback, [y_bar])
         return Block(Dense(count, self.x_shape.numel()), x_bar.reshape(count, -1))
-
-
-def each_column(push: Callable[[Tensor], Tensor], block: Block, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Return a function of one tangent applied to all columns of a block; they become the first axis of the result."""
-    x_dot = block.dense().to(dtype)
-    if block.structure.n == 1:  # spares the cost of vmap
-        return push(x_dot.reshape(shape))[None]
-    # "same": a stage that draws random numbers draws them once, as in the one primal run that is being differentiated.
-    # The axis leaves in front, since vmap fails on out_dims=-1 where the result does not depend on the tangent.
-    return torch.func.vmap(push, in_dims=-1, randomness="same")(x_dot.reshape((*shape, -1)))
 
 
 def columns_as_block(y_dot: Tensor, shape: torch.Size, block: Block) -> Block:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ._torch import any_global_module_hook, jvp, linearize, vjp
 from .bracket import Mode
+from .carrying import carry_each
 from .linear_map import LinearMap, TapeMap, columns_as_block
 from .structure import Block
 
@@ -87,14 +87,6 @@ class BlackBox:
 
     def push_through(self, x: Tensor, block: Block) -> tuple[Tensor, Block]:
         """Return the value f(x) and the pushed block, in one run of f and without a record of it."""
-
-        def push(x_dot: Tensor) -> tuple[Tensor, Tensor]:
-            return jvp(self, x, x_dot)
-
-        x_dot = block.dense().to(x.dtype)
-        if block.structure.n == 1:  # spares the cost of vmap
-            y, y_dot = push(x_dot.reshape(x.shape))
-            return y, columns_as_block(y_dot, y.shape, block)
-        # f(x) does not depend on the tangent: vmap computes it once, and shows it as equal slices of stride 0.
-        values, y_dot = torch.func.vmap(push, in_dims=-1, randomness="same")(x_dot.reshape((*x.shape, -1)))
+        x_dot = block.dense().to(x.dtype).T.reshape((block.structure.n, *x.shape))
+        values, y_dot = carry_each(lambda column: jvp(self, x, column), [x_dot], asked=False)  # f is run once
         return values[0], columns_as_block(y_dot, values[0].shape, block)

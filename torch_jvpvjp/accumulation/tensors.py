@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ._torch import load_jvp_rules
+from .carrying import carry_each, close
 from .primal import PrimalRun
 from .structure import Block, Dense, Identity, Structure, add, multiply
 from .tracing.parts import Arc, Part
+from .tracing.tape import Ref
 
 
 class Tensors:
@@ -85,7 +88,7 @@ class Tensors:
             return results[1]
 
         load_jvp_rules()
-        pushed = _each(push, x_dots, one_by_one=columns == 1 or (part.op.target, "push") in MISBATCHED)
+        pushed = carry_each(push, x_dots, apart=_key(part, "push") in MISBATCHED, asked=False)
         return [Block(Dense(y_dot[0].numel(), columns), y_dot.reshape(columns, -1).T) for y_dot in pushed]
 
     def pull(self, part: Part, operands: Sequence[int], blocks: Sequence[Block | None]) -> list[Block]:
@@ -103,12 +106,12 @@ class Tensors:
         def pull(*cotangents: Tensor) -> tuple[Tensor, ...]:
             return pullback(cotangents)
 
-        pulled = _each(pull, y_bars, one_by_one=rows == 1 or (part.op.target, "pull") in MISBATCHED)
+        pulled = carry_each(pull, y_bars, apart=_key(part, "pull") in MISBATCHED, asked=False)
         return [Block(Dense(rows, x_bar[0].numel()), x_bar.reshape(rows, -1)) for x_bar in pulled]
 
 
-MISBATCHED: set[tuple[Any, str]] = set()
-"""Ops whose derivative PyTorch gets wrong under `vmap`, found by `check_batching`; `_cdist_forward` is one in 2.13."""
+MISBATCHED: set[tuple[Any, ...]] = set()
+"""Calls whose derivative PyTorch gets wrong under `vmap`, found by `check_batching`; of `cdist` in 2.13."""
 
 
 def check_batching(part: Part, tensors: Tensors) -> None:
@@ -121,9 +124,9 @@ def check_batching(part: Part, tensors: Tensors) -> None:
     value, active = tensors.primal.value, part.op.active
     for name, indices in (("push", active), ("pull", part.outputs)):
         cost = part.jvp_cost if name == "push" else part.vjp_cost
-        key = (part.op.target, name)
+        key = _key(part, name)
         empty = not all(part.meta(index).numel for index in (*active, *part.outputs))
-        if cost is None or part.op.opaque or empty or key in _COMPARED:
+        if cost is None or empty or key in _COMPARED:
             continue
         _COMPARED.add(key)
         primals = [value(index) for index in indices]
@@ -139,19 +142,16 @@ def check_batching(part: Part, tensors: Tensors) -> None:
 
         together = carried(slice(None))
         apart = torch.cat([carried(slice(0, 1)), carried(slice(1, 2))])
-        slack = 10 * torch.finfo(apart.dtype).eps ** 0.5
-        if not torch.allclose(together, apart, slack, float(slack * apart.abs().max().nan_to_num()), equal_nan=True):
+        if not close(together, apart):
             MISBATCHED.add(key)
 
 
-_COMPARED: set[tuple[Any, str]] = set()
+_COMPARED: set[tuple[Any, ...]] = set()
 
 
-def _each(
-    carry: Callable[..., tuple[Tensor, ...]], vectors: Sequence[Tensor], *, one_by_one: bool
-) -> tuple[Tensor, ...]:
-    """Return what becomes of each vector, behind one axis for them; all at once by `vmap`, or one after another."""
-    if not one_by_one:
-        return torch.func.vmap(carry)(*vectors)
-    results = [carry(*one) for one in zip(*vectors, strict=True)]
-    return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+def _key(part: Part, name: str) -> tuple[Any, ...]:
+    """Return all that PyTorch chooses a derivative by: the op, its sizes and its other arguments."""
+    op = part.op
+    others = [leaf for leaf in tree_leaves((op.args, dict(op.kwargs))) if not isinstance(leaf, Ref)]
+    sizes = tuple((part.meta(index).shape, part.meta(index).dtype) for index in op.operands)
+    return op.target, name, tuple(index in op.active for index in op.operands), sizes, repr(others)

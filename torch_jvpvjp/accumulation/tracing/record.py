@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._torch import FakeTensorMode, is_builtin_node
+from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node
 from ..rules.registry import Meta
 from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, with_refs
 
@@ -212,15 +212,9 @@ def _check_derivatives(y: Tensor) -> None:
     Raises:
         NotRecordable: If one is not, as that of a `torch.autograd.Function`: the ops that it ran would not tell it.
     """
-    pending, seen = [y.grad_fn], set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in autograd_nodes(y):
         if not is_builtin_node(node):
             raise NotRecordable(f"{node.name()} has a derivative of its own")
-        pending += [following for following, _ in node.next_functions]
 
 
 def _between(tape: Tape, differentiable: bool) -> set[int]:
