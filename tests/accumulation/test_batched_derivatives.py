@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import torch_jvpvjp as tj
-from torch_jvpvjp.accumulation._torch import MISBATCHED_NODES, autograd_nodes
+from torch_jvpvjp.accumulation._torch import MISBATCHED_NODES, autograd_nodes, vjp
 from torch_jvpvjp.accumulation.carrying import carry_each
 
 X = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -80,8 +80,8 @@ def test_a_map_that_vmap_gets_wrong_is_applied_to_each_vector() -> None:
             pass
 
         @staticmethod
-        def vmap(info: Any, in_dims: Any, x: Tensor) -> Any:  # noqa: ARG004
-            return 3 * x, in_dims[0]
+        def vmap(info: Any, in_dims: Any, *args: Tensor) -> Any:  # noqa: ARG004
+            return 3 * args[0], in_dims[0]
 
     vectors = torch.eye(3)
     (carried,) = carry_each(lambda v: (Wrong.apply(v),), [vectors])
@@ -94,10 +94,10 @@ def test_a_map_that_vmap_gets_wrong_is_applied_to_each_vector() -> None:
 def test_what_pytorch_gets_wrong_in_batches_is_what_is_listed() -> None:
     wrong: dict[str, set[str]] = {}
     count = 0
-    for name, f, x in _samples(per_op=6):
+    for name, f, x in _samples(per_op=3):
         try:
             nodes = {type(node).__name__ for node in autograd_nodes(f(x.clone().requires_grad_()))}
-            y, pullback = torch.func.vjp(f, x)
+            y, pullback = vjp(f, x)
             rows = torch.randn(3, *y.shape, dtype=y.dtype)
             apart = torch.stack([pullback(row)[0] for row in rows])
             together = torch.func.vmap(lambda row: pullback(row)[0])(rows)  # noqa: B023
@@ -106,7 +106,7 @@ def test_what_pytorch_gets_wrong_in_batches_is_what_is_listed() -> None:
         count += 1
         if not torch.allclose(apart, together, 1e-6, 1e-8 * float(apart.abs().max().nan_to_num()) + 1e-12, True):
             wrong[name] = nodes
-    assert count > 800
+    assert count > 500
     unknown = {name: nodes for name, nodes in wrong.items() if not nodes & MISBATCHED_NODES}
     assert not unknown
 
