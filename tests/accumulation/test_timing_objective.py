@@ -1,6 +1,7 @@
 """The objective `time`: prices of steps, and plans by them."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,9 @@ def random_problem(seed: int) -> Problem:
         square = generator.random() < 0.4
         dims.append(dims[-1] if square else generator.choice([1, 3, 16, 128, 700]))
         factors.append(random_factor(generator, dims[-2], dims[-1], square=dims[-1] == dims[-2]))
+    if not seed % 4:
+        shared = [replace(factor, shared=bool(factor.given and generator.random() < 0.6)) for factor in factors]
+        return Problem(tuple(shared), objective, batch=64)
     return Problem(tuple(factors), objective)
 
 
@@ -87,6 +91,15 @@ def test_prices_follow_the_roofline() -> None:
     given = Factor(4, 4, structure=Diagonal(4))
     assert TIME.push(given, Dense(4, 9)) == TIME.multiply(Diagonal(4), Dense(4, 9))
     assert TIME.pull(given, Dense(9, 4)) == TIME.multiply(Dense(9, 4), Diagonal(4))
+
+
+def test_a_batch_pays_for_its_launches_once() -> None:
+    batch = TIME.batched(256)
+    small, weight = Diagonal(32), Dense(32, 32)
+    assert TIME.multiply(small, weight) < batch.multiply(small, weight) < 256 * TIME.multiply(small, weight) / 10
+    assert TIME.push(RAW, weight) < batch.push(RAW, weight) <= 256 * TIME.push(RAW, weight)
+    wide = Dense(2000, 2000)  # the launch is nothing to it
+    assert batch.multiply(wide, wide) == pytest.approx(256 * TIME.multiply(wide, wide), rel=0.05)
 
 
 def test_scaling_rows_is_a_matter_of_bytes_and_a_dense_product_is_not() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from .bracket import Mode
 from .factor import Factor
@@ -20,6 +20,8 @@ class Objective(Protocol):
 
     - `compressed(factor, colours)`, the price of pushing so many compressed columns through one raw factor; without it
       no plan compresses;
+    - `batched(copies)`, the objective that prices so many copies of each thing, one for each sample of a batch, done at
+      once; without it they cost so many times as much;
     - `least_peak = True`, by which the planner first takes the least peak of held entries, then the least price.
     """
 
@@ -112,6 +114,60 @@ class Memory(Fma):
 
     name: str = "memory"
     least_peak: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Prices of so many copies of each thing, each of which costs what one costs.
+
+    Attributes:
+        objective: What one costs.
+        copies: How many there are.
+    """
+
+    objective: Objective
+    copies: int
+
+    @property
+    def name(self) -> str:
+        """That of one."""
+        return self.objective.name
+
+    @property
+    def unit(self) -> str:
+        """That of one."""
+        return self.objective.unit
+
+    def accumulate(self, factor: Factor, mode: Mode) -> Price:
+        """Return the price of forming the Jacobian of one factor in every copy."""
+        return self.objective.accumulate(factor, mode) * self.copies
+
+    def multiply(self, left: Structure, right: Structure) -> Price:
+        """Return the price of the products."""
+        return self.objective.multiply(left, right) * self.copies
+
+    def multiply_dense(self, m: Number, k: Number, n: Number) -> Number:
+        """Return the price of the dense products."""
+        return self.objective.multiply_dense(m, k, n) * self.copies  # pyright: ignore[reportOperatorIssue]
+
+    def push(self, factor: Factor, block: Structure) -> Price:
+        """Return the price of pushing a block of each copy."""
+        return self.objective.push(factor, block) * self.copies
+
+    def pull(self, factor: Factor, block: Structure) -> Price:
+        """Return the price of pulling a block of each copy."""
+        return self.objective.pull(factor, block) * self.copies
+
+    def compressed(self, factor: Factor, colours: int) -> Price:
+        """Return the price of pushing the colours of each copy."""
+        objective: Any = self.objective
+        return objective.compressed(factor, colours) * self.copies
+
+
+def for_copies(objective: Objective, copies: int) -> Objective:
+    """Return the objective that prices so many copies of each thing together."""
+    batched = getattr(objective, "batched", None)
+    return Repeated(objective, copies) if batched is None else batched(copies)
 
 
 def _known(cost: int | None) -> int:

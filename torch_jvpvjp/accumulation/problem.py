@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
+from typing import Any
 
 from .bracket import Action, Bracket, Mode
-from .cost import Objective, Price
+from .cost import Objective, Price, for_copies
 from .factor import Factor
 from .structure import Dense, Identity, Kronecker, Structure, product
 
@@ -237,19 +238,30 @@ class Problem:
 
     # ---- what it costs ---------------------------------------------------------------------------------------------
 
+    def objective_of(self, copies: int) -> Objective:
+        """Return the objective by which so many copies of a thing are priced, all of them together."""
+        if copies == 1:
+            return self.objective
+        if copies not in self._objectives:
+            self._objectives[copies] = for_copies(self.objective, copies)
+        return self._objectives[copies]
+
+    @cached_property
+    def _objectives(self) -> dict[int, Objective]:
+        return {}
+
     def push_price(self, index: int, i: int) -> Price:
         """Return the price of pushing the block J_index-1 … J_i through the raw factor `index`."""
-        return self.objective.push(self.factor(index), self.structure(index - 1, i)) * self.copies(index, i)
+        return self.objective_of(self.copies(index, i)).push(self.factor(index), self.structure(index - 1, i))
 
     def pull_price(self, index: int, j: int) -> Price:
         """Return the price of pulling the block J_j … J_index+1 through the raw factor `index`."""
-        return self.objective.pull(self.factor(index), self.structure(j, index + 1)) * self.copies(j, index)
+        return self.objective_of(self.copies(j, index)).pull(self.factor(index), self.structure(j, index + 1))
 
     def compressed_price(self, index: int, i: int, colours: int) -> Price:
         """Return the price of pushing so many columns of the block J_index-1 … J_i through the raw factor `index`."""
-        objective: object = self.objective
-        price: Price = objective.compressed(self.factor(index), colours)  # pyright: ignore[reportAttributeAccessIssue]
-        return price * self.copies(index, i)
+        objective: Any = self.objective_of(self.copies(index, i))
+        return objective.compressed(self.factor(index), colours)
 
     def price(self, bracket: Bracket, operands: Sequence[Structure] | None = None) -> Price:
         """Return the price of one step.
@@ -264,24 +276,24 @@ class Problem:
         action, mode, j, k, i = bracket
         if operands is None:
             operands = [self.structure(*span) for span in bracket.operands]
-        copies = self.copies(j, i)
+        objective = self.objective_of(self.copies(j, i))
         if action is Action.MULTIPLY:
-            return self.objective.multiply(operands[1], operands[0]) * copies
+            return objective.multiply(operands[1], operands[0])
         if mode is Mode.COMPRESSED:
             colours = colours_of(self.outcome(bracket, operands))
             return sum(self.compressed_price(index, i, colours) for index in bracket.raw_factors)
         if action is Action.ACCUMULATE:
             assert mode is not None
-            return self.objective.accumulate(self.factor(j), mode) * copies
+            return objective.accumulate(self.factor(j), mode)
         if mode is Mode.TANGENT:
             blocks = self._swept(bracket, operands[0])
             return sum(
-                self.objective.push(self.factor(index), block) * self.copies(index, i)
+                self.objective_of(self.copies(index, i)).push(self.factor(index), block)
                 for index, block in zip(bracket.raw_factors, blocks[:-1], strict=True)
             )
         blocks = self._swept(bracket, operands[0])
         return sum(
-            self.objective.pull(self.factor(index), block) * self.copies(j, index)
+            self.objective_of(self.copies(j, index)).pull(self.factor(index), block)
             for index, block in zip(reversed(bracket.raw_factors), blocks[:-1], strict=True)
         )
 

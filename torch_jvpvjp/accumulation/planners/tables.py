@@ -124,9 +124,12 @@ class Tables:
         inner = sliding_window_view(self.dims[1:-1], s)  # d_{k+1}, (q - s, s)
         m, n = self.dims[s + 1 :, None], self.dims[:rows, None]
         prices = self.problem.objective.multiply_dense(m, inner, n)
+        if self.problem.batch > 1:
+            one = (self._copies(s) == 1)[:, None]
+            prices = np.where(one, prices, self.problem.objective_of(self.problem.batch).multiply_dense(m, inner, n))
         if self.scale != 1:
             prices *= self.scale
-        return prices if self.problem.batch == 1 else prices * self._copies(s)[:, None]
+        return prices
 
     def counted_products(self, s: int) -> Array | None:
         """Return the same for any patterns whose entries can be counted beforehand; None for others."""
@@ -139,20 +142,20 @@ class Tables:
         """Return multiply(S(j, k+1), S(k, i)) for blocks given by factors from 0; every pair is priced once."""
         kinds, pairs = self.kinds, self._pairs
         keys = kinds.of[j, k + 1] * len(kinds.structures) + kinds.of[k, i]
+        count = len(kinds.structures) ** 2  # of pairs
+        if self.problem.batch > 1:  # further pairs stand for products that there is one of for each sample
+            copies = [self.problem.copies(last + 1, first + 1) for last, first in zip(j, i, strict=True)]
+            keys = keys + count * (np.array(copies) > 1)
         unique, places = np.unique(keys, return_inverse=True)
         prices: list[Price] = []
         for key in unique.tolist():
             price = pairs.get(key)
             if price is None:
-                left, right = divmod(key, len(kinds.structures))
-                price = self.problem.objective.multiply(kinds.structures[left], kinds.structures[right])
-                pairs[key] = price
+                left, right = divmod(key % count, len(kinds.structures))
+                objective = self.problem.objective_of(1 if key < count else self.problem.batch)
+                price = pairs[key] = objective.multiply(kinds.structures[left], kinds.structures[right])
             prices.append(price)
-        found = self._scaled(prices)[places.reshape(-1)]
-        if self.problem.batch > 1:
-            copies = [self.problem.copies(last + 1, first + 1) for last, first in zip(j, i, strict=True)]
-            found = found * np.array(copies, self.dtype)
-        return found
+        return self._scaled(prices)[places.reshape(-1)]
 
     # ---- sweeps counted in fma, all at once ------------------------------------------------------------------------
 

@@ -78,22 +78,23 @@ class DeviceModel:
         """Return the seconds of ops of which each reads and writes so many entries."""
         return launches * (self.launch + self._moved(entries))
 
-    def gemm(self, m: int, k: int, n: int) -> float:
-        """Return the seconds of an (m, k) by (k, n) product."""
-        return self.gemm_launch + max(self.gemm_slowness(m, k, n) * (m * n) * k, self._moved((m + n) * k + m * n))
+    def gemm(self, m: int, k: int, n: int, count: int = 1) -> float:
+        """Return the seconds of an (m, k) by (k, n) product, or of several at once."""
+        seconds = self.gemm_slowness(m, k, n) * (m * n) * k * count
+        return self.gemm_launch + max(seconds, self._moved(((m + n) * k + m * n) * count))
 
     def gemm_slowness(self, m: int, k: int, n: int) -> float:
         """Return the seconds of one fma in an (m, k) by (k, n) product."""
         return self.gemm_rows.inverse(m) + self.gemm_columns.inverse(n) + self.gemm_inner.inverse(k) - self._spare
 
-    def gemm_array(self, m: Any, k: Any, n: Any) -> Array:
-        """Return the seconds of products whose sides are arrays of integers that broadcast."""
+    def gemm_array(self, m: Any, k: Any, n: Any, count: int = 1) -> Array:
+        """Return the seconds of `count` products each, whose sides are arrays of integers that broadcast."""
         m, k, n = np.asarray(m), np.asarray(k), np.asarray(n)
         outer = self.gemm_rows.inverse_of(m) + self.gemm_columns.inverse_of(n) - self._spare
         inner = self.gemm_inner.inverse_of(k)
         m, k, n = m.astype(np.float64), k.astype(np.float64), n.astype(np.float64)
-        seconds = (outer + inner) * (m * n) * k
-        moved = ((m + n) * k + m * n) * float(self.itemsize)
+        seconds = (outer + inner) * (m * n) * k * count
+        moved = ((m + n) * k + m * n) * float(self.itemsize * count)
         # Most chains are so small that all their traffic runs at one rate, which needs no logarithm for each product.
         if moved.size and moved.max() > self.traffic.knots[0]:
             moved *= self.traffic.inverse_at(np.maximum(moved, 1.0))

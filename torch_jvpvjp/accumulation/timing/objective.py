@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -28,13 +28,21 @@ class Time:
     with sweep(c) = launches · launch + max(c · fma / rate(c), bytes / traffic). An op of a factor reads two values of
     the mean size of its input and output and writes one, which makes the bytes.
 
+    Of a batch, fma, bytes and columns are those of all samples, and the launches are paid once.
+
     Args:
         model: What the device takes for what.
+        samples: How many samples each thing is done for at once.
     """
 
     model: DeviceModel
     name: str = "time"
     unit: str = "s"
+    samples: int = 1
+
+    def batched(self, copies: int) -> Time:
+        """Return the seconds of doing everything for so many samples at once."""
+        return replace(self, samples=copies)
 
     def accumulate(self, factor: Factor, mode: Mode) -> float:
         """Return the seconds of forming the Jacobian of one factor; in closed form, of writing it."""
@@ -43,7 +51,8 @@ class Time:
         if mode is Mode.CLOSED:
             assert factor.forming_cost is not None, "a planner priced a closed form that there is none of"
             # Each value that the formula computes is read and written about once more on its way.
-            return self.model.move(3 * max(factor.forming_cost, factor.jacobian.entries), factor.launches)
+            values = max(factor.forming_cost, factor.jacobian.entries)
+            return self.model.move(3 * self.samples * values, factor.launches)
         if mode is Mode.TANGENT:
             return self._sweep(factor, factor.n, tangent=True)
         return self._sweep(factor, factor.m, tangent=False)
@@ -51,17 +60,17 @@ class Time:
     def multiply(self, left: Structure, right: Structure) -> float:
         """Return the seconds of the product of two matrices in their structure."""
         if isinstance(left, Dense) and isinstance(right, Dense):
-            return self.model.gemm(left.m, left.n, right.n)
+            return self.model.gemm(left.m, left.n, right.n, self.samples)
         seconds = self._products.get((left, right))
         if seconds is None:
-            seconds = self._products[left, right] = product_seconds(self.model, left, right)
+            seconds = self._products[left, right] = product_seconds(self.model, left, right, self.samples)
         return seconds
 
     def multiply_dense(self, m: Number, k: Number, n: Number) -> Number:
         """Return the seconds of an (m, k) by (k, n) product; arrays of sizes give an array of floats."""
         if isinstance(m, int) and isinstance(k, int) and isinstance(n, int):
-            return self.model.gemm(m, k, n)  # pyright: ignore[reportReturnType] (a float for integers)
-        return self.model.gemm_array(m, k, n)  # pyright: ignore[reportReturnType] (an array for arrays)
+            return self.model.gemm(m, k, n, self.samples)  # pyright: ignore[reportReturnType] (a float for integers)
+        return self.model.gemm_array(m, k, n, self.samples)  # pyright: ignore[reportReturnType] (an array for arrays)
 
     def push(self, factor: Factor, block: Structure) -> float:
         """Return the seconds of pushing the columns of a block through a factor."""
@@ -87,7 +96,7 @@ class Time:
         fma = factor.jvp_cost if tangent else factor.vjp_cost
         assert fma is not None, "a planner priced a sweep through a factor that has none"
         touched = 1.5 * (factor.n + factor.m)
-        return self.model.sweep(columns, fma, touched, factor.launches, tangent=tangent)
+        return self.model.sweep(columns * self.samples, fma, touched, factor.launches, tangent=tangent)
 
 
 def time_objective(device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Time:

@@ -16,45 +16,47 @@ _DENSIFYING_OPS = 8
 _SUMS = 4  # the sum by index alone does so many entries in the time in which all four do one
 
 
-def product_seconds(model: DeviceModel, left: Structure, right: Structure) -> float:
+def product_seconds(model: DeviceModel, left: Structure, right: Structure, count: int = 1) -> float:
     """The seconds of A B, computed in the structure of its operands.
 
     Args:
         model: The device.
         left: Structure of A.
         right: Structure of B.
+        count: How many such products are computed at once.
 
     Returns:
         Seconds.
     """
     kinds = {left.name, right.name}
     if kinds == {"dense"}:
-        return model.gemm(left.m, left.n, right.n)
+        return model.gemm(left.m, left.n, right.n, count)
     found = product(left, right)
-    entries = left.entries + right.entries + found.result.entries
-    if found.fma == 0 or kinds & _SCALINGS:
+    entries = (left.entries + right.entries + found.result.entries) * count
+    fma = found.fma * count
+    if fma == 0 or kinds & _SCALINGS:
         return model.move(entries, 1 if kinds <= {"dense"} | _SCALINGS else _INDEXED_OPS)
     selections = [ops for name, ops in _SELECTIONS.items() if name in kinds]
     if selections:
         # Rows looked up by a gather from the left are read; those that a scatter puts there are added, one by one.
         adds = left.name.endswith("scatter") or right.name.endswith("gather")
-        return model.move(entries, max(selections)) + (found.fma / (_SUMS * model.irregular) if adds else 0.0)
+        return model.move(entries, max(selections)) + (fma / (_SUMS * model.irregular) if adds else 0.0)
     factored = [ops for name, ops in _FACTORED.items() if name in kinds]
     if factored:
         launches = model.gemm_launch * max(factored)
-        return launches + _flowing(model, found.fma, entries, (left.m, left.n, right.n))
+        return launches + _flowing(model, fma, entries, (left.m, left.n, right.n))
     if "block-diagonal" in kinds:
-        return model.gemm_launch + _flowing(model, found.fma, entries, _piece(left, right))
-    return _sparse(model, left, right, found.fma, entries)
+        return model.gemm_launch + _flowing(model, fma, entries, _piece(left, right))
+    return _sparse(model, left, right, fma, entries, count)
 
 
-def _sparse(model: DeviceModel, left: Structure, right: Structure, fma: int, entries: int) -> float:
+def _sparse(model: DeviceModel, left: Structure, right: Structure, fma: int, entries: int, count: int) -> float:
     """Bands, triangles and patterns: through dense matrices, unless they are so empty that index lists are faster."""
     m, k, n = left.m, left.n, right.n
-    if fma * _DENSE_IS_FASTER >= m * k * n:
+    if fma * _DENSE_IS_FASTER >= m * k * n * count:
         sparse = [side for side in (left, right) if side.name != "dense"]
-        put = sum(side.entries for side in sparse) / (_SUMS * model.irregular)
-        return model.gemm(m, k, n) + model.move(entries) + put + len(sparse) * _DENSIFYING_OPS * model.launch
+        put = count * sum(side.entries for side in sparse) / (_SUMS * model.irregular)
+        return model.gemm(m, k, n, count) + model.move(entries) + put + len(sparse) * _DENSIFYING_OPS * model.launch
     if "dense" in {left.name, right.name}:
         return model.move(2 * fma, _INDEXED_OPS)  # whole rows, or columns, are looked up and added
     return model.move(entries, _INDEXED_OPS) + fma / model.irregular

@@ -1,0 +1,161 @@
+"""The calls of a program, and rewritings that leave its results as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tracing.tape import Ref, fill, flat_outputs
+
+_aten = torch.ops.aten
+_VIEWS = frozenset({_aten.view.default, _aten._unsafe_view.default})
+RANDOM = torch.Tag.nondeterministic_seeded
+MOST_FOLDED = 1 << 22  # entries; what is larger is made anew in each run rather than held
+
+
+class ProgramCall:
+    """One call of a program; what is no tensor among its arguments is written as a literal, or kept by name."""
+
+    def __init__(
+        self, target: Any, args: Any, kwargs: Mapping[str, Any], outputs: Sequence[int | None], segment: int = 0
+    ) -> None:
+        self.target, self.outputs, self.segment = target, tuple(outputs), segment
+        self.literals: dict[str, Any] = {}
+        written = [self._written(arg) for arg in args]
+        written += [f"{key}={self._written(value)}" for key, value in kwargs.items()]
+        self.arguments = ", ".join(written)
+        self.args, self.kwargs = args, kwargs
+
+    def _written(self, tree: Any) -> str:
+        if isinstance(tree, Ref):
+            return f"v{tree.index}"
+        if tree is None or isinstance(tree, (bool, int)):
+            return repr(tree)
+        if type(tree) in {list, tuple}:
+            inside = ", ".join(self._written(leaf) for leaf in tree)
+            return f"[{inside}]" if type(tree) is list else f"({inside},)" if tree else "()"
+        name = f"l{len(self.literals)}"
+        self.literals[name] = tree
+        return f"@{name}"
+
+    @property
+    def lists(self) -> bool:
+        """Whether it returns a list, which may hold one tensor only."""
+        returns = self.target._schema.returns
+        return len(returns) == 1 and isinstance(returns[0].type, torch.ListType)
+
+    @property
+    def operands(self) -> list[int]:
+        """The values that it uses."""
+        return [ref.index for ref in refs_in((self.args, dict(self.kwargs)))]
+
+
+def refs_in(tree: Any) -> Iterable[Ref]:
+    """Yield the values in a tree of arguments."""
+    if isinstance(tree, Ref):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for leaf in tree:
+            yield from refs_in(leaf)
+    elif isinstance(tree, dict):
+        yield from refs_in(list(tree.values()))
+
+
+def without_unused(calls: Sequence[ProgramCall], results: Sequence[int]) -> list[ProgramCall]:
+    """Return the calls that the results need; one that writes into a tensor is always needed."""
+    needed = set(results)
+    used: list[ProgramCall] = []
+    for call in reversed(calls):
+        if call.target._schema.is_mutable or not needed.isdisjoint(call.outputs):
+            needed.update(call.operands)
+            used.append(call)
+    return used[::-1]
+
+
+def without_idle_views(
+    calls: Sequence[ProgramCall], results: Sequence[int], shapes: Mapping[int, torch.Size]
+) -> tuple[list[ProgramCall], list[int]]:
+    """Return calls and results with a view of a view taken of what is below it, and no view that changes nothing."""
+    same: dict[int, int] = {}
+    below: dict[int, int] = {}
+    kept: list[ProgramCall] = []
+    for call in calls:
+        args = _renamed(call.args, same)
+        if call.target in _VIEWS:
+            (value,), shape = call.operands, list(shapes[call.outputs[0] or 0])
+            base = same.get(value, value)
+            # A view of a view is one of the base, which is contiguous along what both of them merge.
+            base = below.get(base, base) if call.target is _aten.view.default else base
+            made = call.outputs[0] or 0
+            if list(shapes[base]) == shape:
+                same[made] = base
+                continue
+            if call.target is _aten.view.default:
+                below[made] = base
+            args = (Ref(base), shape)
+        kept.append(ProgramCall(call.target, args, _renamed(dict(call.kwargs), same), call.outputs, call.segment))
+    return kept, [same.get(index, index) for index in results]
+
+
+def without_repetitions(calls: Sequence[ProgramCall], results: Sequence[int]) -> tuple[list[ProgramCall], list[int]]:
+    """Return the calls, and the results, with what is computed twice computed once."""
+    same: dict[int, int] = {}
+    seen: dict[Any, ProgramCall] = {}
+    kept: list[ProgramCall] = []
+    for call in calls:
+        args, kwargs = _renamed(call.args, same), _renamed(dict(call.kwargs), same)
+        renamed = ProgramCall(call.target, args, kwargs, call.outputs, call.segment)
+        key = _key(renamed)
+        earlier = seen.setdefault(key, renamed) if key is not None else renamed
+        if earlier is renamed:
+            kept.append(renamed)
+            continue
+        pairs = zip(call.outputs, earlier.outputs, strict=True)
+        same |= {index: first for index, first in pairs if index is not None and first is not None}
+    return kept, [same.get(index, index) for index in results]
+
+
+def folded(calls: Sequence[ProgramCall], fixed: Mapping[int, Tensor]) -> tuple[list[ProgramCall], dict[int, Tensor]]:
+    """Return the calls without those of fixed values only, such as an identity matrix, with what they make."""
+    known = dict(fixed)
+    kept: list[ProgramCall] = []
+    for call in calls:
+        if all(index is None or index in known for index in call.outputs):
+            continue
+        if RANDOM in call.target.tags or any(index not in known for index in call.operands):
+            kept.append(call)
+            continue
+        out = call.target(*fill(call.args, known.__getitem__), **fill(dict(call.kwargs), known.__getitem__))
+        made = flat_outputs(out)
+        if any(tensor is not None and tensor.numel() > MOST_FOLDED for tensor in made):
+            kept.append(call)
+            continue
+        known |= {
+            i: tensor for i, tensor in zip(call.outputs, made, strict=True) if i is not None and tensor is not None
+        }
+    return kept, known
+
+
+def _renamed(tree: Any, same: Mapping[int, int]) -> Any:
+    if isinstance(tree, Ref):
+        return Ref(same.get(tree.index, tree.index))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_renamed(leaf, same) for leaf in tree)
+    if isinstance(tree, dict):
+        return {key: _renamed(leaf, same) for key, leaf in tree.items()}
+    return tree
+
+
+def _key(call: ProgramCall) -> Any:
+    """Return what makes two calls the same; None for a call that may give something else each time."""
+    if RANDOM in call.target.tags:
+        return None
+    literals = tuple(call.literals.items())
+    try:
+        hash(literals)
+    except TypeError:
+        return None
+    return call.target, call.arguments, tuple((name, type(value), repr(value), value) for name, value in literals)
