@@ -1,7 +1,7 @@
 """check_op: every property of an op, its derivatives and their compositions, in one call."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from .budget import assert_equal
 from .case import Case, Sample, as_samples
 from .compiled import PyTorchCannot, alike, check_compiled, check_dynamic, compositions_for
 from .compositions import EAGER, Composition
-from .dispatched import checks_of, record_calls
+from .dispatched import checks_of, opcheck_dynamic, record_calls
 from .properties import NUMERICAL, VALUES, dtype_budget
 from .report import CheckFailure, Report, Row
 
@@ -28,6 +28,8 @@ def check_op(
     dtypes: Sequence[torch.dtype] = DTYPES,
     backends: Sequence[str] = ("aot_eager",),
     compiled_samples: int = 1,
+    compositions: Collection[str] | None = None,
+    eager: bool = True,
     raise_on_failure: bool = True,
 ) -> Report:
     """Check everything a differentiable op promises, and report all failures at once.
@@ -54,6 +56,8 @@ def check_op(
         dtypes: Dtypes whose error budget is checked.
         backends: Backends of torch.compile: "aot_eager" runs every composition, "inductor" a few (it is slow).
         compiled_samples: How many of the samples, from the first, are compiled.
+        compositions: What to check under torch.compile, as the report names it; all that the backend runs by default.
+        eager: Whether to check what needs no torch.compile.
         raise_on_failure: Whether to raise when something fails.
 
     Returns:
@@ -74,25 +78,14 @@ def check_op(
     named = as_samples(samples)
     checks = _Checks(report)
     cases = [case for s in named if (case := checks.build(op, reference, s, device)) is not None]
-    seen: set[Any] = set()
-    for case in cases:
-        _check_values(checks, case, dtypes)
-        _check_eager(checks, case)
-        _check_dispatched(checks, case, seen)
-    for case in [c for c in cases if not c.empty][:compiled_samples]:
-        for backend in backends:
-            for name, composition in compositions_for(backend).items():
-                run = lambda c=case, n=name, k=composition, b=backend: check_compiled(c, n, k, b)  # noqa: E731
-                checks.run(case, f"compiled ({backend})", name, run)
-    if cases and backends:
-        same = alike(cases)
-        if same:
-            checks.run(same[0], "compiled (dynamic)", "one compilation for all sizes", lambda: check_dynamic(same))
-        else:
-            checks.skip(
-                cases[0], "compiled (dynamic)", "one compilation for all sizes", "no two samples differ in sizes only"
-            )
-    torch.compiler.reset()
+    if eager:
+        seen: set[Any] = set()
+        for case in cases:
+            _check_values(checks, case, dtypes)
+            _check_eager(checks, case)
+            _check_dispatched(checks, case, seen)
+    if backends and cases:
+        _check_compiled(checks, cases, backends, compiled_samples, compositions)
     if report.failures and raise_on_failure:
         raise CheckFailure(report)
     return report
@@ -163,6 +156,32 @@ def _check_dispatched(checks: _Checks, case: Case, seen: set[Any]) -> None:
         seen.add(call.pattern)
         for name, check in checks_of(call):
             checks.run(case, "dispatcher", name, check)
+
+
+def _check_compiled(
+    checks: _Checks, cases: list[Case], backends: Sequence[str], count: int, wanted: Collection[str] | None
+) -> None:
+    """Compositions of the first samples under torch.compile, and one compilation for all sizes."""
+    for case in [c for c in cases if not c.empty][:count]:
+        for backend in backends:
+            for name, composition in compositions_for(backend).items():
+                if wanted is None or name in wanted:
+                    run = lambda c=case, n=name, k=composition, b=backend: check_compiled(c, n, k, b)  # noqa: E731
+                    checks.run(case, f"compiled ({backend})", name, run)
+    same = alike(cases)
+    dynamic: dict[str, Callable[[], None]] = {
+        # Differentiating the primal under AOTAutograd with symbolic shapes traces its derivatives too.
+        "opcheck with symbolic sizes": lambda: opcheck_dynamic(cases[0]),
+        "one compilation for all sizes": lambda: check_dynamic(same),
+    }
+    for name, check in dynamic.items():
+        if "aot_eager" not in backends or not (wanted is None or name in wanted):
+            continue
+        if name == "one compilation for all sizes" and not same:
+            checks.skip(cases[0], "compiled (dynamic)", name, "no two samples differ in sizes only")
+        else:
+            checks.run(cases[0], "compiled (dynamic)", name, check)
+    torch.compiler.reset()
 
 
 def _problem(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Checks of the dispatcher ops that an op reaches: PyTorch's opcheck, and every kernel against its formula."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,12 +10,18 @@ from torch import Tensor
 
 from ..registration import DifferentiableOp, registered_ops
 from ..registration import _torch_private as private
-from .budget import assert_equal, assert_in_budget
+from .budget import NEIGHBOURS, assert_equal, assert_in_budget
 from .case import Case
-from .compositions import SECOND_ORDER, VMAP
+from .compositions import EAGER
 
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
-_REACHING = {**SECOND_ORDER, "vmap∘jvp": VMAP["vmap∘jvp"], "vmap∘vjp": VMAP["vmap∘vjp"]}
+# Together they call every point up to second order in every way. Those under vmap come first: of the calls of one
+# pattern the first is kept, which there has three tangents of one primal, or three cotangents; Jacobians have more.
+_REACHING = (
+    *("vmap∘jvp", "vmap∘vjp", "vmap∘hvp", "vmap∘grad∘jvp", "vmap∘grad∘grad", "vmap∘jvp, one tangent"),
+    *("jvp∘jvp", "jvp∘grad", "grad∘jvp", "grad∘tangent", "grad∘grad", "double backward", "grad∘jvp∘grad"),
+    *("backward, one input", "backward, one output", "backward through a dual", "backward, tangent stopped"),
+)
 
 
 class Call:
@@ -52,20 +59,21 @@ class _Recorder(private.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def record_calls(case: Case) -> list[Call]:
-    """The distinct dispatcher calls that the second-order and vmap compositions make.
+def record_calls(case: Case, reaching: Sequence[str] = _REACHING) -> list[Call]:
+    """The distinct dispatcher calls that derivatives up to second order make, under vmap too.
 
     Args:
         case: The sample.
+        reaching: Names of the compositions to run.
 
     Returns:
         One call per point of the tower and pattern of arguments.
     """
     f = case.function(case.op)
     with _Recorder() as recorder:
-        for composition in _REACHING.values():
+        for name in reaching:
             with contextlib.suppress(Exception):  # a composition that fails is a row of its own
-                composition(f, case.point)
+                EAGER[name](f, replace(case.point, thorough=False))
     return list(recorder.calls.values())
 
 
@@ -81,7 +89,7 @@ def checks_of(call: Call) -> Iterator[tuple[str, Callable[[], None]]]:
     name = call.op.qualname.partition("::")[2]
     if call.op.kernel_devices():
         yield f"{name}: kernel = formula", lambda: _kernel_is_formula(call)
-    yield f"{name}: opcheck", lambda: _opcheck(call)
+    yield f"{name}: opcheck", lambda: opcheck(call)
 
 
 def _kernel_is_formula(call: Call) -> None:
@@ -90,23 +98,39 @@ def _kernel_is_formula(call: Call) -> None:
     expected = formula(call.args)
     assert_equal(call.op.compute(call.args), expected)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        rounded = tuple(_cast(a, dtype) for a in call.args)
-        exact = formula(tuple(_cast(a, torch.float64) for a in rounded))
-        assert_in_budget(call.op.compute(rounded), formula(rounded), exact, dtype, f"{dtype}: ")
+        low, high = [], []
+        for factor in NEIGHBOURS:
+            rounded = tuple(_cast(a, dtype, factor) for a in call.args)
+            low.append(formula(rounded))
+            high.append(formula(tuple(_cast(a, torch.float64) for a in rounded)))
+        actual = call.op.compute(tuple(_cast(a, dtype) for a in call.args))
+        assert_in_budget(actual, low, high, dtype, f"{dtype}: ")
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+def _cast(value: Any, dtype: torch.dtype, factor: float = 1.0) -> Any:
+    return (value * factor).to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _opcheck(call: Call) -> None:
+def opcheck(call: Call, tests: Sequence[str] = OPCHECKS) -> None:
+    """PyTorch's own check of one dispatcher call.
+
+    Args:
+        call: The call.
+        tests: Which of its tests.
+    """
     frozen = set(call.op.signature.frozen)
     args = tuple(
         a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() and i not in frozen else a
         for i, a in enumerate(call.args)
     )
-    # Differentiating the primal under AOTAutograd with symbolic shapes traces its derivatives too; one is slow enough.
-    derived = call.op.convention.derived
-    torch.library.opcheck(
-        call.op.overload, args, test_utils=OPCHECKS if derived else (*OPCHECKS, "test_aot_dispatch_dynamic")
-    )
+    torch.library.opcheck(call.op.overload, args, test_utils=tests)
+
+
+def opcheck_dynamic(case: Case) -> None:
+    """The primal of a sample, and its gradient, under AOTAutograd with symbolic shapes.
+
+    Args:
+        case: The sample.
+    """
+    for call in record_calls(case, ("primal",)):
+        opcheck(call, ("test_aot_dispatch_dynamic",))

@@ -21,11 +21,13 @@ class Point:
         primals: The point x.
         tangents: A direction ẋ at x, and a second and a third one.
         cotangents: Cotangents ȳ of the outputs.
+        thorough: Whether ``vmap`` runs over every choice of inputs, or over a few: a graph of all is slow to compile.
     """
 
     primals: Tensors
     tangents: tuple[Tensors, Tensors, Tensors]
     cotangents: Tensors
+    thorough: bool = True
 
 
 Composition = Callable[[TensorFunction, Point], object]
@@ -104,10 +106,21 @@ def batched(tensor: Tensor, dim: int = 0) -> Tensor:
 
 
 def every_in_dims(p: Point) -> list[tuple[int | None, ...]]:
-    """Every nonempty subset of the inputs batched, in front; and all of them batched at the back."""
-    count = len(p.primals)
-    subsets = [tuple(0 if mask >> i & 1 else None for i in range(count)) for mask in range(1, 2**count)]
-    return [*subsets, (-1,) * count]
+    """Which inputs are batched: each alone, all but each, and all, in front; and all of them at the back.
+
+    Up to three inputs these are all subsets. At a point that is not thorough: the first alone, and all at the back.
+
+    Args:
+        p: The point.
+
+    Returns:
+        For each choice, the ``in_dims`` of the primals.
+    """
+    numbers = range(len(p.primals))
+    alone = [tuple(0 if i == j else None for i in numbers) for j in numbers]
+    others = [tuple(None if i == j else 0 for i in numbers) for j in numbers] if len(numbers) > 2 else []
+    chosen = [*alone, *others, (0,) * len(numbers)] if p.thorough else alone[:1]
+    return list(dict.fromkeys([*chosen, (-1,) * len(numbers)]))
 
 
 def batch(tensors: Tensors, dims: tuple[int | None, ...]) -> Tensors:
