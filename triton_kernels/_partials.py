@@ -36,6 +36,8 @@ def _sum_partials_kernel(
         offsets = (group * parts + part) * n + cols
         total += tl.load(partial_ptr + offsets, mask=(part < parts) & (cols < n), other=0.0)
     out = tl.sum(total, axis=0, keep_dims=True)
+    if out_ptr.dtype.element_ty == tl.bfloat16:
+        out = out.to(tl.float32)  # the interpreter cannot round float64 to bfloat16
     tl.store(out_ptr + group * n + cols, out.to(out_ptr.dtype.element_ty), mask=cols < n)
 
 

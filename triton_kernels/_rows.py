@@ -12,7 +12,12 @@ def program_block(groups, rows_per_program):
 
     Programs of different groups on the same rows are neighbours: what groups share they find in the cache.
     """
-    program = tl.program_id(0)
+    return block_of(tl.program_id(0), groups, rows_per_program)
+
+
+@triton.jit
+def block_of(program, groups, rows_per_program):
+    """Return `program_block` of any program number: a launch that serves two tensors counts each on its own."""
     group = (program % groups).to(tl.int64)
     first = (program // groups).to(tl.int64) * rows_per_program
     return group, first
@@ -63,14 +68,21 @@ def load_weight(w_ptr, offset, col, n, absent, ACC: tl.constexpr):
 @triton.jit
 def part_number(groups):
     """Return where a program's partial sum goes in a buffer (groups, programs a group, n); see `program_block`."""
-    program = tl.program_id(0)
-    return (program % groups).to(tl.int64) * (tl.num_programs(0) // groups) + program // groups
+    return part_of(tl.program_id(0), tl.num_programs(0), groups)
+
+
+@triton.jit
+def part_of(program, programs, groups):
+    """Return `part_number` of any program number out of `programs`."""
+    return (program % groups).to(tl.int64) * (programs // groups) + program // groups
 
 
 @triton.jit
 def store_column_sum(ptr, part, col, n, tile):
     """Store ptr[part, col] = Σ of the tile's rows; rows past the end must hold zeros."""
     total = tl.sum(tile, axis=0, keep_dims=True)
+    if ptr.dtype.element_ty == tl.bfloat16:
+        total = total.to(tl.float32)  # the interpreter cannot round float64 to bfloat16
     tl.store(ptr + part * n + col, total.to(ptr.dtype.element_ty), mask=col < n)
 
 

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from ._launch import Launch, record_launches
 
-_POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+_POINTER = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.bool: "*i1",
+    torch.int64: "*i64",
+}
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 

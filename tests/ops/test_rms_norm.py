@@ -179,14 +179,74 @@ def test_bad_input(args: tuple[Any, ...], error: type[Exception], message: str) 
 
 
 def test_tangents_of_another_shape() -> None:
+    options = (1, 1e-3, False, 0.0, False)
     for tangent in (torch.randn(4, 4), torch.randn(3, 5)):
-        with pytest.raises(
-            ValueError, match=r"rms_norm: the tangent of input must have shape \(3, 4\), .* got \(\d, \d\)"
-        ):
-            op.jvp.op(X, W, 1, 1e-3, tangent, None)
-    with pytest.raises(ValueError, match=r"rms_norm: the tangent of weight must have shape \(4,\), .* got \(3,\)"):
-        op.jvp.op(X, W, 1, 1e-3, None, torch.randn(3))
-    with pytest.raises(ValueError, match=r"rms_norm: the tangent of weight must be absent, as weight is"):
-        op.jvp.op(X, None, 1, 1e-3, X, W)
+        with pytest.raises(ValueError, match=r"norm: the tangent of input must have shape \(3, 4\), .* got \(\d, \d\)"):
+            op.jvp.op(X, W, None, *options, tangent, None, None)
+    with pytest.raises(ValueError, match=r"norm: the tangent of weight must have shape \(4,\), .* got \(3,\)"):
+        op.jvp.op(X, W, None, *options, None, torch.randn(3), None)
+    with pytest.raises(ValueError, match=r"norm: the tangent of weight must be absent, as weight is"):
+        op.jvp.op(X, None, None, *options, X, W, None)
     with pytest.raises(RuntimeError, match=r"size"):  # PyTorch's own, before ours
         torch.func.jvp(lambda t: ops.rms_norm(t, (4,)), (X,), (torch.randn(4, 4),))
+
+
+# ---- weight offset and casting ---------------------------------------------------------------------------------------
+
+
+def llama_rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
+    """What LlamaRMSNorm of transformers computes."""
+    wide = x.to(torch.float32)
+    return w * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def gemma_rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
+    """What GemmaRMSNorm of transformers computes."""
+    wide = x.float()
+    unit = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (unit * (1.0 + w.float())).type_as(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_values_of_llama_and_gemma(dtype: torch.dtype, device: str) -> None:
+    x, w = torch.randn(16, 64, device=device).to(dtype), (1 + 0.3 * torch.randn(64, device=device)).to(dtype)
+    llama, gemma = llama_rms_norm(x, w, 1e-6), gemma_rms_norm(x, w - 1, 1e-6)
+    rtol = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(ops.rms_norm(x, (64,), w, 1e-6, casting="llama"), llama, rtol=rtol, atol=0.0)
+    torch.testing.assert_close(
+        ops.rms_norm(x, (64,), w - 1, 1e-6, weight_offset=1.0, casting="gemma"), gemma, rtol=rtol, atol=0.0
+    )
+    if dtype == torch.float16:  # the interpreter truncates to bfloat16
+        same = (ops.rms_norm(x, (64,), w, 1e-6, casting="llama") == llama).double().mean()
+        assert same > 0.99 > (ops.rms_norm(x, (64,), w, 1e-6) == llama).double().mean()
+
+
+def test_casting_leaves_derivatives_alone(device: str) -> None:
+    x, w = (torch.randn(*s, device=device, dtype=torch.bfloat16) for s in ((3, 8), (8,)))
+    dual = [
+        torch.func.jvp(lambda x, w, c=c: ops.rms_norm(x, (8,), w, 1e-3, casting=c), (x, w), (x, w))[1]
+        for c in ("torch", "llama")
+    ]
+    assert torch.equal(*dual)
+
+
+def test_an_offset_is_a_weight_that_is_added_to(device: str) -> None:
+    x, w = (torch.randn(*s, device=device, dtype=torch.float64) for s in ((3, 8), (8,)))
+    ours = torch.func.jvp(lambda x, w: ops.rms_norm(x, (8,), w, weight_offset=1), (x, w), (x, w))
+    theirs = torch.func.jvp(lambda x, w: F.rms_norm(x, (8,), 1 + w), (x, w), (x, w))
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(ops.rms_norm(x, (8,), weight_offset=1.0), F.rms_norm(x, (8,)))  # no weight: ones
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"weight_offset": "1"}, TypeError, r"weight_offset must be a number, got str"),
+        ({"weight_offset": W}, TypeError, r"weight_offset must be a number, got Tensor"),
+        ({"casting": "qwen"}, ValueError, r"casting must be one of \('torch', 'llama', 'gemma'\), got 'qwen'"),
+        ({"casting": "llama"}, ValueError, r"weight must have dtype torch.bfloat16, got torch.float32"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=rf"rms_norm: .*{message}"):
+        ops.rms_norm(X.bfloat16(), (4,), W, **options)

@@ -1,0 +1,91 @@
+"""What the public norms ask of their arguments; each check names the function, what was required and what came."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
+CASTINGS = ("torch", "llama", "gemma")
+
+
+def check_input(function: str, name: str, x: Any) -> None:
+    """Refuse what is not a tensor of a dtype that the norms take."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{function}: {name} must be a Tensor, got {type(x).__name__}.")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{function}: {name} must be float16, bfloat16, float32 or float64, got {x.dtype}; use .to().")
+
+
+def check_shape(function: str, x: Tensor, normalized_shape: Any, name: str = "input") -> tuple[int, ...]:
+    """Refuse a normalized_shape that is not the end of the input's shape; return it as a tuple."""
+    if not isinstance(normalized_shape, tuple | list):
+        raise TypeError(
+            f"{function}: normalized_shape must be a tuple or list of ints, such as "
+            f"({x.shape[-1] if x.dim() else 1},), got {normalized_shape!r}."
+        )
+    shape = tuple(normalized_shape)
+    if not shape or tuple(x.shape[-len(shape) :]) != shape:
+        raise ValueError(
+            f"{function}: normalized_shape must be the last sizes of {name}'s shape {tuple(x.shape)}, at least one, "
+            f"got {shape}."
+        )
+    return shape
+
+
+def check_weight(
+    function: str, name: str, weight: Any, x: Tensor, shape: tuple[int, ...], why: str, of: str = "input"
+) -> None:
+    """Refuse a weight or bias that is not a tensor of that shape on the input's device; None passes."""
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{function}: {name} must be a Tensor or None, got {type(weight).__name__}.")
+    check_input(function, name, weight)
+    if tuple(weight.shape) != shape:
+        raise ValueError(f"{function}: {name} must have shape {shape}, as {why} says, got {tuple(weight.shape)}.")
+    check_device(function, name, weight, of, x)
+
+
+def check_device(function: str, name: str, tensor: Tensor, other: str, x: Tensor) -> None:
+    """Refuse a tensor on another device than the input's."""
+    if tensor.device != x.device:
+        raise ValueError(
+            f"{function}: {name} must be on {other}'s device {x.device}, got {tensor.device}; use .to({other}.device)."
+        )
+
+
+def check_eps(function: str, eps: Any, optional: bool = False) -> None:
+    """Refuse an eps that is not a positive number."""
+    if isinstance(eps, bool) or not isinstance(eps, float | int):
+        wanted = "a positive number or None" if optional else "a positive number"
+        raise TypeError(f"{function}: eps must be {wanted}, got {type(eps).__name__}.")
+    if not eps > 0:
+        raise ValueError(f"{function}: eps must be positive, got {eps}.")
+
+
+def eps_of(function: str, eps: Any, x: Tensor) -> float:
+    """The eps of an RMS norm: that of the dtype it computes in where there is none."""
+    if eps is None:
+        return EPS64 if x.dtype == torch.float64 else EPS32
+    if type(eps) is not float or not eps > 0:
+        check_eps(function, eps, optional=True)
+    return float(eps)
+
+
+def is_rounded(function: str, casting: Any, weight_offset: Any, x: Tensor, *weights: Tensor | None) -> bool:
+    """Check casting and weight_offset; return whether x̂ is rounded before it meets the gain."""
+    if isinstance(weight_offset, bool) or not isinstance(weight_offset, float | int):
+        raise TypeError(f"{function}: weight_offset must be a number, got {type(weight_offset).__name__}.")
+    if casting not in CASTINGS:
+        raise ValueError(f"{function}: casting must be one of {CASTINGS}, got {casting!r}.")
+    if casting != "llama":
+        return False
+    for weight in weights:
+        if weight is not None and weight.dtype != x.dtype:
+            raise ValueError(
+                f"{function}: casting='llama' multiplies in input's dtype, so weight must have dtype {x.dtype}, got "
+                f"{weight.dtype}; cast one of them, or use casting='torch'."
+            )
+    return True

@@ -1,0 +1,99 @@
+"""Root-mean-square normalisation: the public face."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._norms import op
+from ._norms.arguments import EPS32, EPS64, FLOATS, check_input, check_shape, check_weight, eps_of, is_rounded
+
+__all__ = ["op", "rms_norm"]
+
+_is_compiling = torch.compiler.is_compiling
+
+
+def rms_norm(
+    input: Tensor,  # noqa: A002 -- the name torch.nn.functional gives it
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    weight_offset: float = 0.0,
+    casting: str = "torch",
+) -> Tensor:
+    """Root-mean-square normalisation over the last axes; signature and semantics of ``torch.nn.functional.rms_norm``.
+
+    With r = (mean(x²) + ε)^(-1/2), ⟨·⟩ the mean over the normalised axes, W = weight_offset + w and g = W ∘ ȳ:
+
+        y = r x ∘ W
+        ẏ = r (ẋ − r² ⟨x ẋ⟩ x) ∘ W + r x ∘ ẇ
+        x̄ = r (g − r² ⟨x g⟩ x),    w̄ = Σ over rows of r x ∘ ȳ
+
+    and, for the second order, with a a cotangent of ẏ, g = a ∘ W and μ = ⟨x ẋ⟩:
+
+        ∂⟨a, ẏ⟩/∂x = r a∘ẇ − r³ [(⟨g ẋ⟩ + ⟨a∘ẇ, x⟩) x + ⟨g x⟩ ẋ + μ g] + 3 r⁵ μ ⟨g x⟩ x
+
+    On a GPU the primal, the JVP (primal and tangents in one launch), the VJP and the second order are one kernel each;
+    elsewhere, and at every other order, the formulas run. It computes in float32, in float64 for float64 input.
+
+    Args:
+        input: x, shape (*batch, *normalized_shape); float16, bfloat16, float32 or float64.
+        normalized_shape: Sizes of the axes to normalise over, the last of the input's; at least one.
+        weight: Gain w, shape normalized_shape; any of those dtypes. Absent means a gain of ones.
+        eps: ε, added under the root; positive. Absent means the machine epsilon of the dtype it computes in, as PyTorch
+            has it.
+        weight_offset: Added to the weight where there is one; 1.0 for models that keep w − 1, such as Gemma.
+        casting: Where a half-precision value is rounded. "torch" and "gemma" round once, at the end, as
+            ``torch.nn.functional.rms_norm`` and the GemmaRMSNorm of transformers do. "llama" rounds r x to input's
+            dtype before the gain too, as its LlamaRMSNorm does, and asks for a weight of input's dtype. Derivatives are
+            those of exact arithmetic, rounded once, in every case.
+
+    Returns:
+        y, of the shape and dtype of input.
+
+    Raises:
+        TypeError: If an argument is not of its type, or a tensor not of a dtype named above.
+        ValueError: If shapes or devices do not agree, eps <= 0, or casting is unknown or does not fit the dtypes.
+
+    Source: Zhang and Sennrich (2019), Root Mean Square Layer Normalization.
+    """
+    if (
+        isinstance(input, Tensor)
+        and input.dtype in FLOATS
+        and type(normalized_shape) is tuple
+        and len(normalized_shape) == 1
+        and input.shape[-1:] == normalized_shape
+        and (
+            weight is None
+            or (
+                isinstance(weight, Tensor)
+                and weight.shape == normalized_shape
+                and weight.dtype in FLOATS
+                and weight.device == input.device
+            )
+        )
+    ):
+        ndim = 1  # what nearly every call is, decided at once
+    else:
+        ndim = _check(input, normalized_shape, weight)
+    if eps is None:
+        eps = EPS64 if input.dtype == torch.float64 else EPS32
+    elif type(eps) is not float or not eps > 0:
+        eps = eps_of("rms_norm", eps, input)
+    rounded = False
+    if casting != "torch" or type(weight_offset) is not float:
+        rounded = is_rounded("rms_norm", casting, weight_offset, input, weight)
+    arguments = (input, weight, None, ndim, eps, False, float(weight_offset), rounded)
+    if _is_compiling():
+        return op(*arguments)
+    return op.call_flat(arguments)[0]  # a call of the op would only look at the arguments again
+
+
+def _check(x: Any, normalized_shape: Any, weight: Any) -> int:
+    """Refuse what is not an RMS norm before anything is computed; return the number of normalised axes."""
+    check_input("rms_norm", "input", x)
+    shape = check_shape("rms_norm", x, normalized_shape)
+    check_weight("rms_norm", "weight", weight, x, shape, "normalized_shape")
+    return len(shape)

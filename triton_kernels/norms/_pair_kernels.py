@@ -1,0 +1,353 @@
+"""The kernels that normalise two tensors: a program does to rows of one of them what the kernel of one tensor does."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .forward import forward_rows
+from .jvp import jvp_rows
+from .vjp import vjp_rows
+
+
+@triton.jit(do_not_specialize=["split", "q_groups", "q_rows", "k_groups", "k_rows"])
+def _pair_forward_kernel(
+    split,
+    q_ptr,  # (q_groups, q_rows, n); the arguments of k are like those of q
+    q_w_ptr,  # (q_groups, n) or None
+    q_y_ptr,  # (q_groups, q_rows, n), contiguous
+    q_groups,
+    q_rows,
+    q_group,
+    q_row,
+    q_w_group,
+    k_ptr,
+    k_w_ptr,
+    k_y_ptr,
+    k_groups,
+    k_rows,
+    k_group,
+    k_row,
+    k_w_group,
+    n,
+    eps: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
+    CENTER: tl.constexpr,
+    OFFSET: tl.constexpr,
+    ROUND: tl.constexpr,
+    ACC: tl.constexpr,
+    ONE_PASS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Primals, see `forward_rows`. One program: BLOCK_M rows of q (first `split` programs) or of k."""
+    program = tl.program_id(0)
+    if program < split:
+        forward_rows(
+            program,
+            q_ptr,
+            None,
+            q_w_ptr,
+            None,
+            q_y_ptr,
+            None,
+            q_groups,
+            q_rows,
+            n,
+            q_group,
+            q_row,
+            0,
+            0,
+            q_w_group,
+            0,
+            eps,
+            CENTER,
+            OFFSET,
+            ROUND,
+            ACC,
+            ONE_PASS,
+            BLOCK_M,
+            BLOCK_N,
+        )
+    else:
+        forward_rows(
+            program - split,
+            k_ptr,
+            None,
+            k_w_ptr,
+            None,
+            k_y_ptr,
+            None,
+            k_groups,
+            k_rows,
+            n,
+            k_group,
+            k_row,
+            0,
+            0,
+            k_w_group,
+            0,
+            eps,
+            CENTER,
+            OFFSET,
+            ROUND,
+            ACC,
+            ONE_PASS,
+            BLOCK_M,
+            BLOCK_N,
+        )
+
+
+@triton.jit(do_not_specialize=["split", "q_groups", "q_tangents", "q_rows", "k_groups", "k_tangents", "k_rows"])
+def _pair_jvp_kernel(
+    split,
+    q_ptr,  # (q_groups, q_rows, n); the arguments of k are like those of q
+    q_w_ptr,  # (q_groups, n) or None
+    q_dot_ptr,  # (q_groups·q_tangents, q_rows, n) or None
+    q_w_dot_ptr,  # (q_groups·q_tangents, n) or None
+    q_y_ptr,  # (q_groups, q_rows, n), contiguous
+    q_y_dot_ptr,  # (q_groups·q_tangents, q_rows, n), contiguous
+    q_groups,
+    q_tangents,
+    q_rows,
+    q_group,
+    q_row,
+    q_w_group,
+    q_dot_group,
+    q_dot_row,
+    q_w_dot_group,
+    k_ptr,
+    k_w_ptr,
+    k_dot_ptr,
+    k_w_dot_ptr,
+    k_y_ptr,
+    k_y_dot_ptr,
+    k_groups,
+    k_tangents,
+    k_rows,
+    k_group,
+    k_row,
+    k_w_group,
+    k_dot_group,
+    k_dot_row,
+    k_w_dot_group,
+    n,
+    eps: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
+    Q_MANY: tl.constexpr,
+    K_MANY: tl.constexpr,
+    CENTER: tl.constexpr,
+    OFFSET: tl.constexpr,
+    ROUND: tl.constexpr,
+    ACC: tl.constexpr,
+    ONE_PASS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Primals and tangents, see `jvp_rows`. One program: BLOCK_M rows of q (first `split` programs) or of k."""
+    program = tl.program_id(0)
+    if program < split:
+        jvp_rows(
+            program,
+            q_ptr,
+            None,
+            q_w_ptr,
+            None,
+            q_dot_ptr,
+            None,
+            q_w_dot_ptr,
+            None,
+            q_y_ptr,
+            None,
+            q_y_dot_ptr,
+            None,
+            q_groups,
+            q_tangents,
+            q_rows,
+            n,
+            q_group,
+            q_row,
+            0,
+            0,
+            q_w_group,
+            0,
+            q_dot_group,
+            q_dot_row,
+            0,
+            0,
+            q_w_dot_group,
+            0,
+            eps,
+            Q_MANY,
+            CENTER,
+            OFFSET,
+            ROUND,
+            ACC,
+            ONE_PASS,
+            BLOCK_M,
+            BLOCK_N,
+        )
+    else:
+        jvp_rows(
+            program - split,
+            k_ptr,
+            None,
+            k_w_ptr,
+            None,
+            k_dot_ptr,
+            None,
+            k_w_dot_ptr,
+            None,
+            k_y_ptr,
+            None,
+            k_y_dot_ptr,
+            None,
+            k_groups,
+            k_tangents,
+            k_rows,
+            n,
+            k_group,
+            k_row,
+            0,
+            0,
+            k_w_group,
+            0,
+            k_dot_group,
+            k_dot_row,
+            0,
+            0,
+            k_w_dot_group,
+            0,
+            eps,
+            K_MANY,
+            CENTER,
+            OFFSET,
+            ROUND,
+            ACC,
+            ONE_PASS,
+            BLOCK_M,
+            BLOCK_N,
+        )
+
+
+@triton.jit(
+    do_not_specialize=[
+        "split",
+        "q_groups",
+        "q_cotangents",
+        "q_rows",
+        "q_rows_per_program",
+        "k_groups",
+        "k_cotangents",
+        "k_rows",
+        "k_rows_per_program",
+    ]
+)
+def _pair_vjp_kernel(
+    split,
+    q_y_bar_ptr,  # (q_groups·q_cotangents, q_rows, n); the arguments of k are like those of q
+    q_ptr,  # (q_groups, q_rows, n)
+    q_w_ptr,  # (q_groups, n) or None
+    q_bar_ptr,  # (q_groups·q_cotangents, q_rows, n), contiguous, or None
+    q_w_bar_ptr,  # (q_groups, programs a group, n), contiguous, or None
+    q_groups,
+    q_cotangents,
+    q_rows,
+    q_rows_per_program,
+    q_y_bar_group,
+    q_y_bar_row,
+    q_group,
+    q_row,
+    q_w_group,
+    k_y_bar_ptr,
+    k_ptr,
+    k_w_ptr,
+    k_bar_ptr,
+    k_w_bar_ptr,
+    k_groups,
+    k_cotangents,
+    k_rows,
+    k_rows_per_program,
+    k_y_bar_group,
+    k_y_bar_row,
+    k_group,
+    k_row,
+    k_w_group,
+    n,
+    eps: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
+    Q_MANY: tl.constexpr,
+    K_MANY: tl.constexpr,
+    CENTER: tl.constexpr,
+    OFFSET: tl.constexpr,
+    ACC: tl.constexpr,
+    ONE_PASS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Cotangents, see `vjp_rows`. One program: rows of q (first `split` programs) or of k."""
+    program = tl.program_id(0)
+    if program < split:
+        vjp_rows(
+            program,
+            split,
+            q_y_bar_ptr,
+            q_ptr,
+            q_w_ptr,
+            None,
+            q_bar_ptr,
+            q_w_bar_ptr,
+            None,
+            q_groups,
+            q_cotangents,
+            q_rows,
+            q_rows_per_program,
+            n,
+            q_y_bar_group,
+            q_y_bar_row,
+            q_group,
+            q_row,
+            q_w_group,
+            0,
+            0,
+            eps,
+            Q_MANY,
+            CENTER,
+            OFFSET,
+            ACC,
+            ONE_PASS,
+            BLOCK_M,
+            BLOCK_N,
+            STAGES,
+        )
+    else:
+        vjp_rows(
+            program - split,
+            tl.num_programs(0) - split,
+            k_y_bar_ptr,
+            k_ptr,
+            k_w_ptr,
+            None,
+            k_bar_ptr,
+            k_w_bar_ptr,
+            None,
+            k_groups,
+            k_cotangents,
+            k_rows,
+            k_rows_per_program,
+            n,
+            k_y_bar_group,
+            k_y_bar_row,
+            k_group,
+            k_row,
+            k_w_group,
+            0,
+            0,
+            eps,
+            K_MANY,
+            CENTER,
+            OFFSET,
+            ACC,
+            ONE_PASS,
+            BLOCK_M,
+            BLOCK_N,
+            STAGES,
+        )
