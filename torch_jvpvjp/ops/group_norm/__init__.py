@@ -1,0 +1,123 @@
+"""Group normalisation, with SiLU if asked: the public face."""
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._arithmetic import FLOATS
+from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next does
+from . import kernels as _kernels  # noqa: F401
+from .rules import op
+
+__all__ = ["group_norm", "op"]
+
+_is_compiling = torch.compiler.is_compiling
+_INTEGERS: Any = (int, torch.SymInt)
+
+
+def group_norm(
+    input: Tensor,  # noqa: A002 -- the name torch.nn.functional gives it
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+) -> Tensor:
+    """Group normalisation with SiLU on top if asked; signature and semantics of ``torch.nn.functional.group_norm``.
+
+    A group is C / G channels of a sample with all their sites. With ⟨·⟩ the mean over a group, m = ⟨x⟩,
+    r = (⟨(x − m)²⟩ + ε)^(-1/2), x̂ = r (x − m), v = r ẋ and f the activation:
+
+        z = x̂ ∘ w + b,    y = f(z)
+        ẏ = f′(z) ((v − ⟨v⟩ − ⟨x̂ v⟩ x̂) ∘ w + x̂ ∘ ẇ + ḃ)
+        z̄ = f′(z) ȳ,  g = w ∘ z̄:   x̄ = r (g − ⟨g⟩ − ⟨x̂ g⟩ x̂),    w̄ = Σ x̂ ∘ z̄,    b̄ = Σ z̄
+
+    the sums over samples and sites, in a fixed order. On a GPU the primal, the JVP (primal and tangents in one launch)
+    and the VJP are one kernel each; elsewhere, and at every other order, the formulas run. It computes in float32, in
+    float64 for float64 input.
+
+    Args:
+        input: x, shape (N, C, *spatial), float16, bfloat16, float32 or float64. If it lies in memory as
+            ``torch.channels_last`` or ``torch.channels_last_3d``, so does the result, and no copy is made.
+        num_groups: Number of groups G; divides C.
+        weight: Gain w, shape (C,); any of those dtypes. Absent means ones.
+        bias: Shift b, shape (C,); any of those dtypes. Absent means zeros.
+        eps: ε, added to the variance; not negative.
+        activation: f: None for the identity, or "silu".
+
+    Returns:
+        y, of the shape and dtype of input.
+
+    Raises:
+        TypeError: If an argument is not of its type, or a tensor not of a dtype named above.
+        ValueError: If shapes or devices do not agree, num_groups does not divide C, a group of a single sample has one
+            element, eps < 0, or there is no such activation.
+
+    Source: Wu and He (2018), Group Normalization.
+    """
+    _check(input, num_groups, weight, bias, eps, activation)
+    silu = activation is not None
+    channels_last = _is_channels_last(input)
+    x = input.movedim(1, -1) if channels_last else input
+    if _is_compiling():
+        y = op(x, weight, bias, num_groups, x.dim(), channels_last, eps, silu)
+    else:  # a call of the op would only look at the arguments again
+        y = op.call_flat((x, weight, bias, num_groups, x.dim(), channels_last, float(eps), silu))[0]
+    return y.movedim(-1, 1) if channels_last else y
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of an image or volume, and they alone, are adjacent in memory."""
+    if x.dim() not in (4, 5) or x.is_contiguous():
+        return False
+    return x.movedim(1, -1).is_contiguous()  # vmap cannot be asked for a memory format
+
+
+def _check(x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, activation: Any) -> None:
+    """Refuse what is not a group norm before anything is computed."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"group_norm: input must be a Tensor, got {type(x).__name__}.")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"group_norm: input must be float16, bfloat16, float32 or float64, got {x.dtype}; use .to().")
+    if x.dim() < 2:
+        raise ValueError(f"group_norm: input must have shape (N, C, *spatial), got {tuple(x.shape)}.")
+    if isinstance(num_groups, bool) or not isinstance(num_groups, _INTEGERS):
+        raise TypeError(f"group_norm: num_groups must be an int, got {type(num_groups).__name__}.")
+    channels = x.shape[1]
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(
+            f"group_norm: num_groups must be positive and divide the {channels} channels of input's shape "
+            f"{tuple(x.shape)}, got {num_groups}."
+        )
+    if channels // num_groups * prod((x.shape[0], *x.shape[2:])) == 1:
+        raise ValueError(
+            f"group_norm: input must have more than one value per group of channels, as PyTorch asks, got shape "
+            f"{tuple(x.shape)} with {num_groups} groups; use fewer groups."
+        )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"group_norm: {name} must be a Tensor or None, got {type(tensor).__name__}.")
+        if tensor.dtype not in FLOATS:
+            raise TypeError(
+                f"group_norm: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; use .to()."
+            )
+        if tuple(tensor.shape) != (channels,):
+            raise ValueError(
+                f"group_norm: {name} must have shape ({channels},) to match input's shape {tuple(x.shape)}, got "
+                f"{tuple(tensor.shape)}."
+            )
+        if tensor.device != x.device:
+            raise ValueError(
+                f"group_norm: {name} must be on input's device {x.device}, got {tensor.device}; use .to(input.device)."
+            )
+    if isinstance(eps, bool) or not isinstance(eps, float | int):
+        raise TypeError(f"group_norm: eps must be a number, got {type(eps).__name__}.")
+    if not eps >= 0:
+        raise ValueError(f"group_norm: eps must not be negative, got {eps}.")
+    if activation is not None and activation != "silu":
+        raise ValueError(f'group_norm: activation must be None or "silu", got {activation!r}.')

@@ -1,0 +1,75 @@
+"""Group norm on the CPU: PyTorch's own primal and pullback, where they apply."""
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._devices import triton_devices
+from .rules import op
+
+
+def _primal(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    ndim: int,
+    channels_last: bool,
+    eps: float,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, m, r by PyTorch; by the formula where it has none: batched weights, other dtypes, half precision."""
+    if not _native(x, weight, bias, ndim):
+        return op.formula(x, weight, bias, num_groups, ndim, channels_last, eps, silu)
+    rows = _rows(x, channels_last)
+    weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
+    n, c = rows.shape[:2]
+    y, mean, rstd = torch.native_group_norm(rows, weight, bias, n, c, prod(rows.shape[2:]), num_groups, eps)
+    if silu:
+        y = torch.ops.aten.silu_(y)
+    shape = (n, num_groups, *(1,) * (ndim - 2))
+    return y.movedim(1, -1) if channels_last else y, mean.view(shape), rstd.view(shape)
+
+
+def _vjp(
+    cotangents: Any, inputs: Any, *, needs: tuple[bool, ...], residuals: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """x̄, w̄, b̄ by PyTorch, from the saved moments; with SiLU, z is computed again."""
+    x, weight, bias, num_groups, ndim, channels_last, eps, silu = inputs
+    y_bar = cotangents.y
+    shifted_only = weight is None and bias is not None and needs[2]  # "tensor does not have a device", PyTorch says
+    if shifted_only or not _native(x, weight, bias, ndim) or y_bar.shape != x.shape:
+        return op.vjp.op.formula(cotangents, inputs, needs=needs)
+    rows, bars = _rows(x, channels_last), _rows(y_bar, channels_last)
+    weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
+    n, c = rows.shape[:2]
+    sites = prod(rows.shape[2:])
+    if silu:
+        z = torch.native_group_norm(rows, weight, bias, n, c, sites, num_groups, eps)[0]
+        bars = torch.ops.aten.silu_backward(bars, z)
+    mean, rstd = (m.reshape(n, num_groups) for m in residuals)
+    wanted = [needs[0], needs[1] and weight is not None, needs[2] and bias is not None]
+    x_bar, w_bar, b_bar = torch.ops.aten.native_group_norm_backward(
+        bars, rows, mean, rstd, weight, n, c, sites, num_groups, wanted
+    )
+    if channels_last and x_bar is not None:
+        x_bar = x_bar.movedim(1, -1)
+    return x_bar, w_bar if wanted[1] else None, b_bar if wanted[2] else None
+
+
+def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int) -> bool:
+    """Whether PyTorch's kernels apply: one dtype, no batch axes, something to normalise."""
+    plain = x.dtype in (torch.float32, torch.float64) and x.dim() == ndim and x.numel() > 0
+    return plain and all(t is None or (t.dim() == 1 and t.dtype == x.dtype) for t in (weight, bias))
+
+
+def _rows(x: Tensor, channels_last: bool) -> Tensor:
+    """(N, C, *spatial) in the layout in which it lies."""
+    return x.contiguous().movedim(-1, 1) if channels_last else x.contiguous()
+
+
+if "cpu" not in triton_devices():  # in the interpreter, CPU tensors take the Triton kernels
+    op.kernel("cpu")(_primal)
+    op.vjp.kernel("cpu")(_vjp)

@@ -1,0 +1,113 @@
+"""The Triton kernels of group norm at the points of its tower that have one."""
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._batched import batched
+from .._devices import triton_devices
+from .rules import op
+
+_DEVICES = triton_devices()
+
+
+def _primal(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    ndim: int,
+    channels_last: bool,
+    eps: float,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One program per group: y, m, r."""
+    from ...triton_kernels.group_norm import group_norm_forward
+
+    at = _Laid([x], [weight, bias], x, ndim, num_groups, channels_last)
+    (row,), (w, b) = at.rows, at.weights
+    y, mean, rstd = group_norm_forward(row, w, b, num_groups, channels_last, eps, _name(silu))
+    return at.row_result(y), at.statistics(mean), at.statistics(rstd)
+
+
+def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor]]:
+    """One launch: y, m and r once, and ẏ for every tangent."""
+    from ...triton_kernels.group_norm import group_norm_jvp
+
+    x, weight, bias, num_groups, ndim, channels_last, eps, silu = primals
+    at = _Laid([x, tangents.input], [weight, bias, tangents.weight, tangents.bias], x, ndim, num_groups, channels_last)
+    (row, row_dot), (w, b, w_dot, b_dot) = at.rows, at.weights
+    y, mean, rstd, y_dot = group_norm_jvp(row, w, b, row_dot, w_dot, b_dot, num_groups, channels_last, eps, _name(silu))
+    leads = [t.shape[: max(0, t.dim() - ndim)] for t in (x, weight, bias) if t is not None]
+    return (at.primal_result(y, leads), at.statistics(mean), at.statistics(rstd)), (at.row_result(y_dot),)
+
+
+def _vjp(
+    cotangents: Any, inputs: Any, *, needs: tuple[bool, ...], residuals: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """One launch for x̄ and each sample's share of w̄ and b̄, and one for each of those to add them up."""
+    from ...triton_kernels.group_norm import group_norm_vjp
+
+    x, weight, bias, num_groups, ndim, channels_last, _, silu = inputs
+    at = _Laid([cotangents.y, x], [weight, bias], x, ndim, num_groups, channels_last)
+    mean, rstd = (m.reshape(-1, at.own[0], num_groups) for m in at.more(residuals))
+    (y_bar, row), (w, b) = at.rows, at.weights
+    wanted: Any = needs
+    x_bar, w_bar, b_bar = group_norm_vjp(y_bar, row, w, b, mean, rstd, num_groups, channels_last, _name(silu), wanted)
+    return (
+        None if x_bar is None else at.row_result(x_bar, x),
+        None if w_bar is None else at.weight_result(w_bar, weight),
+        None if b_bar is None else at.weight_result(b_bar, bias),
+    )
+
+
+def _name(silu: bool) -> str:
+    return "silu" if silu else "identity"
+
+
+class _Laid:
+    """Operands as launchers take them, rows (K or 1, N, C, S) or (K or 1, N, S, C), weights (K or 1, C); and back."""
+
+    def __init__(self, rows: Any, weights: Any, x: Tensor, ndim: int, num_groups: int, channels_last: bool) -> None:
+        self._ndim, self._lead_of_x = ndim, tuple(x.shape[: x.dim() - ndim])
+        self.own = tuple(x.shape[x.dim() - ndim :])  # (N, C, *spatial) or (N, *spatial, C)
+        self._groups = num_groups
+        channels = self.own[-1] if channels_last else self.own[1]
+        sites = prod(self.own[1:-1]) if channels_last else prod(self.own[2:])
+        inner = (sites, channels) if channels_last else (channels, sites)
+        self._batched = batched([*rows, *weights], ndim)
+        tensors = self._batched.tensors
+        self.rows: Any = [
+            None if t is None else t.reshape(t.shape[0], self.own[0], *inner) for t in tensors[: len(rows)]
+        ]
+        self.weights: Any = [None if t is None else t.reshape(t.shape[0], channels) for t in tensors[len(rows) :]]
+
+    def more(self, tensors: Any) -> list[Tensor]:
+        """Further tensors, none with more batch axes than the operands, as (K or 1, *own axes)."""
+        return batched(tensors, self._ndim).tensors
+
+    def row_result(self, result: Tensor, like: Tensor | None = None) -> Tensor:
+        """(K or 1, N, ...) as (*lead, *own), or summed to the shape of an argument."""
+        return self._batched.result(result.reshape(result.shape[0], *self.own), like)
+
+    def primal_result(self, result: Tensor, leads: Any) -> Tensor:
+        """(K or 1, N, ...) as (*lead of the primals, *own), taken once along the axes of tangents alone."""
+        shape = (*torch.broadcast_shapes(*leads), *self.own)
+        return self._batched.shared_result(result.reshape(result.shape[0], *self.own), shape)
+
+    def statistics(self, result: Tensor) -> Tensor:
+        """(K or 1, N, G) as (*lead of x, N, G, 1, ..., 1)."""
+        shape = (self.own[0], self._groups, *(1,) * (self._ndim - 2))
+        return self._batched.shared_result(result.reshape(result.shape[0], *shape), (*self._lead_of_x, *shape))
+
+    def weight_result(self, result: Tensor, like: Any) -> Tensor:
+        """(K or 1, C) as the gradient of a weight."""
+        return self._batched.result(result.reshape(result.shape[0], *(1,) * (self._ndim - 1), -1), like)
+
+
+if _DEVICES:
+    op.kernel(*_DEVICES)(_primal)
+    op.jvp.kernel(*_DEVICES)(_jvp)
+    op.vjp.kernel(*_DEVICES)(_vjp)
