@@ -1,0 +1,142 @@
+"""Elementwise losses: what is particular to them (every property is checked in test_every_op)."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
+from torch import Tensor
+
+from torch_jvpvjp.ops.huber_loss import huber_loss
+from torch_jvpvjp.ops.js_div import js_div
+from torch_jvpvjp.ops.kl_div import kl_div
+from torch_jvpvjp.ops.mse_loss import mse_loss
+
+
+def gradients(loss: Callable[..., Tensor], *xs: Tensor) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in xs]
+    y = loss(*leaves)
+    return [y.detach(), *torch.autograd.grad(y.sum(), leaves)]
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_losses_of_a_difference_are_those_of_pytorch(reduction: str, weighted: bool, device: str) -> None:
+    x, t, w = torch.randn(3, 4, 5, dtype=torch.float64, device=device)
+    operands = (x, t, w.exp()) if weighted else (x, t)
+    for ours, theirs, options in ((mse_loss, F.mse_loss, {}), (huber_loss, F.huber_loss, {"delta": 0.7})):
+
+        def call(f: Any, x: Tensor, t: Tensor, w: Tensor | None = None, options: dict[str, Any] = options) -> Tensor:
+            return f(x, t, reduction=reduction, weight=w, **options)
+
+        torch.testing.assert_close(
+            gradients(lambda *a, f=ours: call(f, *a), *operands), gradients(lambda *a, f=theirs: call(f, *a), *operands)
+        )
+
+
+@pytest.mark.filterwarnings("ignore:reduction:UserWarning")  # PyTorch recommends batchmean
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "batchmean"])
+def test_kl_div_is_that_of_pytorch_where_the_target_is_zero_too(reduction: str, device: str) -> None:
+    x = torch.randn(3, 4, dtype=torch.float64, device=device).log_softmax(-1)
+    t = torch.tensor([[0, 1, 0, 0], [0.5, 0, 0.25, 0.25], [0.1, 0.2, 0.3, 0.4]], dtype=torch.float64, device=device)
+    ours = gradients(lambda a, b: kl_div(a, b, reduction), x, t)
+    theirs = gradients(lambda a, b: F.kl_div(a, b, reduction=reduction), x, t)
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    assert ours[0].isfinite().all() and ours[1].isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+def test_js_div_is_symmetric_bounded_and_zero_between_equals(device: str) -> None:
+    x, t = torch.randn(2, 3, 7, dtype=torch.float64, device=device).log_softmax(-1)
+    torch.testing.assert_close(js_div(x, t, log_target=True), js_div(t, x, log_target=True))
+    torch.testing.assert_close(js_div(x, t.exp()), js_div(x, t, log_target=True))
+    torch.testing.assert_close(js_div(x, x, log_target=True), torch.zeros((), dtype=torch.float64, device=device))
+    apart = torch.eye(2, 4, dtype=torch.float64, device=device)
+    assert float(js_div((apart + 1e-300).log(), apart.flip(0))) == pytest.approx(math.log(2))
+    value, slope, _ = gradients(js_div, x, torch.eye(3, 7, dtype=torch.float64, device=device))
+    assert value.isfinite().all() and slope.isfinite().all()
+
+
+def test_js_div_is_the_mean_of_two_divergences_from_the_middle(device: str) -> None:
+    x, t = torch.randn(2, 3, 7, dtype=torch.float64, device=device).log_softmax(-1)
+    middle = (0.5 * (x.exp() + t.exp())).log()
+    expected = 0.5 * sum(F.kl_div(middle, p, reduction="batchmean", log_target=True) for p in (x, t))
+    torch.testing.assert_close(js_div(x, t, log_target=True), expected)
+
+
+@pytest.mark.parametrize("loss", [mse_loss, huber_loss, kl_div, js_div], ids=lambda f: f.__name__)
+def test_batches_by_vmap_and_nothing_to_sum(loss: Callable[..., Tensor], device: str) -> None:
+    x, t = torch.rand(2, 5, 3, 2, dtype=torch.float64, device=device)
+    each = torch.stack([loss(a, b) for a, b in zip(x, t, strict=True)])
+    torch.testing.assert_close(torch.vmap(loss)(x, t), each)
+    torch.testing.assert_close(torch.vmap(torch.vmap(loss, (None, 0)), (0, None))(x, t)[:, 1], torch.vmap(loss, (0, None))(x, t[1]))
+    nothing = torch.empty(0, 3, dtype=torch.float64, device=device)
+    assert float(loss(nothing, nothing, reduction="sum")) == 0
+    assert loss(nothing, nothing, reduction="mean").isnan() and loss(nothing, nothing, reduction="none").shape == (0, 3)
+    scalar = torch.tensor(0.5, dtype=torch.float64, device=device)
+    torch.testing.assert_close(loss(scalar, 0.5 * scalar, reduction="mean"), loss(scalar, 0.5 * scalar, reduction="none"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_long_half_precision_sums_are_accumulated_in_float32(dtype: torch.dtype, device: str) -> None:
+    x = torch.full((300_000,), 3.0, device=device, dtype=dtype)
+    assert float(kl_div(torch.zeros_like(x), x.log(), log_target=True)) == pytest.approx(3 * math.log(3), rel=2e-2)
+    assert float(mse_loss(x, torch.zeros_like(x))) == pytest.approx(9.0)
+
+
+def test_autocast_returns_float32_as_pytorch_does() -> None:
+    x, t = torch.rand(2, 3, 4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        for ours, theirs in ((mse_loss, F.mse_loss), (huber_loss, F.huber_loss)):
+            assert ours(x, t).dtype == theirs(x, t).dtype == torch.float32
+            torch.testing.assert_close(ours(x, t), theirs(x, t))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_launches(device: str) -> None:
+    from torch_jvpvjp.triton_kernels._launch import count_launches
+
+    x, t = torch.rand(2, 3, 4, device=device)
+    _, pull, *_ = torch.func.vjp(mse_loss, x, t)
+    runs: list[Callable[[], object]] = [
+        lambda: mse_loss(x, t),
+        lambda: torch.func.jvp(mse_loss, (x, t), (t, x)),
+        lambda: pull(torch.ones((), device=device)),
+        lambda: torch.vmap(mse_loss)(x, t),
+    ]
+    for run in runs:
+        with count_launches() as count:
+            run()
+        assert count.total == 1  # few elements: no parts to add
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+X = torch.rand(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: mse_loss(X, X[0]), ValueError, r"mse_loss: target must have input's shape \(3, 4\), got \(4,\)"),
+        (lambda: mse_loss(X, X.double()), TypeError, r"mse_loss: target must have input's dtype torch.float32"),
+        (lambda: mse_loss(X, X, "average"), ValueError, r"mse_loss: reduction must be one of .*, got 'average'"),
+        (lambda: mse_loss(X, X, "batchmean"), ValueError, r"mse_loss: reduction must be one of .*, got 'batchmean'"),
+        (lambda: mse_loss(X, X, weight=X[0]), ValueError, r"mse_loss: weight must have input's shape \(3, 4\)"),
+        (lambda: mse_loss(X, X.to("meta")), ValueError, r"mse_loss: target must be on input's device cpu, got meta"),
+        (lambda: mse_loss(X.long(), X.long()), TypeError, r"mse_loss: input must be float16, .* got torch.int64"),
+        (lambda: mse_loss(X, 1.0), TypeError, r"mse_loss: target must be a Tensor, got float"),  # type: ignore[arg-type]
+        (lambda: mse_loss(X, X, None), TypeError, r"mse_loss: reduction must be one of .*, got NoneType"),  # type: ignore[arg-type]
+        (lambda: huber_loss(X, X, delta=0.0), ValueError, r"huber_loss: delta must be positive, got 0.0"),
+        (lambda: huber_loss(X, X, delta="1"), TypeError, r"huber_loss: delta must be a positive number, got str"),  # type: ignore[arg-type]
+        (lambda: kl_div(X, X, log_target=1), TypeError, r"kl_div: log_target must be a bool, got int"),  # type: ignore[arg-type]
+        (lambda: js_div(X, X, log_target=1), TypeError, r"js_div: log_target must be a bool, got int"),  # type: ignore[arg-type]
+        (lambda: js_div(X[0, 0], X[0, 0]), ValueError, r"js_div: reduction 'batchmean' .* got shape \(\)"),
+    ],
+)
+def test_bad_input(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,50 @@
+"""The elementwise losses on the CPU: PyTorch's own kernels where one computes value or pullback in one pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...registration import DifferentiableOp
+from .._devices import triton_devices
+from . import ops
+
+_aten: Any = torch.ops.aten
+_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+def _register(op: DifferentiableOp, value: Callable[..., Tensor], pullback: Callable[..., Tensor]) -> None:
+    """Register value and VJP of a loss of x − t, for arguments of one shape without batch; else the formulas run.
+
+    Args:
+        op: The op.
+        value: y by (x, t, reduction, *options).
+        pullback: x̄ by (ȳ, x, t, reduction, *options); t̄ = −x̄.
+    """
+
+    def plain(inputs: Any) -> bool:
+        own = inputs.ndim == inputs.x.dim() or inputs.reduction == "none"
+        return own and inputs.x.shape == inputs.t.shape and inputs.reduction in _REDUCTIONS
+
+    def primal(*args: Any) -> Tensor:
+        inputs = op.signature.inputs_type(*args)
+        if not plain(inputs):
+            return op.formula(*args)
+        return value(inputs.x, inputs.t, _REDUCTIONS[inputs.reduction], *inputs[4:])
+
+    def vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+        x, y_bar = inputs.x, cotangents.y
+        if not plain(inputs) or y_bar.shape != (x.shape if inputs.reduction == "none" else ()):
+            return op.vjp.op.formula(cotangents, inputs, needs=needs)
+        x_bar = pullback(y_bar, x, inputs.t, _REDUCTIONS[inputs.reduction], *inputs[4:])
+        t_bar = (-x_bar if needs[0] else x_bar.neg_()) if needs[1] else None
+        return x_bar if needs[0] else None, t_bar
+
+    op.kernel("cpu")(primal)
+    op.vjp.kernel("cpu")(vjp)
+
+
+if "cpu" not in triton_devices():  # in the interpreter, CPU tensors take the Triton kernels
+    _register(ops.mse, _aten.mse_loss, _aten.mse_loss_backward)
+    _register(ops.huber, _aten.huber_loss, _aten.huber_loss_backward)

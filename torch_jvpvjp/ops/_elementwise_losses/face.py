@@ -1,0 +1,69 @@
+"""What the public functions of the elementwise losses share: checks, and how a reduction becomes a call of the op."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ...registration import DifferentiableOp
+from .._arithmetic import FLOATS
+
+
+def check_operands(name: str, x: Any, t: Any, reduction: Any, reductions: tuple[str, ...], weight: Any = None) -> None:
+    """Refuse what is no elementwise loss before anything is computed.
+
+    Args:
+        name: Of the function.
+        x: The input.
+        t: The target.
+        reduction: How it is reduced.
+        reductions: Which reductions there are.
+        weight: Weights, or None.
+
+    Raises:
+        TypeError: If an argument is not of its type or dtype.
+        ValueError: If shapes, devices or the reduction do not fit.
+    """
+    for argument, value in (("input", x), ("target", t), ("weight", weight)):
+        if argument == "weight" and value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: {argument} must be a Tensor, got {type(value).__name__}.")
+        if value.dtype not in FLOATS:
+            raise TypeError(
+                f"{name}: {argument} must be float16, bfloat16, float32 or float64, got {value.dtype}; use .to()."
+            )
+        if value.dtype != x.dtype:
+            raise TypeError(
+                f"{name}: {argument} must have input's dtype {x.dtype}, got {value.dtype}; use .to(input.dtype)."
+            )
+        if value.shape != x.shape:
+            raise ValueError(
+                f"{name}: {argument} must have input's shape {tuple(x.shape)}, got {tuple(value.shape)}; use .expand() "
+                "to broadcast."
+            )
+        if value.device != x.device:
+            raise ValueError(
+                f"{name}: {argument} must be on input's device {x.device}, got {value.device}; use .to(input.device)."
+            )
+    if not isinstance(reduction, str):
+        raise TypeError(f"{name}: reduction must be one of {reductions}, got {type(reduction).__name__}.")
+    if reduction not in reductions:
+        raise ValueError(f"{name}: reduction must be one of {reductions}, got {reduction!r}.")
+    if reduction == "batchmean" and x.dim() == 0:
+        raise ValueError(f"{name}: reduction 'batchmean' divides by the first size of input, got shape (); use 'sum'.")
+
+
+def reduced(op: DifferentiableOp, x: Tensor, t: Tensor, reduction: str, *options: Any) -> Tensor:
+    """Call the op: a reduction sums over every axis, and one element is its own sum.
+
+    Args:
+        op: The op.
+        x: The input.
+        t: The target.
+        reduction: "none", "sum", "mean" or "batchmean".
+        *options: The options of the loss.
+
+    Returns:
+        The loss.
+    """
+    return op(x, t, reduction, 0 if reduction == "none" else x.dim(), *options)

@@ -1,0 +1,165 @@
+"""Gated linear units: the public face."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...registration import DifferentiableOp
+from .._arithmetic import FLOATS
+from . import cpu as _cpu  # noqa: F401 -- registers kernels
+from . import ops
+
+__all__ = ["geglu", "glu", "ops", "swiglu"]
+
+_is_compiling = torch.compiler.is_compiling
+
+
+def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """SiLU-gated linear unit, y = silu(gate) · up.
+
+    With f = silu and g, u for gate and up, all products elementwise:
+
+        y = f(g) u,    ẏ = f′ ġ u + f u̇,    ḡ = f′ u ȳ,    ū = f ȳ
+
+    and, for the second order, with a a cotangent of ẏ:
+
+        ∂⟨a, ẏ⟩/∂g = a (f″ ġ u + f′ u̇),    ∂⟨a, ẏ⟩/∂u = a f′ ġ
+
+    Without `up`, gate holds both side by side on its last axis, the gate first: what one linear layer makes. On a GPU
+    every point of the tower up to the second order is one kernel launch, K tangents included; packed halves are read
+    where they lie and their gradient is written into one tensor. It computes in float32, in float64 for float64 input.
+
+    Args:
+        gate: g, any shape and strides; float16, bfloat16, float32 or float64. If up is absent, (*batch, 2n).
+        up: u, of the shape, dtype and device of gate; nothing is broadcast.
+
+    Returns:
+        y, of the shape and dtype of gate, or (*batch, n).
+
+    Raises:
+        TypeError: If an argument is not a tensor of a dtype named above, or dtypes differ.
+        ValueError: If shapes or devices differ, or the last axis of a packed tensor is not even.
+
+    Source: Shazeer (2020), GLU Variants Improve Transformer.
+    """
+    _check("swiglu", gate, up, "gate")
+    if up is None:
+        return _call(ops.swiglu_packed, gate)
+    return _call(ops.swiglu, gate, up)
+
+
+def geglu(gate: Tensor, up: Tensor | None = None, approximate: str = "none") -> Tensor:
+    """GELU-gated linear unit, y = gelu(gate) · up.
+
+    With f = gelu and g, u for gate and up, all products elementwise:
+
+        y = f(g) u,    ẏ = f′ ġ u + f u̇,    ḡ = f′ u ȳ,    ū = f ȳ
+
+    and the second order as in `swiglu`. Without `up`, gate holds both side by side on its last axis, the gate first. On
+    a GPU every point of the tower up to the second order is one kernel launch, K tangents included; packed halves are
+    read where they lie and their gradient is written into one tensor. It computes in float32, in float64 for float64
+    input.
+
+    Args:
+        gate: g, any shape and strides; float16, bfloat16, float32 or float64. If up is absent, (*batch, 2n).
+        up: u, of the shape, dtype and device of gate; nothing is broadcast.
+        approximate: "none" or "tanh", as in ``torch.nn.functional.gelu``.
+
+    Returns:
+        y, of the shape and dtype of gate, or (*batch, n).
+
+    Raises:
+        TypeError: If an argument is not of its type, or a tensor not of a dtype named above, or dtypes differ.
+        ValueError: If shapes or devices differ, the last axis of a packed tensor is not even, or approximate is
+            another string.
+
+    Source: Shazeer (2020), GLU Variants Improve Transformer.
+    """
+    _check("geglu", gate, up, "gate")
+    if not isinstance(approximate, str):
+        raise TypeError(f"geglu: approximate must be 'none' or 'tanh', got {type(approximate).__name__}.")
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"geglu: approximate must be 'none' or 'tanh', got {approximate!r}.")
+    if up is None:
+        return _call(ops.geglu_packed, gate, approximate)
+    return _call(ops.geglu, gate, up, approximate)
+
+
+def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 -- the name torch.nn.functional gives it
+    """Gated linear unit; signature and semantics of ``torch.nn.functional.glu``.
+
+    The input holds u, then g along an axis; with σ the sigmoid, all products elementwise:
+
+        y = u σ(g),    ẏ = σ′ ġ u + σ u̇,    ḡ = σ′ u ȳ,    ū = σ ȳ
+
+    and the second order as in `swiglu`. On a GPU every point of the tower up to the second order is one kernel launch,
+    K tangents included; a contiguous input is read where it lies, whatever the axis, and its gradient is written into
+    one tensor. It computes in float32, in float64 for float64 input.
+
+    Args:
+        input: u and g, any shape and strides; float16, bfloat16, float32 or float64.
+        dim: The axis along which they lie side by side, of even size.
+
+    Returns:
+        y, half as large along that axis, dtype of input.
+
+    Raises:
+        TypeError: If input is not a tensor of a dtype named above, or dim not an int.
+        ValueError: If there is no such axis, or its size is not even.
+
+    Source: Dauphin et al. (2016), Language Modeling with Gated Convolutional Networks.
+    """
+    _check_tensor("glu", "input", input)
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"glu: dim must be an int, got {type(dim).__name__}.")
+    if not -input.dim() <= dim < input.dim():
+        raise ValueError(f"glu: dim must be an axis of input, which has shape {tuple(input.shape)}, got {dim}.")
+    _check_even("glu", "input", input, dim)
+    axis = dim % input.dim()
+    if axis == input.dim() - 1:
+        return _call(ops.glu, input)
+    # Both halves of an axis are blocks of everything behind it.
+    y = _call(ops.glu, input.flatten(axis))
+    return y.reshape(*input.shape[:axis], input.shape[axis] // 2, *input.shape[axis + 1 :])
+
+
+def _call(op: DifferentiableOp, *args: Any) -> Tensor:
+    if _is_compiling():
+        return op(*args)
+    return op.call_flat(args)[0]
+
+
+def _check(name: str, gate: Any, up: Any, packed: str) -> None:
+    """Refuse what is no gated product before anything is computed."""
+    _check_tensor(name, "gate", gate)
+    if up is None:
+        if gate.dim() == 0:
+            raise ValueError(f"{name}: gate must have an axis that holds gate and up, got shape (); or pass up.")
+        _check_even(name, packed, gate, -1)
+        return
+    _check_tensor(name, "up", up)
+    if up.shape != gate.shape:
+        raise ValueError(
+            f"{name}: up must have gate's shape {tuple(gate.shape)}, got {tuple(up.shape)}; use .expand() to broadcast."
+        )
+    if up.dtype != gate.dtype:
+        raise TypeError(f"{name}: up must have gate's dtype {gate.dtype}, got {up.dtype}; use .to(gate.dtype).")
+    if up.device != gate.device:
+        raise ValueError(f"{name}: up must be on gate's device {gate.device}, got {up.device}; use .to(gate.device).")
+
+
+def _check_tensor(name: str, argument: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: {argument} must be a Tensor, got {type(value).__name__}.")
+    if value.dtype not in FLOATS:
+        raise TypeError(
+            f"{name}: {argument} must be float16, bfloat16, float32 or float64, got {value.dtype}; use .to()."
+        )
+
+
+def _check_even(name: str, argument: str, value: Tensor, dim: int) -> None:
+    if value.shape[dim] % 2:
+        raise ValueError(
+            f"{name}: {argument} must be even along axis {dim} to hold two halves, got shape {tuple(value.shape)}."
+        )

@@ -1,0 +1,234 @@
+"""Pointwise functions with their jets: the public face."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...registration import DifferentiableOp
+from .._arithmetic import FLOATS
+from . import cpu as _cpu  # noqa: F401 -- registers kernels
+from . import ops
+
+__all__ = ["gelu", "mish", "ops", "relu", "sigmoid", "silu", "sin", "softplus", "tanh"]
+
+_is_compiling = torch.compiler.is_compiling
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:  # noqa: A002 -- the name torch.nn.functional gives it
+    """Gaussian error linear unit; signature and semantics of ``torch.nn.functional.gelu``.
+
+    With Φ the normal distribution function, φ its density, and z = 2√(2/π) (x + 0.044715 x³):
+
+        "none":  y = x Φ(x),    y′ = Φ + x φ,     y″ = φ (2 − x²)
+        "tanh":  y = x σ(z),    y′ = σ + x σ′z′,  y″ = 2 σ′z′ + x (σ″z′² + σ′z″)
+
+    and ẏ = y′ ẋ, x̄ = y′ ȳ. On a GPU every point of the tower up to the second order is one kernel launch, K tangents
+    of one x included. It computes in float32, in float64 for float64 input.
+
+    Args:
+        input: x, any shape and strides; float16, bfloat16, float32 or float64.
+        approximate: "none" or "tanh".
+
+    Returns:
+        y, of the shape and dtype of input, its axes in memory in the order of input's.
+
+    Raises:
+        TypeError: If input is not a tensor of a dtype named above, or approximate not a string.
+        ValueError: If approximate is another string.
+
+    Source: Hendrycks and Gimpel (2016), Gaussian Error Linear Units.
+    """
+    if not isinstance(approximate, str):
+        raise TypeError(f"gelu: approximate must be 'none' or 'tanh', got {type(approximate).__name__}.")
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}.")
+    return _apply(ops.gelu, input, approximate)
+
+
+def silu(input: Tensor) -> Tensor:  # noqa: A002
+    """Sigmoid linear unit, or swish; semantics of ``torch.nn.functional.silu``, out of place.
+
+        y = x σ(x),    y′ = σ + x σ′,    y″ = 2 σ′ + x σ″,    ẏ = y′ ẋ,    x̄ = y′ ȳ
+
+    On a GPU every point of the tower up to the second order is one kernel launch, K tangents of one x included. It
+    computes in float32, in float64 for float64 input.
+
+    Args:
+        input: x, any shape and strides; float16, bfloat16, float32 or float64.
+
+    Returns:
+        y, of the shape and dtype of input, its axes in memory in the order of input's.
+
+    Raises:
+        TypeError: If input is not a tensor of a dtype named above.
+
+    Source: Elfwing, Uchibe and Doya (2017), Sigmoid-Weighted Linear Units for Neural Network Function Approximation in
+    Reinforcement Learning.
+    """
+    return _apply(ops.silu, input)
+
+
+def tanh(input: Tensor) -> Tensor:  # noqa: A002
+    """Hyperbolic tangent; semantics of ``torch.tanh``.
+
+        y = tanh(x),    y′ = 1 − y²,    y″ = −2 y y′,    ẏ = y′ ẋ,    x̄ = y′ ȳ
+
+    The pullback reads y, as PyTorch's does. On a GPU every point of the tower up to the second order is one kernel
+    launch, K tangents of one x included. It computes in float32, in float64 for float64 input.
+
+    Args:
+        input: x, any shape and strides; float16, bfloat16, float32 or float64.
+
+    Returns:
+        y, of the shape and dtype of input, its axes in memory in the order of input's.
+
+    Raises:
+        TypeError: If input is not a tensor of a dtype named above.
+    """
+    return _apply(ops.tanh, input)
+
+
+def sin(input: Tensor) -> Tensor:  # noqa: A002
+    """Sine, the activation of sinusoidal networks; semantics of ``torch.sin``.
+
+        y = sin(x),    y′ = cos(x),    y″ = −sin(x),    ẏ = y′ ẋ,    x̄ = y′ ȳ
+
+    On a GPU every point of the tower up to the second order is one kernel launch, K tangents of one x included. It
+    computes in float32, in float64 for float64 input.
+
+    Args:
+        input: x in radians, any shape and strides; float16, bfloat16, float32 or float64.
+
+    Returns:
+        y, of the shape and dtype of input, its axes in memory in the order of input's.
+
+    Raises:
+        TypeError: If input is not a tensor of a dtype named above.
+
+    Source: Sitzmann et al. (2020), Implicit Neural Representations with Periodic Activation Functions.
+    """
+    return _apply(ops.sin, input)
+
+
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:  # noqa: A002
+    """Softplus; signature and semantics of ``torch.nn.functional.softplus``.
+
+    With z = βx, where z ≤ threshold:
+
+        y = log(1 + exp(z)) / β,    y′ = σ(z),    y″ = β σ′(z),    ẏ = y′ ẋ,    x̄ = y′ ȳ
+
+    and where z > threshold y = x, y′ = 1, y″ = 0. On a GPU every point of the tower up to the second order is one
+    kernel launch, K tangents of one x included. It computes in float32, in float64 for float64 input, and returns the
+    dtype of the input under autocast too.
+
+    Args:
+        input: x, any shape and strides; float16, bfloat16, float32 or float64.
+        beta: β, not 0.
+        threshold: Where y becomes x.
+
+    Returns:
+        y, of the shape and dtype of input, its axes in memory in the order of input's.
+
+    Raises:
+        TypeError: If input is not a tensor of a dtype named above, or an option not a number.
+        ValueError: If beta is 0 or not finite.
+    """
+    _check_number("beta", beta)
+    _check_number("threshold", threshold)
+    if not beta or not -float("inf") < beta < float("inf"):
+        raise ValueError(f"softplus: beta must be finite and not 0, got {beta}.")
+    return _apply(ops.softplus, input, float(beta), float(threshold))
+
+
+def mish(input: Tensor) -> Tensor:  # noqa: A002
+    """Mish; semantics of ``torch.nn.functional.mish``, out of place.
+
+    With t = tanh(log(1 + exp(x))) and t′ = (1 − t²) σ(x):
+
+        y = x t,    y′ = t + x t′,    y″ = 2 t′ + x t″,    ẏ = y′ ẋ,    x̄ = y′ ȳ
+
+    On a GPU every point of the tower up to the second order is one kernel launch, K tangents of one x included. It
+    computes in float32, in float64 for float64 input.
+
+    Args:
+        input: x, any shape and strides; float16, bfloat16, float32 or float64.
+
+    Returns:
+        y, of the shape and dtype of input, its axes in memory in the order of input's.
+
+    Raises:
+        TypeError: If input is not a tensor of a dtype named above.
+
+    Source: Misra (2019), Mish: A Self Regularized Non-Monotonic Activation Function.
+    """
+    return _apply(ops.mish, input)
+
+
+def sigmoid(input: Tensor) -> Tensor:  # noqa: A002
+    """Logistic sigmoid; semantics of ``torch.sigmoid``.
+
+        y = 1 / (1 + exp(−x)),    y′ = y (1 − y),    y″ = y′ (1 − 2 y),    ẏ = y′ ẋ,    x̄ = y′ ȳ
+
+    The pullback reads y, as PyTorch's does. On a GPU every point of the tower up to the second order is one kernel
+    launch, K tangents of one x included. It computes in float32, in float64 for float64 input.
+
+    Args:
+        input: x, any shape and strides; float16, bfloat16, float32 or float64.
+
+    Returns:
+        y, of the shape and dtype of input, its axes in memory in the order of input's.
+
+    Raises:
+        TypeError: If input is not a tensor of a dtype named above.
+    """
+    return _apply(ops.sigmoid, input)
+
+
+def relu(input: Tensor) -> Tensor:  # noqa: A002
+    """Rectified linear unit; semantics of ``torch.nn.functional.relu``, out of place.
+
+        y = max(x, 0),    y′ = 1 where x > 0, else 0,    ẏ = y′ ẋ,    x̄ = y′ ȳ
+
+    At 0 the derivative is 0, as in PyTorch. The pullback reads y, as PyTorch's does. On a GPU every point of the tower
+    up to the second order is one kernel launch, K tangents of one x included.
+
+    Args:
+        input: x, any shape and strides; float16, bfloat16, float32 or float64.
+
+    Returns:
+        y, of the shape and dtype of input, its axes in memory in the order of input's.
+
+    Raises:
+        TypeError: If input is not a tensor of a dtype named above.
+    """
+    return _apply(ops.relu, input)
+
+
+def _apply(op: DifferentiableOp, x: Any, *options: Any) -> Tensor:
+    """Refuse what is no floating-point tensor; call the op on the axes in the order in which they lie in memory."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op.__name__}: input must be a Tensor, got {type(x).__name__}.")
+    if x.dtype not in FLOATS:
+        raise TypeError(
+            f"{op.__name__}: input must be float16, bfloat16, float32 or float64, got {x.dtype}; use .to()."
+        )
+    if x.is_contiguous():
+        return _call(op, x, options)
+    strides = x.stride()
+    order = sorted(range(x.dim()), key=lambda axis: -strides[axis])
+    if order == list(range(x.dim())):
+        return _call(op, x, options)
+    back = sorted(range(x.dim()), key=order.__getitem__)
+    return _call(op, x.permute(order), options).permute(back)
+
+
+def _call(op: DifferentiableOp, x: Tensor, options: tuple[Any, ...]) -> Tensor:
+    if _is_compiling():
+        return op(x, *options)
+    return op.call_flat((x, *options))[0]
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        raise TypeError(f"softplus: {name} must be a number, got {type(value).__name__}.")
