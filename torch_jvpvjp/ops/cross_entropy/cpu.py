@@ -1,0 +1,176 @@
+"""Cross-entropy on the CPU: PyTorch's log-softmax, classes picked instead of compared, results worked on in place."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._arithmetic import total, wide
+from .._devices import triton_devices
+from .rules import op
+
+
+class _Picked(NamedTuple):
+    """A target, looked up once.
+
+    Attributes:
+        tau: τ for probabilities, else None.
+        classes: t, 0 where ignored; None for probabilities.
+        sharp: (1 − ε) w_t, 0 where ignored.
+        even: (ε/n) w, or None without smoothing or for probabilities.
+        counts: Which rows count, None for all.
+        sigma: Σ τ.
+    """
+
+    tau: Tensor | None
+    classes: Tensor | None
+    sharp: Tensor | None
+    even: Tensor | float | None
+    counts: Tensor | None
+    sigma: Tensor
+
+
+def _is_plain(inputs: Any, *like: Tensor | None) -> bool:
+    """Whether nothing is batched more than the input is."""
+    weight, x = inputs.weight, inputs.input
+    alike = all(t is None or t.shape == x.shape for t in like)
+    return alike and (weight is None or weight.numel() == x.shape[inputs.dim]) and x.shape[inputs.dim] > 0
+
+
+def _pick(inputs: Any) -> _Picked:
+    x, dim, epsilon = inputs.input, inputs.dim, inputs.label_smoothing
+    n, weight = x.shape[dim], wide(inputs.weight, x)
+    even = None if not epsilon else epsilon / n if weight is None else weight * (epsilon / n)
+    target = inputs.target
+    if target.is_floating_point():
+        tau = wide(target, x)
+        tau = tau * (1 - epsilon) + epsilon / n if epsilon else tau
+        tau = tau if weight is None else tau * weight
+        return _Picked(tau, None, None, None, None, tau.sum(dim, keepdim=True))
+    counts = target != inputs.ignore_index
+    classes = torch.where(counts, target, 0).long()
+    _check_classes(classes, n)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    sharp = present = counts.to(dtype)
+    if weight is not None:
+        sharp = sharp * weight.reshape(-1)[classes]
+    if epsilon:
+        sharp = sharp * (1 - epsilon)
+    sigma = sharp
+    if even is not None:
+        sigma = sharp + present * (even.sum() if isinstance(even, Tensor) else epsilon)
+    return _Picked(None, classes, sharp, even, counts, sigma)
+
+
+def _check_classes(classes: Tensor, n: int) -> None:
+    if classes.numel():
+        low, high = torch.aminmax(classes)
+        if low < 0 or high >= n:
+            wrong = int(low if low < 0 else high)
+            raise IndexError(f"cross_entropy: target must be classes from 0 to {n - 1} or ignore_index, got {wrong}.")
+
+
+def _aim(picked: _Picked, values: Tensor, dim: int) -> Tensor:
+    """Σ τ values."""
+    if picked.tau is not None:
+        return (picked.tau * values).sum(dim, keepdim=True)
+    assert picked.classes is not None and picked.sharp is not None and picked.counts is not None
+    chosen = picked.sharp * values.gather(dim, picked.classes)
+    aimed = torch.where(picked.counts, chosen, 0)
+    if picked.even is None:
+        return aimed
+    if isinstance(picked.even, float):
+        spread = values.sum(dim, keepdim=True) * picked.even
+    else:
+        spread = (values * picked.even).sum(dim, keepdim=True)
+    return aimed + torch.where(picked.counts, spread, 0)
+
+
+def _cap(x: Tensor, kappa: float | None) -> tuple[Tensor, Tensor | None]:
+    """z and z′."""
+    if kappa is None:
+        return x, None
+    u = torch.tanh(x / kappa)
+    return u * kappa, torch.addcmul(torch.ones((), dtype=u.dtype), u, u, value=-1)
+
+
+def _forward(inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, _Picked]:
+    """ℓ, L, log p, z′ and the target looked up."""
+    dim, picked = inputs.dim, _pick(inputs)
+    z, slope = _cap(wide(inputs.input, inputs.input), inputs.softcap)
+    log_p = torch.log_softmax(z, dim)
+    first = z.narrow(dim, 0, 1) - log_p.narrow(dim, 0, 1)
+    if not first.isfinite().all():
+        first = torch.logsumexp(z, dim, keepdim=True)
+    lse = first if picked.counts is None else torch.where(picked.counts, first, 0)
+    return -_aim(picked, log_p, dim), lse, log_p, slope, picked
+
+
+def _primal(*args: Any) -> tuple[Tensor, Tensor]:
+    """ℓ and L."""
+    inputs = op.signature.inputs_type(*args)
+    return _forward(inputs)[:2] if _is_plain(inputs) else op.formula(*args)
+
+
+def _jvp(primals: Any, tangents: Any) -> Any:
+    """ℓ, L and ℓ̇, L̇."""
+    if not _is_plain(primals, tangents.input, tangents.target):
+        return op.jvp.op.formula(primals, tangents)
+    dim = primals.dim
+    loss, lse, log_p, slope, picked = _forward(primals)
+    loss_dot, lse_dot = None, torch.zeros_like(lse)
+    if tangents.input is not None:
+        z_dot = wide(tangents.input, primals.input)
+        z_dot = z_dot if slope is None else z_dot * slope
+        lse_dot = (log_p.exp() * z_dot).sum(dim, keepdim=True)
+        lse_dot = lse_dot if picked.counts is None else torch.where(picked.counts, lse_dot, 0)
+        loss_dot = picked.sigma * lse_dot - _aim(picked, z_dot, dim)
+    if tangents.target is not None:
+        moved = wide(tangents.target, primals.input) * log_p
+        moved = moved if primals.weight is None else moved * wide(primals.weight, primals.input)
+        by_target = moved.sum(dim, keepdim=True) * (primals.label_smoothing - 1)
+        loss_dot = total(loss_dot, by_target)
+    return (loss, lse), (loss_dot, lse_dot)
+
+
+def _vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """x̄ = ((c σ + e) p − c τ) z′ with p = exp(z − L) in place, q̄ = w (1 − ε) c (L − z)."""
+    x, dim, lse = inputs.input, inputs.dim, outputs[1]
+    if not _is_plain(inputs) or lse.dtype != wide(x[..., :0], x).dtype:
+        return op.vjp.op.formula(cotangents, inputs, outputs, needs=needs)
+    picked = _pick(inputs)
+    z, slope = _cap(wide(x, x), inputs.softcap)
+    c, e = (wide(t, x) for t in (cotangents.y0, cotangents.y1))
+    if picked.counts is not None:  # a mean over nothing has ∞ there
+        c, e = (None if t is None else torch.where(picked.counts, t, 0) for t in (c, e))
+    x_bar = q_bar = None
+    if needs[0]:
+        along = total(None if c is None else c * picked.sigma, e)
+        assert along is not None
+        if picked.counts is not None:
+            lse = torch.where(picked.counts, lse, float("inf"))  # p = 0 where ignored
+        x_bar = torch.sub(z, lse).exp_().mul_(along)
+        if c is not None:
+            _subtract_target(x_bar, picked, c, dim)
+        x_bar = (x_bar if slope is None else x_bar.mul_(slope)).to(x.dtype)
+    if needs[1] and c is not None and picked.tau is not None:
+        q_bar = torch.sub(outputs[1], z).mul_(c * (1 - inputs.label_smoothing))
+        q_bar = (q_bar if inputs.weight is None else q_bar.mul_(wide(inputs.weight, x))).to(inputs.target.dtype)
+    return x_bar, q_bar
+
+
+def _subtract_target(x_bar: Tensor, picked: _Picked, c: Tensor, dim: int) -> None:
+    """Take c τ off, in place."""
+    if picked.tau is not None:
+        x_bar.addcmul_(picked.tau, c, value=-1)
+        return
+    assert picked.classes is not None and picked.sharp is not None and picked.counts is not None
+    x_bar.scatter_add_(dim, picked.classes, -c * picked.sharp)
+    if picked.even is not None:
+        x_bar.sub_(c * picked.even)
+
+
+if "cpu" not in triton_devices():  # in the interpreter, CPU tensors take the Triton kernels
+    op.kernel("cpu")(_primal)
+    op.jvp.kernel("cpu")(_jvp)
+    op.vjp.kernel("cpu")(_vjp)

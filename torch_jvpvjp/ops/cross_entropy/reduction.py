@@ -1,0 +1,49 @@
+"""From losses of rows to the loss: a few small ops on one number a row, differentiated by PyTorch."""
+
+import torch
+from torch import Tensor
+
+
+def reduced(
+    losses: Tensor,
+    lse: Tensor,
+    dim: int,
+    counts: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    z_loss: float,
+) -> Tensor:
+    """Add the z-loss and reduce.
+
+    Args:
+        losses: ℓ, (*lead, 1, *inner).
+        lse: L, likewise, 0 where ignored.
+        dim: The axis of size 1.
+        counts: Which rows count, or None for all.
+        target: Classes, likewise; not read where all rows count.
+        weight: Weights of the classes, (n), or None.
+        reduction: "none", "mean" or "sum".
+        z_loss: λ.
+
+    Returns:
+        The losses without the axis, or a scalar.
+    """
+    squares = z_loss * lse.square() if z_loss else None
+    if reduction == "none":
+        return (losses if squares is None else losses + squares).squeeze(dim)
+    if reduction == "sum":
+        return losses.sum() if squares is None else (losses + squares).sum()
+    if counts is None:
+        return (losses if squares is None else losses + squares).mean()
+    number = counts.sum().to(losses.dtype)
+    whole = number if weight is None else _weight_sum(counts, target, weight).to(losses.dtype)
+    mean = losses.sum() / whole
+    return mean if squares is None else mean + squares.sum() / number
+
+
+def _weight_sum(counts: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Σ w_t over the rows that count."""
+    exists = counts & (target >= 0) & (target < weight.shape[0])
+    chosen = weight.detach()[torch.where(exists, target, 0).long()]
+    return torch.where(exists, chosen, 0).sum(dtype=torch.promote_types(weight.dtype, torch.float32))
