@@ -1,0 +1,142 @@
+"""The reference of a linear layer, its rules up to the second order, and how vmap and tracing see them.
+
+In the dispatcher x is (*lead, m, n_in), W (*lead, n_out, n_in) and b (*lead, 1, n_out); leads broadcast from the right:
+that is where vmap puts a batch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...registration import DifferentiableOp, differentiable_op, expanding_rule
+from ...registration.vmap import VmapRule, align
+from .._arithmetic import empty_like
+from . import maps
+from .activations import IDENTITY
+from .points import Points, check_tangents
+
+formula = Points(maps.slopes, reads_z=False)
+
+
+@differentiable_op("torch_jvpvjp::linear", residuals=("z",))
+def op(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
+    """The reference: z = x Wᵀ + b, y = f(z).
+
+    Args:
+        x: (*lead, m, n_in).
+        weight: W, (*lead, n_out, n_in).
+        bias: b, (*lead, 1, n_out), or None for zero.
+        activation: Name of f, "identity" among them.
+
+    Returns:
+        y, (*lead, m, n_out), and z for the pullbacks, empty if f is the identity.
+    """
+    return formula.primal(x, weight, bias, activation)
+
+
+@op.vjp
+def _vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """With α = f′(z) ȳ:  x̄ = α W,  W̄ = αᵀ x,  b̄ = Σ α."""
+    return formula.vjp(cotangents, inputs, needs=needs)
+
+
+op.jvp(formula.jvp)
+
+
+@op.jvp.vjp
+def _jvp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """Reverse over forward, see `points`."""
+    return formula.jvp_vjp(cotangents, inputs, needs=needs)
+
+
+op.vjp.jvp(formula.vjp_jvp)
+op.vjp.vjp(formula.vjp_vjp)
+
+
+# ---- vmap: a batch axis goes in front of the lead --------------------------------------------------------------------
+
+
+def _broadcasting_rule(point: DifferentiableOp, results: Sequence[tuple[int, ...]]) -> VmapRule:
+    """The vmap rule of a point whose results are (*lead, m, n_out), the lead being that of several arguments."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        computed = point.unpacked(point.overload(*align(info, in_dims, args, expand=False)))
+        shapes = [_logical(a, dim) if isinstance(a, Tensor) else None for a, dim in zip(args, in_dims, strict=True)]
+        assert shapes[0] is not None and shapes[1] is not None
+        own = (shapes[0][-2], shapes[1][-2])
+        shaped: list[Tensor] = []
+        out_dims: list[int | None] = []
+        for j, (result, sources) in enumerate(zip(computed, results, strict=True)):
+            if j == 1 and args[3] == IDENTITY:  # no z
+                shaped.append(result)
+                out_dims.append(None)
+                continue
+            lead = torch.broadcast_shapes(*(s[:-2] for i in sources if (s := shapes[i]) is not None))
+            batched = any(in_dims[i] is not None for i in sources)
+            shaped.append(result.reshape(*((info.batch_size,) if batched else ()), *lead, *own))
+            out_dims.append(0 if batched else None)
+        return tuple(shaped), tuple(out_dims)
+
+    return rule
+
+
+def _logical(value: Tensor, dim: int | None) -> tuple[int, ...]:
+    """Shape of a tensor without its batch axis."""
+    return tuple(s for i, s in enumerate(value.shape) if dim is None or i != dim % value.dim())
+
+
+_SOURCES = (0, 1, 2)  # x, weight, bias, activation
+op.vmap(_broadcasting_rule(op, [_SOURCES, _SOURCES]))
+op.jvp.vmap(_broadcasting_rule(op.jvp.op, [_SOURCES, _SOURCES, (*_SOURCES, 4, 5, 6)]))  # ... and the tangents
+op.vjp.vmap(expanding_rule(op.vjp.op, results_like=(1, 2, 3)))  # y_bar, x, weight, bias, activation, z, needs
+op.jvp.vjp.vmap(expanding_rule(op.jvp.vjp.op, results_like=(2, 3, 4, 6, 7, 8)))  # y_bar, y_dot_bar, x, ...
+op.vjp.jvp.vmap(expanding_rule(op.vjp.jvp.op, results_like=(1, 2, 3, 1, 2, 3)))
+op.vjp.vjp.vmap(expanding_rule(op.vjp.vjp.op, results_like=(3, 4, 5, 6)))  # three cotangents, y_bar, x, ...
+
+
+# ---- shapes: what tracing sees instead of the formulas ---------------------------------------------------------------
+
+
+@op.fake
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
+    y = _empty(x, weight, x, weight, bias)
+    return y, x.new_empty(0) if activation == IDENTITY else y.new_empty(y.shape)
+
+
+@op.jvp.fake
+def _jvp_fake(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    check_tangents(primals, tangents)
+    x, weight, bias, activation = primals
+    return _fake(x, weight, bias, activation), _empty(x, weight, x, weight, bias, *tangents)
+
+
+@op.vjp.fake
+def _vjp_fake(cotangents: Any, inputs: Any) -> tuple[Tensor | None, ...]:
+    return empty_like(inputs.x, inputs.weight, inputs.bias)
+
+
+@op.jvp.vjp.fake
+def _jvp_vjp_fake(cotangents: Any, inputs: Any) -> tuple[Tensor | None, ...]:
+    return empty_like(inputs.x, inputs.weight, inputs.bias, inputs.x_dot, inputs.weight_dot, inputs.bias_dot)
+
+
+@op.vjp.jvp.fake
+def _vjp_jvp_fake(primals: Any, tangents: Any) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    likes = (primals.x, primals.weight, primals.bias)
+    return empty_like(*likes), empty_like(*likes)
+
+
+@op.vjp.vjp.fake
+def _vjp_vjp_fake(cotangents: Any, inputs: Any) -> tuple[Tensor | None, ...]:
+    return empty_like(inputs.y_bar, inputs.x, inputs.weight, inputs.bias)
+
+
+def _empty(x: Tensor, weight: Tensor, *operands: Tensor | None) -> Tensor:
+    """A result with the lead of all operands."""
+    lead = torch.broadcast_shapes(*(t.shape[:-2] for t in operands if t is not None))
+    return x.new_empty((*lead, x.shape[-2], weight.shape[-2]))
+
+
+op.autocast("lower")
