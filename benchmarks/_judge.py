@@ -59,7 +59,8 @@ class Judge:
         if shapes != [tuple(t.shape) for t in self._likes]:
             return float("inf")
         errors, _ = self._errors(results)
-        return max(e / b if b > 0 else float(e > 0) * float("inf") for e, b in zip(errors, self.budgets, strict=True))
+        pairs = zip(errors, self.budgets, strict=True)
+        return max(e / b if b > 0 else (float("inf") if e > 0 else 0.0) for e, b in pairs)
 
     def _errors(self, results: Sequence[Tensor]) -> tuple[list[float], list[float]]:
         """Largest error and largest magnitude of every result."""

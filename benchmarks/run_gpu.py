@@ -29,11 +29,12 @@ RESULTS = BENCHMARKS / "results"
 SECONDS = 470.0  # for everything, 10 less than eight minutes
 INSTALL_SECONDS = 60.0
 TEST_SHARE = 0.5  # of what is left after installing; what tests leave over, benchmarks get
+WEIGHTS = {"bench_ops": 5.0}  # of the time for benchmarks; the others have 1
 GRACE_SECONDS = 25.0  # for a benchmark to finish its last row, print and save
 
 # What must hold after installing: the package comes from where it should, and its kernels through the symlink.
 PROBE = """
-import torch_jvpvjp, torch_jvpvjp.triton_kernels.rms_norm as kernels
+import torch_jvpvjp, torch_jvpvjp.triton_kernels.norms as kernels
 from torch_jvpvjp import ops
 print("torch_jvpvjp", torch_jvpvjp.__version__, "with kernels as", kernels.__name__, "and ops", ops.__all__)
 """
@@ -131,7 +132,7 @@ def install(runner: Runner, scratch: Path) -> None:
     kind = (
         "a symlink" if link.is_symlink() else "a folder" if link.is_dir() else "a file" if link.exists() else "absent"
     )
-    runner.stages.append(Stage("symlink", (link / "rms_norm").is_dir(), 0.0, f"torch_jvpvjp/triton_kernels is {kind}"))
+    runner.stages.append(Stage("symlink", (link / "norms").is_dir(), 0.0, f"torch_jvpvjp/triton_kernels is {kind}"))
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--quiet"]
     if os.access(sysconfig.get_path("purelib"), os.W_OK):
         command = [*pip, "--editable", str(ROOT)]
@@ -200,16 +201,18 @@ def check_op_here(device: str) -> int:
     return int(bool(report.failures))
 
 
-def benchmark(runner: Runner, quick: bool) -> None:
+def benchmark(runner: Runner, quick: bool, only: Sequence[str] = ()) -> None:
     """Run every ``bench_*.py``, sharing what time is left among those still to come.
 
     Args:
         runner: The runner.
         quick: Whether to ask for few rows.
+        only: Names of the benchmarks to run, all by default.
     """
-    scripts = sorted(BENCHMARKS.glob("bench_*.py"))
+    scripts = [path for path in sorted(BENCHMARKS.glob("bench_*.py")) if not only or path.stem in only]
+    weights = [WEIGHTS.get(script.stem, 1.0) for script in scripts]
     for done, script in enumerate(scripts):
-        seconds = runner.left() / (len(scripts) - done)
+        seconds = runner.left() * weights[done] / sum(weights[done:])
         command = [sys.executable, str(script), "--device", runner.device, "--results", str(runner.out)]
         command += ["--budget-seconds", f"{max(1.0, seconds - GRACE_SECONDS):.0f}", *(["--quick"] if quick else [])]
         before = time.time()
@@ -260,6 +263,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time for everything")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this script")
     parser.add_argument("--quick", action="store_true", help="benchmarks measure few rows")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=(), help="e.g. bench_ops,bench_host")
+    parser.add_argument("--skip-tests", action="store_true", help="install and measure")
     parser.add_argument("--skip-install", action="store_true", help="use what is importable, else the checkout")
     parser.add_argument("--only-check-op", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -280,8 +285,9 @@ def main() -> int:
             runner.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
         else:
             install(runner, scratch)
-        test(runner)
-        benchmark(runner, args.quick)
+        if not args.skip_tests:
+            test(runner)
+        benchmark(runner, args.quick, args.only)
         passed = summarise(runner, since)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -47,7 +47,7 @@ def test_version_is_that_of_the_changelog() -> None:
 
 def test_kernels_are_imported_through_the_package() -> None:
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
-    kernels = importlib.import_module("torch_jvpvjp.triton_kernels.rms_norm")
+    kernels = importlib.import_module("torch_jvpvjp.triton_kernels.norms")
     assert kernels.__file__ is not None and Path(kernels.__file__).is_relative_to(ROOT)
 
 
@@ -71,6 +71,6 @@ def test_the_wheel_holds_the_kernels(tmp_path: Path) -> None:
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "torch_jvpvjp/triton_kernels/rms_norm/forward.py" in names
+    assert "torch_jvpvjp/triton_kernels/norms/forward.py" in names
     assert "torch_jvpvjp/py.typed" in names
     assert not any(name.startswith(("triton_kernels/", "tests/", "benchmarks/")) for name in names)

@@ -23,6 +23,14 @@ def test_the_first_example_prints_what_stands_below_it() -> None:
 
 
 @pytest.mark.slow
+def test_the_example_of_the_ops_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = (block for block in blocks if "from torch_jvpvjp import ops" in block)
+    shapes = "print(tuple(y_dot.shape), tuple(q.shape))"
+    assert _python("-c", f"import torch\n{code}\n{shapes}") == "(2, 16, 64) (2, 8, 16, 64)\n"
+
+
+@pytest.mark.slow
 def test_the_examples_on_jacobians_run_and_print_what_stands_below_them() -> None:
     first, second = _section("Jacobians in the best order", "python")
     printed, _ = _section("Jacobians in the best order", "text")

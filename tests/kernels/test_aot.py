@@ -1,8 +1,11 @@
-"""Every kernel variant compiles for every target, without a GPU, spills nothing and fits the shared memory."""
+"""Every kernel variant of every family compiles for every target, without a GPU, spills little, fits shared memory."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,29 +15,57 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET", "0") != "0":
     pytest.skip("TRITON_INTERPRET is set: interpreted kernels cannot be compiled", allow_module_level=True)
 
-from torch_jvpvjp.testing.aot import SHARED_LIMIT, AotResult, aot_table, compile_ahead
-from torch_jvpvjp.triton_kernels import rms_norm
+from torch_jvpvjp import triton_kernels
+from torch_jvpvjp.testing.aot import SHARED_LIMIT, TARGETS, AotResult, aot_table, compile_ahead
+from torch_jvpvjp.triton_kernels import norms
 from torch_jvpvjp.triton_kernels._variants import variants_of
 
 # What a thread may spill: bytes (NVIDIA), registers (AMD). The 16 bytes are two addresses that ptxas keeps in local
 # memory to stay at 32, 40, 48, 64 or 128 registers and so fit one more program; no tile is ever spilled.
 SPILL_BUDGET = {"sm_80": 16, "sm_90": 16, "sm_100": 16, "gfx942": 0}
+# Compiling a variant takes half a second for each target.
+MOST_VARIANTS = 64
+
+
+def _families() -> dict[str, ModuleType]:
+    """The modules and packages of kernels, by name."""
+    names = sorted(m.name for m in pkgutil.iter_modules(triton_kernels.__path__) if not m.name.startswith("_"))
+    return {name: importlib.import_module(f"{triton_kernels.__name__}.{name}") for name in names}
+
+
+FAMILIES = _families()
+
+
+@pytest.fixture(scope="module")
+def compiled(request: pytest.FixtureRequest) -> dict[str, list[AotResult]]:
+    """What the compilers made of every family that is tested; two processes share the work of all."""
+    tested = {item.callspec.params["family"] for item in request.session.items if "[family-" in item.name}
+    variants = {family: FAMILIES[family].aot_variants() for family in sorted(tested)}
+    results = iter(compile_ahead([variant for found in variants.values() for variant in found], workers=2))
+    return {family: [next(results) for _ in range(len(found) * len(TARGETS))] for family, found in variants.items()}
 
 
 @pytest.mark.slow
-def test_every_variant_compiles_within_budget(capsys: pytest.CaptureFixture[str]) -> None:
-    results = compile_ahead(rms_norm.aot_variants(), workers=2)
-    console = Console(width=200)
-    console.print(aot_table(results))
+@pytest.mark.parametrize("family", [pytest.param(name, id=f"family-{name}") for name in FAMILIES])
+def test_every_variant_compiles_within_budget(
+    family: str, compiled: dict[str, list[AotResult]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = compiled[family]
+    Console(width=200).print(aot_table(results))
     with capsys.disabled():
         Console(width=120).print(aot_table(_worst(results)))
     failures = [result for result in results if _fails(result)]
-    assert not failures, "\n".join(map(str, failures))
+    assert not failures, f"{family}:\n" + "\n".join(map(str, failures))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_some_variants_but_not_too_many(family: str) -> None:
+    assert 0 < len(FAMILIES[family].aot_variants()) <= MOST_VARIANTS
 
 
 def test_variant_is_specialised_as_triton_would() -> None:
     x, w = torch.empty(1, 64, 1000, dtype=torch.float16, device="meta"), torch.empty(1, 1000, device="meta")
-    (variant,) = variants_of([lambda: rms_norm.rms_norm_forward(x, w, 1e-6)])
+    (variant,) = variants_of([lambda: norms.norm_forward(x, w, None, norms.Norm(1e-6))])
     signature, constexprs = dict(variant.signature), dict(variant.constexprs)
     assert variant.name == "forward"
     assert (signature["x_ptr"], signature["w_ptr"], signature["n"], signature["eps"]) == (
@@ -50,7 +81,7 @@ def test_variant_is_specialised_as_triton_would() -> None:
 def test_rows_and_groups_never_make_a_new_variant() -> None:
     def call(groups: int, rows: int) -> None:
         x, w = torch.empty(groups, rows, 512, device="meta"), torch.empty(1, 512, device="meta")
-        rms_norm.rms_norm_vjp(x, x, w, 1e-6, True, True)
+        norms.norm_vjp(x, x, w, None, norms.Norm(1e-6), (True, True, False))
 
     few = variants_of([lambda: call(1, 3 * 132)])
     assert variants_of([lambda: call(1, 100_003), lambda: call(1, 7 * 132), lambda: call(6, 4096)]) == few

@@ -35,12 +35,13 @@ SIZES = (((3, 1, 1), None), ((3, 17, 1), None), ((2, 40, 1), 16), ((2, 5, 3), No
 @pytest.fixture(autouse=True)
 def poisoned_buffers() -> Iterator[None]:
     """Fresh memory is NaN, so that an element nobody writes shows."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # a module whose attribute is a property
+    before = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = before
+    settings.fill_uninitialized_memory = before
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -102,8 +103,8 @@ def check_all(
     f = formula(options, None if probabilities else classes.expand(tangents, outer, inner))
     primals = (x.double().expand(full).clone(), q.double().expand(full).clone())
     along = (x_dot.double(), q_dot.double() if probabilities else torch.zeros_like(q_dot).double())
-    (loss, lse), pullback = torch.func.vjp(f, *primals)
-    moved, bend = torch.func.vjp(lambda *ts: torch.func.jvp(f, ts, along)[1], *primals)
+    (loss, lse), pullback, *_ = torch.func.vjp(f, *primals)
+    moved, bend, *_ = torch.func.vjp(lambda *ts: torch.func.jvp(f, ts, along)[1], *primals)
     first = pullback((a, d))
     second = [s + t for s, t in zip(pullback((c, e)), bend((a, d)), strict=True)]
     low = torch.float64 if dtype == torch.float64 else torch.float32

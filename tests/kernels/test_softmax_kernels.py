@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -32,12 +33,13 @@ SIZES = (((3, 1, 1), None), ((3, 17, 1), None), ((2, 40, 1), 16), ((2, 5, 3), No
 @pytest.fixture(autouse=True)
 def poisoned_buffers() -> Iterator[None]:
     """Fresh memory is NaN, so that an element nobody writes shows."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # a module whose attribute is a property
+    before = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = before
+    settings.fill_uninitialized_memory = before
 
 
 def formula(kind: str, mask: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -70,17 +72,16 @@ def close(got: Tensor | None, expected: Tensor, dtype: torch.dtype = torch.float
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=budget * largest)
 
 
-def check_all(
-    kind: str, x: Tensor, v: Tensor, a: Tensor, b: Tensor, limit: int | None, mask: Tensor | None = None
-) -> None:
+def check_all(kind: str, limit: int | None, operands: Iterable[Tensor], mask: Tensor | None = None) -> None:
     """Every launcher; x is (K or 1, O, n, I), v, a and b are (K, O, n, I), of which logsumexp takes one column."""
+    x, v, a, b = operands
     dtype, k = x.dtype, v.shape[0]
     laid = NO_MASK if mask is None else lay_out_mask(mask.expand(x.shape[1:]), 1)
     if kind == "logsumexp":
         a, b = a[:, :, 0].contiguous(), b[:, :, 0].contiguous()
     f = formula(kind, mask)
     wide = [t.double().expand(k, *t.shape[1:]).clone() for t in (x, v, a, b)]
-    y, pullback = torch.func.vjp(f, wide[0])
+    y, pullback, *_ = torch.func.vjp(f, wide[0])
     push = lambda t: torch.func.jvp(f, (t,), (wide[1],))[1]  # noqa: E731
     first, (bent,) = pullback(wide[2])[0], torch.func.vjp(push, wide[0])[1](wide[2])
     second = pullback(wide[3])[0] + bent
@@ -122,13 +123,13 @@ def check_all(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("size", "limit"), SIZES, ids=str)
 def test_sizes(kind: str, size: tuple[int, int, int], limit: int | None) -> None:
-    check_all(kind, *(draw(i, 1, *size) for i in range(4)), limit)
+    check_all(kind, limit, (draw(i, 1, *size) for i in range(4)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_dtypes(kind: str, dtype: torch.dtype) -> None:
-    check_all(kind, *(draw(i, 1, 3, 9, 1, dtype=dtype) for i in range(4)), None)
+    check_all(kind, None, (draw(i, 1, 3, 9, 1, dtype=dtype) for i in range(4)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,7 +138,8 @@ def test_dtypes(kind: str, dtype: torch.dtype) -> None:
 def test_many_tangents_of_one_row_under_a_mask(kind: str, limit: int | None, inner: int) -> None:
     mask = draw(9, 2, 11, 1) > -0.5
     mask[:, 0] = True
-    check_all(kind, draw(0, 1, 2, 11, inner), *(draw(i, 3, 2, 11, inner) for i in range(1, 4)), limit, mask.to(DEVICE))
+    operands = [draw(0, 1, 2, 11, inner), *(draw(i, 3, 2, 11, inner) for i in range(1, 4))]
+    check_all(kind, limit, operands, mask)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,7 +154,7 @@ def test_layouts_are_read_as_they_are_or_copied(kind: str) -> None:
         return torch.cat((t, torch.full_like(t, torch.nan)), 1)[:, : t.shape[1]]
 
     for relay in (every_second, inner_first, offset):
-        check_all(kind, *(relay(draw(i, 2, 2, 7, 2)) for i in range(4)), None)
+        check_all(kind, None, [relay(draw(i, 2, 2, 7, 2)) for i in range(4)])
 
 
 def test_the_mask_is_not_copied_where_three_strides_do() -> None:

@@ -5,12 +5,15 @@ interpreter is slow: there, of the samples only those run that reach different k
 """
 
 import os
+from collections.abc import Sequence
 
 import pytest
 
 from torch_jvpvjp import ops
 from torch_jvpvjp.testing import Sample, check_op
 from torch_jvpvjp.testing.cases import CASES
+from torch_jvpvjp.testing.compiled import INDUCTOR
+from torch_jvpvjp.testing.compositions import EAGER
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SAMPLES = [
@@ -19,6 +22,14 @@ SAMPLES = [
     for sample in case.samples
     if not INTERPRETED or sample.name in case.interpreted
 ]
+# What PyTorch can compile of the plain formula must be compiled of ours too, in every release.
+COMPILED = (
+    *("primal", "func.jvp", "fwAD", "vjp", "grad", "jacrev", "backward", "one compilation for all sizes"),
+    *("jvp∘jvp", "jvp∘grad", "grad∘jvp", "grad∘grad", "vmap", "vmap∘jvp", "jvp∘vmap", "vmap∘grad"),
+    "opcheck with symbolic sizes",
+)
+# Ops of different kinds, of which the other compositions are compiled as well: what those add is not the op's.
+COMPILED_FULLY = ("rms_norm", "linear")
 
 
 def test_every_public_op_has_a_row() -> None:
@@ -34,30 +45,34 @@ def test_every_property(name: str, sample: Sample, device: str) -> None:
 @pytest.mark.slow
 @pytest.mark.compiled
 @pytest.mark.parametrize("name", list(CASES))
-def test_every_composition_compiled(name: str, device: str) -> None:
-    case = CASES[name]
-    report = check_op(case.function, case.samples[:2], reference=case.reference, device=device, dtypes=())
-    compiled = {row.name for row in report.rows if row.group.startswith("compiled") and row.skipped is None}
-    # What PyTorch can compile of the plain formula must be compiled of ours too, in every release.
-    assert {
-        "primal",
-        "func.jvp",
-        "fwAD",
-        "vjp",
-        "grad",
-        "jacrev",
-        "backward",
-        "one compilation for all sizes",
-    } <= compiled
-    assert {"jvp∘jvp", "jvp∘grad", "grad∘jvp", "grad∘grad", "vmap", "vmap∘jvp", "jvp∘vmap", "vmap∘grad"} <= compiled
+def test_compositions_compiled(name: str, device: str) -> None:
+    assert compiled(name, device, "aot_eager", COMPILED) == set(COMPILED)
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+@pytest.mark.parametrize("name", [name for name in COMPILED_FULLY if name in CASES])
+def test_other_compositions_compiled(name: str, device: str) -> None:
+    assert compiled(name, device, "aot_eager", [other for other in EAGER if other not in COMPILED])
 
 
 @pytest.mark.slow
 @pytest.mark.compiled
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_few_compositions_under_inductor(name: str, device: str) -> None:
+    assert compiled(name, device, "inductor", INDUCTOR) == set(INDUCTOR)
+
+
+def compiled(name: str, device: str, backend: str, compositions: Sequence[str]) -> set[str]:
+    """Check them, and return those that this release of PyTorch compiles."""
     case = CASES[name]
-    sample = case.samples[:1]
-    report = check_op(case.function, sample, reference=case.reference, device=device, dtypes=(), backends=("inductor",))
-    compiled = {row.name for row in report.rows if row.group == "compiled (inductor)" and row.skipped is None}
-    assert {"primal", "func.jvp", "grad", "backward"} <= compiled
+    report = check_op(
+        case.function,
+        case.samples[:2],
+        reference=case.reference,
+        device=device,
+        backends=(backend,),
+        compositions=compositions,
+        eager=False,
+    )
+    return {row.name for row in report.rows if row.skipped is None}

@@ -79,7 +79,7 @@ X, W = torch.randn(3, 4), torch.randn(4)
         ((X, None, (4,)), TypeError, r"residual must be a Tensor, got NoneType"),
         ((X, X, (3,)), ValueError, r"normalized_shape must be the last sizes of input's shape \(3, 4\), .* got \(3,\)"),
         ((X, X, (4,), X), ValueError, r"weight must have shape \(4,\), as normalized_shape says, got \(3, 4\)"),
-        ((X, X, (4,), W, 0), ValueError, r"eps must be positive, got 0"),
+        ((X, X, (4,), W, float("nan")), ValueError, r"eps must be finite, got nan"),
     ],
 )
 def test_bad_residual(args: tuple[Any, ...], error: type[Exception], message: str) -> None:
@@ -138,7 +138,7 @@ def test_launches_of_queries_and_keys(device: str) -> None:
             r"q_weight must have shape \(4,\), as the last size of q says, got \(3,\)",
         ),
         ((X, X, None, W.to("meta")), ValueError, r"k_weight must be on q's device cpu, got meta"),
-        ((X, X, None, None, -1.0), ValueError, r"eps must be positive, got -1.0"),
+        ((X, X, None, None, float("-inf")), ValueError, r"eps must be finite, got -inf"),
     ],
 )
 def test_bad_heads(args: tuple[Any, ...], error: type[Exception], message: str) -> None:

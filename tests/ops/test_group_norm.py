@@ -149,7 +149,7 @@ X, W = torch.randn(2, 4, 3), torch.randn(4)
         ((X, 2, W.long()), {}, TypeError, r"weight must be float16, .* got torch.int64"),
         ((X, 2, W, W.to("meta")), {}, ValueError, r"bias must be on input's device cpu, got meta"),
         ((X, 2, W, W, "1"), {}, TypeError, r"eps must be a number, got str"),
-        ((X, 2, W, W, -1.0), {}, ValueError, r"eps must not be negative, got -1.0"),
+        ((X, 2, W, W, float("nan")), {}, ValueError, r"eps must be finite, got nan"),
         ((X, 2), {"activation": "gelu"}, ValueError, r'activation must be None or "silu", got \'gelu\''),
     ],
 )

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from torch_jvpvjp import ops
 from torch_jvpvjp.ops.rope import op
+from torch_jvpvjp.testing.budget import assert_equal
+from torch_jvpvjp.testing.case import Case, Sample
 from torch_jvpvjp.testing.cases import CASES
+from torch_jvpvjp.testing.compositions import EAGER
 
 reference = CASES["rope"].reference
 
@@ -195,6 +198,16 @@ class TestLaunches:
         assert launches(lambda: torch.func.jvp(loss(ops.rope), x, x)) == 2
         ours, theirs = (torch.func.jvp(loss(rope), x, x) for rope in (ops.rope, reference))
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    "name", ["func.jvp, one tangent", "jacfwd", "grad∘jvp", "grad∘grad", "vmap∘hvp", "vmap∘grad∘jvp"]
+)
+def test_compositions_by_the_kernel(name: str, device: str) -> None:
+    one = Sample((heads(1, 2, 1, 2), heads(1, 1, 1, 2), *angles(1, 1)))
+    case = Case(ops.rope, reference, one, device)
+    assert_equal(*(EAGER[name](case.function(f), case.point) for f in (ops.rope, reference)))
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

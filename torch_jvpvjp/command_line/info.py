@@ -13,68 +13,83 @@ from .._version import __version__
 from ..registration import DifferentiableOp
 from ..testing.cases import CASES, OpCase
 
-HEADINGS = ("op", "primal", "JVP", "VJP", "second order", "higher orders", "vmap", "compile", "dtypes")
+HEADINGS = ("op", "primal", "JVP", "VJP", "second order", "vmap", "dtypes")
+LEGEND = (
+    "cuda and cpu: devices with a kernel of their own. Everywhere else, and at every higher order, a formula in plain "
+    "PyTorch is differentiated. Every op compiles into one graph (`fullgraph=True`)."
+)
 _SECOND = ("jvp.vjp", "vjp.jvp", "vjp.vjp")
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
 
 def capability_rows() -> list[tuple[str, ...]]:
     """What every public op has at every point of its tower, read off the op.
 
     Returns:
-        One row per op, in the order of ``HEADINGS``.
+        One row for all ops that have the same, in the order of ``HEADINGS``; the first cell names them.
     """
-    rows = []
+    alike: dict[tuple[str, ...], list[str]] = {}
     for name, case in sorted(CASES.items()):
         points = case.op.points()
-        second = [_accelerated(points.get(path)) for path in _SECOND]
-        rows.append((
-            name,
-            _accelerated(case.op),
-            _accelerated(points.get("jvp")),
-            _accelerated(points.get("vjp")),
-            second[0] if len(set(second)) == 1 else "; ".join(second),
-            "formula",
+        capabilities = (
+            *(_accelerated(points.get(path)) for path in ("", "jvp", "vjp")),
+            _together([_accelerated(points.get(path)) for path in _SECOND]),
             _vmap(points),
-            "fullgraph",
             ", ".join(_dtypes(case)),
-        ))
-    return rows
+        )
+        alike.setdefault(capabilities, []).append(name)
+    return [(", ".join(names), *capabilities) for capabilities, names in alike.items()]
 
 
 def _accelerated(op: DifferentiableOp | None) -> str:
-    """How a point is computed: by a kernel on some devices and a formula elsewhere, or by the formula alone."""
-    if op is None:
-        return "formula"
-    devices = sorted(op.kernel_devices(), key=lambda device: device == "cpu")
-    return f"kernel ({', '.join(devices)}), formula" if devices else "formula"
+    """The devices on which a point has a kernel."""
+    devices = [] if op is None else sorted(op.kernel_devices(), key=lambda device: device == "cpu")
+    return ", ".join(devices) or "formula"
+
+
+def _together(cells: list[str]) -> str:
+    """What several points have, said once if it is the same."""
+    if len(set(cells)) == 1:
+        return cells[0]
+    return "; ".join(f"{path}: {cell}" for path, cell in zip(_SECOND, cells, strict=True))
 
 
 def _vmap(points: dict[str, DifferentiableOp]) -> str:
     ruled = sum(op.vmap_rule is not None for op in points.values())
+    if ruled == len(points):
+        return "rule"
     return f"rule at {ruled} of {len(points)} points" if ruled else "formula"
 
 
 def _dtypes(case: OpCase) -> list[str]:
     """The dtypes in which value and tangent of the first sample can be computed."""
     found = []
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        args = [a.to(dtype) if isinstance(a, torch.Tensor) else a for a in case.samples[0].args]
+    for name, dtype in _DTYPES.items():
+        args = [_cast(a, dtype) for a in case.samples[0].args]
+        kwargs = {key: _cast(value, dtype) for key, value in case.samples[0].kwargs.items()}
+        f = lambda x, rest=args[1:], options=kwargs: case.function(x, *rest, **options)  # noqa: E731
         try:
-            torch.func.jvp(lambda x, rest=args[1:]: case.function(x, *rest), (args[0],), (args[0],))
+            torch.func.jvp(f, (args[0],), (args[0],))
         except TypeError:
             continue
-        found.append({"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}[str(dtype)[6:]])
+        found.append(name)
     return found
+
+
+def _cast(value: object, dtype: torch.dtype) -> object:
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def capability_markdown() -> str:
     """The capability table as it stands in the README.
 
     Returns:
-        A Markdown table.
+        A Markdown table under its legend.
     """
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
-    lines += ["| " + " | ".join((f"`{row[0]}`", *row[1:])) + " |" for row in capability_rows()]
+    lines = [LEGEND, "", "| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
+    for names, *cells in capability_rows():
+        quoted = ", ".join(f"`{name}`" for name in names.split(", "))
+        lines.append("| " + " | ".join((quoted, *cells)) + " |")
     return "\n".join(lines)
 
 
@@ -95,9 +110,9 @@ def run_info(args: argparse.Namespace) -> int:
     for name, value in _versions():
         versions.add_row(name, escape(value))
     console.print(versions)
-    table = Table(title="capabilities (a formula is plain PyTorch: right on every device)", title_justify="left")
+    table = Table(title="capabilities", title_justify="left", caption=LEGEND, caption_justify="left", show_lines=True)
     for heading in HEADINGS:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading)
     for row in capability_rows():
         table.add_row(*map(escape, row))
     console.print(table)

@@ -1,6 +1,7 @@
 """Layer normalisation: the public face."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -40,14 +41,14 @@ def layer_norm(
         normalized_shape: Sizes of the axes to normalise over, the last of the input's; at least one.
         weight: Gain w, shape normalized_shape; any of those dtypes. Absent means ones.
         bias: b, shape normalized_shape; any of those dtypes. Absent means zeros.
-        eps: ε, added under the root; positive.
+        eps: ε, added under the root; finite.
 
     Returns:
         y, of the shape and dtype of input.
 
     Raises:
         TypeError: If an argument is not of its type, or a tensor not of a dtype named above.
-        ValueError: If shapes or devices do not agree, or eps <= 0.
+        ValueError: If shapes or devices do not agree, or eps is not finite.
 
     Source: Ba, Kiros and Hinton (2016), Layer Normalization.
     """
@@ -63,7 +64,7 @@ def layer_norm(
         ndim = 1  # what nearly every call is, decided at once
     else:
         ndim = _check(input, normalized_shape, weight, bias)
-    if type(eps) is not float or not eps > 0:
+    if type(eps) is not float or not 0 < eps < inf:
         check_eps("layer_norm", eps)
         eps = float(eps)
     arguments = (input, weight, bias, ndim, eps, True, 0.0, False)

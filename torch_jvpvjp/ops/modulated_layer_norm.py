@@ -1,5 +1,7 @@
 """Modulated layer normalisation (adaLN): the public face."""
 
+from math import inf
+
 from torch import Tensor
 
 from ._norms import op
@@ -27,17 +29,17 @@ def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1
             as (B, 1, n), (1, T, n) or (B, T, n) for x of (B, T, n); or shorter: then it is the first few batch axes of
             x, and t is shared along the others, such as (B, n) for one shift a sample, or (n,) for one in all.
         scale: s, likewise; its shape may differ from that of shift.
-        eps: ε, added under the root; positive.
+        eps: ε, added under the root; finite.
 
     Returns:
         y, of the shape and dtype of x.
 
     Raises:
         TypeError: If an argument is not of its type, or a tensor not of a dtype named above.
-        ValueError: If shapes or devices do not agree, or eps <= 0.
+        ValueError: If shapes or devices do not agree, or eps is not finite.
 
     Source: Peebles and Xie (2023), Scalable Diffusion Models with Transformers.
     """
-    if type(eps) is not float or not eps > 0:
+    if type(eps) is not float or not 0 < eps < inf:
         check_eps("modulated_layer_norm", eps)
     return modulated("modulated_layer_norm", x, shift, scale, eps, centred=True)

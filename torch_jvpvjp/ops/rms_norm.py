@@ -1,6 +1,7 @@
 """Root-mean-square normalisation: the public face."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def rms_norm(
         input: x, shape (*batch, *normalized_shape); float16, bfloat16, float32 or float64.
         normalized_shape: Sizes of the axes to normalise over, the last of the input's; at least one.
         weight: Gain w, shape normalized_shape; any of those dtypes. Absent means a gain of ones.
-        eps: ε, added under the root; positive. Absent means the machine epsilon of the dtype it computes in, as PyTorch
+        eps: ε, added under the root; finite. Absent means the machine epsilon of the dtype it computes in, as PyTorch
             has it.
         weight_offset: Added to the weight where there is one; 1.0 for models that keep w − 1, such as Gemma.
         casting: Where a half-precision value is rounded. "torch" and "gemma" round once, at the end, as
@@ -55,7 +56,7 @@ def rms_norm(
 
     Raises:
         TypeError: If an argument is not of its type, or a tensor not of a dtype named above.
-        ValueError: If shapes or devices do not agree, eps <= 0, or casting is unknown or does not fit the dtypes.
+        ValueError: If shapes or devices do not agree, eps is not finite, or casting is unknown or unfit for the dtypes.
 
     Source: Zhang and Sennrich (2019), Root Mean Square Layer Normalization.
     """
@@ -80,7 +81,7 @@ def rms_norm(
         ndim = _check(input, normalized_shape, weight)
     if eps is None:
         eps = EPS64 if input.dtype == torch.float64 else EPS32
-    elif type(eps) is not float or not eps > 0:
+    elif type(eps) is not float or not 0 < eps < inf:
         eps = eps_of("rms_norm", eps, input)
     rounded = False
     if casting != "torch" or type(weight_offset) is not float:

@@ -1,6 +1,6 @@
 """Cross-entropy: ℓ and L of every row, and ℓ̇ and L̇ for every tangent, in one launch."""
 
-# pyright: reportArgumentType=false, reportPossiblyUnbound=false
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
 # Constexprs take plain values, and decide what is bound.
 
 from __future__ import annotations

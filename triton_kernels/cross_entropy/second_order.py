@@ -1,6 +1,6 @@
 """Cross-entropy, the second order: everything that is read along with one row, its tangents and cotangents."""
 
-# pyright: reportArgumentType=false, reportPossiblyUnbound=false
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
 # Constexprs take plain values, and decide what is bound.
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Cross-entropy, cotangents pulled back: x̄ = ((c σ + e) p − c τ) z′, q̄ = w (1 − ε) c (L − z)."""
 
-# pyright: reportArgumentType=false, reportPossiblyUnbound=false
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
 # Constexprs take plain values, and decide what is bound.
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..softmax._tiles import (
     raised,
     softmax_config,
 )
-from ._targets import Options, load_class, load_class_weights, load_logits, load_number, target_weights
+from ._targets import Options, load_class, load_class_weights, load_logits, load_number, lost, target_weights
 
 
 @triton.jit(do_not_specialize=["groups", "outer", "ignore"])
@@ -122,7 +122,7 @@ def _vjp_kernel(
             )
         if x_bar_ptr is not None:
             p = tl.where(counts & inside, tl.exp(z - lse), 0.0)
-            x_bar = (along * p - c * tau) * slope
+            x_bar = (along * p - lost(tau, c, inside, PROBABILITIES)) * slope
             tl.store(x_bar_ptr + out_rows + at, x_bar.to(x_bar_ptr.dtype.element_ty), mask=inside)
         if q_bar_ptr is not None:
             q_bar = sharp * w * c * tl.where(inside, lse - z, 0.0)

@@ -1,6 +1,6 @@
 """The primal, J v and Jᵀ a of softmax, log_softmax and logsumexp: one kernel."""
 
-# pyright: reportArgumentType=false, reportPossiblyUnbound=false
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
 # Constexprs take plain values, and decide what is bound.
 
 from __future__ import annotations

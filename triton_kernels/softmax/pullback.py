@@ -1,6 +1,6 @@
 """Softmax and log_softmax: the VJP of their pullback, which reads the output alone."""
 
-# pyright: reportArgumentType=false, reportPossiblyUnbound=false
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
 # Constexprs take plain values, and decide what is bound.
 
 from __future__ import annotations

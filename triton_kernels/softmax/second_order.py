@@ -1,6 +1,6 @@
 """Softmax, log_softmax and logsumexp: the derivatives of ⟨a, J v⟩, and Jᵀa along with them."""
 
-# pyright: reportArgumentType=false, reportPossiblyUnbound=false
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
 # Constexprs take plain values, and decide what is bound.
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The elementwise losses on the CPU: PyTorch's own kernels where one computes value or pullback in one pass."""
+"""The elementwise losses on the CPU: PyTorch's own kernels where one computes value, slope or pullback in one pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
 def _register(op: DifferentiableOp, value: Callable[..., Tensor], pullback: Callable[..., Tensor]) -> None:
-    """Register value and VJP of a loss of x − t, for arguments of one shape without batch; else the formulas run.
+    """Register value, JVP and VJP of a loss of x − t, for arguments of one shape without batch; else the formulas run.
 
     Args:
         op: The op.
@@ -33,6 +33,18 @@ def _register(op: DifferentiableOp, value: Callable[..., Tensor], pullback: Call
             return op.formula(*args)
         return value(inputs.x, inputs.t, _REDUCTIONS[inputs.reduction], *inputs[4:])
 
+    def jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+        x, t, x_dot, t_dot = primals.x, primals.t, tangents.x, tangents.t
+        present = [d for d in (x_dot, t_dot) if d is not None]
+        fits = plain(primals) and x.dtype in (torch.float32, torch.float64) and present
+        if not fits or any(d.shape != x.shape for d in present):
+            return op.jvp.op.formula(primals, tangents)
+        reduction = _REDUCTIONS[primals.reduction]
+        slope = pullback(torch.ones_like(x) if reduction == 0 else x.new_ones(()), x, t, reduction, *primals[4:])
+        along = x_dot if t_dot is None else -t_dot if x_dot is None else x_dot - t_dot
+        terms = slope.mul_(along)
+        return value(x, t, reduction, *primals[4:]), terms if reduction == 0 else terms.sum()
+
     def vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         x, y_bar = inputs.x, cotangents.y
         if not plain(inputs) or y_bar.shape != (x.shape if inputs.reduction == "none" else ()):
@@ -42,6 +54,7 @@ def _register(op: DifferentiableOp, value: Callable[..., Tensor], pullback: Call
         return x_bar if needs[0] else None, t_bar
 
     op.kernel("cpu")(primal)
+    op.jvp.kernel("cpu")(jvp)
     op.vjp.kernel("cpu")(vjp)
 
 

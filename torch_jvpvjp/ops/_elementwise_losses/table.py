@@ -27,7 +27,7 @@ class Loss:
     kernel: Callable[..., tuple[str, float]]
 
 
-# ---- mse: e = d²,  huber: e = ½ d² where |d| ≤ δ, else δ (|d| − ½ δ),  with d = x − t ---------------------------------
+# ---- mse: e = d²,  huber: e = ½ d² where |d| ≤ δ, else δ (|d| − ½ δ),  with d = x − t --------------------------------
 
 
 def _mse(x: Tensor, t: Tensor) -> Tensor:

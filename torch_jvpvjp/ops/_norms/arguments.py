@@ -1,5 +1,6 @@
 """What the public norms ask of their arguments; each check names the function, what was required and what came."""
 
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -57,19 +58,19 @@ def check_device(function: str, name: str, tensor: Tensor, other: str, x: Tensor
 
 
 def check_eps(function: str, eps: Any, optional: bool = False) -> None:
-    """Refuse an eps that is not a positive number."""
+    """Refuse an eps that is not a finite number; as in PyTorch it may be 0 or less, and then rows may give NaN."""
     if isinstance(eps, bool) or not isinstance(eps, float | int):
-        wanted = "a positive number or None" if optional else "a positive number"
+        wanted = "a number or None" if optional else "a number"
         raise TypeError(f"{function}: eps must be {wanted}, got {type(eps).__name__}.")
-    if not eps > 0:
-        raise ValueError(f"{function}: eps must be positive, got {eps}.")
+    if not isfinite(eps):
+        raise ValueError(f"{function}: eps must be finite, got {eps}.")
 
 
 def eps_of(function: str, eps: Any, x: Tensor) -> float:
     """The eps of an RMS norm: that of the dtype it computes in where there is none."""
     if eps is None:
         return EPS64 if x.dtype == torch.float64 else EPS32
-    if type(eps) is not float or not eps > 0:
+    if type(eps) is not float or not 0 < eps < inf:
         check_eps(function, eps, optional=True)
     return float(eps)
 

@@ -40,7 +40,7 @@ def add_rms_norm(
         residual: z, of the shape, dtype and device of input.
         normalized_shape: Sizes of the axes to normalise over, the last of the input's; at least one.
         weight: Gain w, shape normalized_shape; any of those dtypes. Absent means a gain of ones.
-        eps: ε, added under the root; positive. Absent means the machine epsilon of the dtype it computes in.
+        eps: ε, added under the root; finite. Absent means the machine epsilon of the dtype it computes in.
         weight_offset: Added to the weight where there is one, see :func:`rms_norm`.
         casting: "torch", "llama" or "gemma", see :func:`rms_norm`.
 
@@ -49,7 +49,7 @@ def add_rms_norm(
 
     Raises:
         TypeError: If an argument is not of its type, or a tensor not of a dtype named above.
-        ValueError: If shapes, dtypes or devices do not agree, eps <= 0, or casting is unknown or does not fit.
+        ValueError: If shapes, dtypes or devices do not agree, eps is not finite, or casting is unknown or does not fit.
 
     Source: Zhang and Sennrich (2019), Root Mean Square Layer Normalization.
     """

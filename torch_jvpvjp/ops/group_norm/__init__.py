@@ -1,6 +1,6 @@
 """Group normalisation, with SiLU if asked: the public face."""
 
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ def group_norm(
         num_groups: Number of groups G; divides C.
         weight: Gain w, shape (C,); any of those dtypes. Absent means ones.
         bias: Shift b, shape (C,); any of those dtypes. Absent means zeros.
-        eps: ε, added to the variance; not negative.
+        eps: ε, added to the variance; a finite number.
         activation: f: None for the identity, or "silu".
 
     Returns:
@@ -54,7 +54,7 @@ def group_norm(
     Raises:
         TypeError: If an argument is not of its type, or a tensor not of a dtype named above.
         ValueError: If shapes or devices do not agree, num_groups does not divide C, a group of a single sample has one
-            element, eps < 0, or there is no such activation.
+            element, eps is not finite, or there is no such activation.
 
     Source: Wu and He (2018), Group Normalization.
     """
@@ -117,7 +117,7 @@ def _check(x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, activation
             )
     if isinstance(eps, bool) or not isinstance(eps, float | int):
         raise TypeError(f"group_norm: eps must be a number, got {type(eps).__name__}.")
-    if not eps >= 0:
-        raise ValueError(f"group_norm: eps must not be negative, got {eps}.")
+    if not isfinite(eps):
+        raise ValueError(f"group_norm: eps must be finite, got {eps}.")
     if activation is not None and activation != "silu":
         raise ValueError(f'group_norm: activation must be None or "silu", got {activation!r}.')

@@ -60,13 +60,12 @@ def logsumexp(
         input, mask = input.reshape(1), None if mask is None else mask.reshape(1)  # noqa: A001
         return logsumexp(input, -1, scale=scale, mask=mask).reshape(())
     axes = _axes(input, dim)
-    x = input
-    if len(axes) > 1:
-        sizes = [1 if axis - x.dim() in axes else size for axis, size in enumerate(x.shape)]
-        x, mask = _together(x, mask, axes)
-        y = _call(x, mask, -1, scale).reshape(sizes)
+    if len(axes) == 1:
+        y = _call(input, mask, axes[0], scale)
     else:
-        y = _call(x, mask, axes[0], scale)
+        sizes = [1 if axis - input.dim() in axes else size for axis, size in enumerate(input.shape)]
+        together, mask = _together(input, mask, axes)
+        y = _call(together, mask, -1, scale).reshape(sizes)
     return y if keepdim else y.squeeze(axes)
 
 

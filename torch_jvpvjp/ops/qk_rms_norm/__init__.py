@@ -37,7 +37,7 @@ def qk_rms_norm(
         k: Keys, shape (*other_batch, n), of the dtype and device of q.
         q_weight: Gain of q, shape (n,); any of those dtypes. Absent means a gain of ones.
         k_weight: Gain of k, likewise.
-        eps: ε, added under the root; positive. Absent means the machine epsilon of the dtype it computes in.
+        eps: ε, added under the root; finite. Absent means the machine epsilon of the dtype it computes in.
         weight_offset: Added to the weights where there are any, see :func:`rms_norm`.
         casting: "torch", "llama" or "gemma", see :func:`rms_norm`.
 
@@ -46,7 +46,7 @@ def qk_rms_norm(
 
     Raises:
         TypeError: If an argument is not of its type, or a tensor not of a dtype named above.
-        ValueError: If shapes, dtypes or devices do not agree, eps <= 0, or casting is unknown or does not fit.
+        ValueError: If shapes, dtypes or devices do not agree, eps is not finite, or casting is unknown or does not fit.
 
     Source: Henry et al. (2020), Query-Key Normalization for Transformers; Zhang and Sennrich (2019).
     """

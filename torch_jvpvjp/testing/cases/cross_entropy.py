@@ -71,7 +71,7 @@ CASES: dict[str, OpCase] = {
         _cross_entropy,
         [
             Sample((tensor(2, 3), torch.tensor([2, 0])), name="classes"),
-            Sample((tensor(3, 3), torch.tensor([2, 0, 1])), name="classes, another batch"),
+            Sample((tensor(2, 4), torch.tensor([2, 0])), name="more classes"),
             Sample(
                 (tensor(2, 3, 2), torch.tensor([[2, 7], [0, 1]])),
                 {"ignore_index": 7, "reduction": "none", "label_smoothing": 0.2, "z_loss": 0.3, "softcap": 2.0},
@@ -87,7 +87,7 @@ CASES: dict[str, OpCase] = {
         _linear_cross_entropy,
         [
             Sample((tensor(2, 2), tensor(3, 2), torch.tensor([2, 0])), name="one chunk"),
-            Sample((tensor(3, 2), tensor(3, 2), torch.tensor([2, 0, 1])), name="one chunk, another batch"),
+            Sample((tensor(2, 3), tensor(4, 3), torch.tensor([2, 0])), name="one chunk, more classes"),
             Sample(
                 (tensor(3, 2), tensor(3, 2), torch.tensor([2, 7, 1]), tensor(3)),
                 {

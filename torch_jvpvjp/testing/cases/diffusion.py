@@ -98,8 +98,8 @@ CASES: dict[str, OpCase] = {
         dyt_op,
         _dyt,
         [
-            Sample((tensor(2, 2), tensor(), tensor(2), tensor(2)), name="weight and bias"),
-            Sample((tensor(3, 2), tensor(), tensor(2), tensor(2)), name="weight and bias, more rows"),
+            Sample((tensor(2, 3), tensor(), tensor(3), tensor(3)), name="weight and bias"),
+            Sample((tensor(3, 2), tensor(), tensor(2), tensor(2)), name="weight and bias, other sizes"),
             Sample((tensor(1, 2, 2), tensor(1)), name="neither"),
             Sample((tensor(0, 3), tensor(), tensor(3), None), name="no rows, no bias"),
         ],

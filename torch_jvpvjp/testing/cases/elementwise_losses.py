@@ -20,8 +20,8 @@ def _huber(x: Tensor, t: Tensor, reduction: str = "mean", delta: float = 1.0) ->
     return {"none": lambda t: t, "sum": torch.sum, "mean": torch.mean}[reduction](terms)
 
 
-def _mse(x: Tensor, t: Tensor, reduction: str = "mean", weight: Tensor | None = None) -> Tensor:
-    return F.mse_loss(x, t, reduction=reduction, weight=weight)
+def _mse(x: Tensor, t: Tensor, reduction: str = "mean") -> Tensor:
+    return F.mse_loss(x, t, reduction=reduction)
 
 
 def _kl(x: Tensor, t: Tensor, reduction: str = "mean", log_target: bool = False) -> Tensor:

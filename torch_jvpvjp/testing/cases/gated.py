@@ -44,7 +44,7 @@ CASES: dict[str, OpCase] = {
         gated.ops.geglu,
         _geglu,
         [
-            Sample((tensor(4, 2),), name="packed"),
+            Sample((tensor(3, 4),), name="packed"),
             Sample((tensor(2, 6),), name="packed, other sizes"),
             Sample((tensor(3), 1 + tensor(3), "tanh"), name="two tensors, tanh"),
         ],
@@ -56,7 +56,7 @@ CASES: dict[str, OpCase] = {
         _glu,
         [
             Sample((tensor(2, 4),), name="last axis"),
-            Sample((tensor(3, 2),), name="last axis, other sizes"),
+            Sample((tensor(3, 6),), name="last axis, other sizes"),
             Sample((tensor(2, 3), 0), name="first axis"),
         ],
         interpreted=("last axis",),
