@@ -1,7 +1,7 @@
 """The operations every op is timed in: value, gradient, JVP and two kinds of second order, of a function of tensors."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,10 @@ class Directions:
         """The same numbers in float64."""  # noqa: DOC201
         wide = [tuple(t.double() for t in group) for group in vars(self).values()]
         return Directions(*wide)
+
+    def scaled(self, factor: float) -> "Directions":
+        """A point nearby, with the same directions."""  # noqa: DOC201
+        return replace(self, primals=tuple(x * factor for x in self.primals))
 
 
 def directions(f: TensorFunction, primals: tuple[Tensor, ...]) -> Directions:

@@ -42,7 +42,7 @@ class Batched(NamedTuple):
             full = result[0]
         else:
             shared = result.shape[0] != prod(self.lead)
-            full = result.reshape(*((1,) * len(self.lead) if shared else self.lead), *result.shape[1:])
+            full = result.reshape((*((1,) * len(self.lead) if shared else self.lead), *result.shape[1:]))
         return full if like is None else sum_to(full, like.shape)
 
     def shared_result(self, result: Tensor, shape: Sequence[int]) -> Tensor:
@@ -124,7 +124,7 @@ def leading_rule(
             lead = torch.broadcast_shapes(*(leads[i] for i in positions))
             is_batched = any(in_dims[i] is not None for i in positions)
             front = (info.batch_size,) if is_batched else ()
-            shaped.append(result.reshape(*front, *lead, *result.shape[result.dim() - own :]))
+            shaped.append(result.reshape((*front, *lead, *result.shape[result.dim() - own :])))
             out_dims.append(0 if is_batched else None)
         return tuple(shaped), tuple(out_dims)
 

@@ -42,7 +42,7 @@ class Grouped(NamedTuple):
             The shaped result.
         """
         groups = self.group_shape if result.shape[0] == prod(self.group_shape) else (1,) * len(self.group_shape)
-        full = result.reshape(*groups, *self.row_shape, *self.column_shape)
+        full = result.reshape((*groups, *self.row_shape, *self.column_shape))
         return full if like is None else sum_to(full, like.shape)
 
     def shared_result(self, result: Tensor, shape: Sequence[int]) -> Tensor:
@@ -73,7 +73,7 @@ class Grouped(NamedTuple):
             The shaped result.
         """
         groups = self.group_shape if result.shape[0] == prod(self.group_shape) else (1,) * len(self.group_shape)
-        return sum_to(result.reshape(*groups, *(1,) * len(self.row_shape), *self.column_shape), like.shape)
+        return sum_to(result.reshape((*groups, *(1,) * len(self.row_shape), *self.column_shape)), like.shape)
 
 
 def group(rows: Sequence[Tensor | None], weights: Sequence[Tensor | None], normalized_ndim: int) -> Grouped:
@@ -121,7 +121,7 @@ def group(rows: Sequence[Tensor | None], weights: Sequence[Tensor | None], norma
             return None
         shared = prod(lead_of[id(tensor)][:split]) == 1
         groups = (1,) * split if shared else group_shape
-        padded = tensor.reshape(*lead_of[id(tensor)], *columns).expand(*groups, *inner, *columns)
+        padded = tensor.reshape((*lead_of[id(tensor)], *columns)).expand(*groups, *inner, *columns)
         return padded.reshape(1 if shared else prod(groups), *tail)
 
     return Grouped(

@@ -67,7 +67,7 @@ def reduced_pull_rule(op: DifferentiableOp, ndim_at: int, results_like: Sequence
         y_bar, dim = args[0], in_dims[0]
         if dim is not None:  # seen from the right, the axes that were summed over come last
             y_bar, dim = y_bar.movedim(dim, 0), 0
-        y_bar = y_bar.reshape(*y_bar.shape, *(1,) * ndim)
+        y_bar = y_bar.reshape((*y_bar.shape, *(1,) * ndim))
         aligned = align(info, (dim, *in_dims[1:]), (y_bar, *args[1:]), expand=True)
         aligned[0] = aligned[0].reshape(aligned[0].shape[: aligned[0].dim() - ndim])
         results = []

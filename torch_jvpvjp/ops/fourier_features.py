@@ -166,7 +166,7 @@ def fourier_features(x: Tensor, frequencies: Tensor) -> Tensor:
     rows = x.reshape(count, 1 if scalar else x.shape[-1])
     f = frequencies.unsqueeze(-1) if scalar else frequencies
     y = op(rows, f) if _is_compiling() else op.call_flat((rows, f))[0]
-    return y.reshape(*lead, 2 * f.shape[0])
+    return y.reshape((*lead, 2 * f.shape[0]))
 
 
 def _check(x: Any, frequencies: Any) -> None:

@@ -172,7 +172,7 @@ def timestep_embedding(
     decay = -log(max_period) / (dim // 2 - downscale_freq_shift)
     args = (t.reshape(t.numel(), 1), dim, decay, float(scale), bool(flip_sin_to_cos))
     y = op(*args) if _is_compiling() else op.call_flat(args)[0]
-    return y.reshape(*t.shape, dim)
+    return y.reshape((*t.shape, dim))
 
 
 def _check(t: Any, dim: Any, max_period: Any, shift: Any, scale: Any) -> None:

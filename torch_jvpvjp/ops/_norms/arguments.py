@@ -1,6 +1,6 @@
 """What the public norms ask of their arguments; each check names the function, what was required and what came."""
 
-from math import inf, isfinite
+from math import inf
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ def check_eps(function: str, eps: Any, optional: bool = False) -> None:
     if isinstance(eps, bool) or not isinstance(eps, float | int):
         wanted = "a number or None" if optional else "a number"
         raise TypeError(f"{function}: eps must be {wanted}, got {type(eps).__name__}.")
-    if not isfinite(eps):
+    if not -inf < eps < inf:
         raise ValueError(f"{function}: eps must be finite, got {eps}.")
 
 

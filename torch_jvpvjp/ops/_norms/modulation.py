@@ -58,4 +58,4 @@ def _aligned(function: str, name: str, t: Any, x: Tensor) -> Tensor:
             f"{function}: {name} must have the last size of x, {x.shape[-1]}, after either all batch axes of x (each "
             f"its size or 1) or the first few of them (its own sizes), x being {tuple(x.shape)}; got {tuple(t.shape)}."
         )
-    return t if own in (rank, 1) else t.reshape(*t.shape[:-1], *(1,) * (rank - own), t.shape[-1])
+    return t if own in (rank, 1) else t.reshape((*t.shape[:-1], *(1,) * (rank - own), t.shape[-1]))

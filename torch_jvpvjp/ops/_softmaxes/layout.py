@@ -67,7 +67,7 @@ def lines(tensors: Sequence[Tensor | None], mask: Tensor | None, dim: int) -> Li
 
     grouped = group(tensors, [], -dim)
     n, inner = grouped.column_shape[0], prod(grouped.column_shape[1:])
-    split = [None if t is None else t.reshape(*t.shape[:2], n, inner) for t in grouped.rows]
+    split = [None if t is None else t.reshape((*t.shape[:2], n, inner)) for t in grouped.rows]
     return Lines(split, NO_MASK if mask is None else _mask_layout(grouped, mask), grouped)
 
 
@@ -75,7 +75,7 @@ def _mask_layout(grouped: Grouped, mask: Tensor) -> Any:
     from ...triton_kernels.softmax._tiles import lay_out_mask
 
     lead = len(grouped.group_shape) + len(grouped.row_shape)
-    padded = mask.reshape(*(1,) * (lead + len(grouped.column_shape) - mask.dim()), *mask.shape)
+    padded = mask.reshape((*(1,) * (lead + len(grouped.column_shape) - mask.dim()), *mask.shape))
     count = len(grouped.group_shape)
     shared = prod(padded.shape[:count]) == 1
     if shared:

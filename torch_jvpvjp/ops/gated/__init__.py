@@ -121,7 +121,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 -- the name torch
         return _call(ops.glu, input)
     # Both halves of an axis are blocks of everything behind it.
     y = _call(ops.glu, input.flatten(axis))
-    return y.reshape(*input.shape[:axis], input.shape[axis] // 2, *input.shape[axis + 1 :])
+    return y.reshape((*input.shape[:axis], input.shape[axis] // 2, *input.shape[axis + 1 :]))
 
 
 def _call(op: DifferentiableOp, *args: Any) -> Tensor:

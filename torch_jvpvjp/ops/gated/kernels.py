@@ -128,7 +128,7 @@ def _grouped(operands: list[Tensor | None]) -> Grouped:
 
 def _packed_result(grouped: Grouped, packed: Tensor, like: Tensor) -> Tensor:
     """A launcher's (K, M, 2N) as the packed tensor it is the cotangent of."""
-    full = packed.reshape(*grouped.group_shape, *grouped.row_shape, packed.shape[-1])
+    full = packed.reshape((*grouped.group_shape, *grouped.row_shape, packed.shape[-1]))
     return sum_to(full, like.shape)
 
 

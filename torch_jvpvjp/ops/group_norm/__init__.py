@@ -1,6 +1,6 @@
 """Group normalisation, with SiLU if asked: the public face."""
 
-from math import isfinite, prod
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ def _check(x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, activation
             )
     if isinstance(eps, bool) or not isinstance(eps, float | int):
         raise TypeError(f"group_norm: eps must be a number, got {type(eps).__name__}.")
-    if not isfinite(eps):
+    if not -inf < eps < inf:
         raise ValueError(f"group_norm: eps must be finite, got {eps}.")
     if activation is not None and activation != "silu":
         raise ValueError(f'group_norm: activation must be None or "silu", got {activation!r}.')

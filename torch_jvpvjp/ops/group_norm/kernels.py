@@ -52,7 +52,7 @@ def _vjp(
 
     x, weight, bias, num_groups, ndim, channels_last, _, silu = inputs
     at = _Laid([cotangents.y, x], [weight, bias], x, ndim, num_groups, channels_last)
-    mean, rstd = (m.reshape(-1, at.own[0], num_groups) for m in at.more(residuals))
+    mean, rstd = (m.reshape(m.shape[0], at.own[0], num_groups) for m in at.more(residuals))
     (y_bar, row), (w, b) = at.rows, at.weights
     wanted: Any = needs
     x_bar, w_bar, b_bar = group_norm_vjp(y_bar, row, w, b, mean, rstd, num_groups, channels_last, _name(silu), wanted)

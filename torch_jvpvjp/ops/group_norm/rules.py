@@ -121,19 +121,19 @@ class _At(NamedTuple):
 
     def rows(self, x: Tensor) -> Tensor:
         """The tensor as (*lead, *own), in the dtype the op computes in."""
-        return x.to(self.wide).reshape(*x.shape[: x.dim() - self.ndim], *self.own)
+        return x.to(self.wide).reshape((*x.shape[: x.dim() - self.ndim], *self.own))
 
     def channels(self, w: Tensor | None) -> Any:
         """A weight so that it broadcasts against (*lead, *own), in the dtype the op computes in."""
-        return None if w is None else w.to(self.wide).reshape(*w.shape[: max(0, w.dim() - self.ndim)], *self.weight)
+        return None if w is None else w.to(self.wide).reshape((*w.shape[: max(0, w.dim() - self.ndim)], *self.weight))
 
     def back(self, y: Tensor, x: Tensor) -> Tensor:
         """(*lead, *own) as (*lead, N, C, *spatial), in the dtype of x."""
-        return y.reshape(*y.shape[:-4], *x.shape[x.dim() - self.ndim :]).to(x.dtype)
+        return y.reshape((*y.shape[:-4], *x.shape[x.dim() - self.ndim :])).to(x.dtype)
 
     def statistics(self, m: Tensor, x: Tensor) -> Tensor:
         """One value per group as (*lead, N, G, 1, ..., 1)."""
-        return m.reshape(*x.shape[: x.dim() - self.ndim], self.own[0], self.groups, *(1,) * (self.ndim - 2))
+        return m.reshape((*x.shape[: x.dim() - self.ndim], self.own[0], self.groups, *(1,) * (self.ndim - 2)))
 
 
 def _unit(at: _At, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

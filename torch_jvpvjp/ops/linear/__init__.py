@@ -87,7 +87,7 @@ def linear(
         y = op.call_flat(args)[0]  # a call of the op would only look at the arguments again
     if single:
         return y.reshape(batch)
-    return y if input.dim() == 2 else y.reshape(*batch, y.shape[-1])
+    return y if input.dim() == 2 else y.reshape((*batch, y.shape[-1]))
 
 
 def _check(x: Any, weight: Any, bias: Any, activation: Any) -> None:

@@ -75,7 +75,7 @@ def _broadcasting_rule(point: DifferentiableOp, results: Sequence[tuple[int, ...
                 continue
             lead = torch.broadcast_shapes(*(s[:-2] for i in sources if (s := shapes[i]) is not None))
             batched = any(in_dims[i] is not None for i in sources)
-            shaped.append(result.reshape(*((info.batch_size,) if batched else ()), *lead, *own))
+            shaped.append(result.reshape((*((info.batch_size,) if batched else ()), *lead, *own)))
             out_dims.append(0 if batched else None)
         return tuple(shaped), tuple(out_dims)
 

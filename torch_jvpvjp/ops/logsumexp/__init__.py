@@ -87,7 +87,7 @@ def _together(x: Tensor, mask: Tensor | None, axes: tuple[int, ...]) -> tuple[Te
     """The tensors with the axes brought together at the end."""
     last = tuple(range(-len(axes), 0))
     if mask is not None:
-        padded = mask.reshape(*(1,) * (x.dim() - mask.dim()), *mask.shape)
+        padded = mask.reshape((*(1,) * (x.dim() - mask.dim()), *mask.shape))
         sizes = [size if axis - x.dim() in axes else -1 for axis, size in enumerate(x.shape)]
         mask = padded.expand(sizes).movedim(axes, last).flatten(-len(axes))
     return x.movedim(axes, last).flatten(-len(axes)), mask

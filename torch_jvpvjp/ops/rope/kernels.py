@@ -69,7 +69,7 @@ def _launch(
         if frame.heads_last:
             tensor = tensor.transpose(-2, -3)
         own, have = tensor.shape[-3:], _padded(tensor, rank)
-        tensor = tensor.reshape(*have, *own) if rank != tensor.dim() - 3 else tensor
+        tensor = tensor.reshape((*have, *own)) if rank != tensor.dim() - 3 else tensor
         parts = [have[:cut], have[cut:]]
         full = [lead[:cut], lead[cut:]]
         target = [(1,) * len(p) if prod(p) == 1 else f for p, f in zip(parts, full, strict=True)]
@@ -104,7 +104,7 @@ def _launch(
         if frame.heads_last:
             result = result.transpose(2, 3)
         groups = lead[:cut] if result.shape[0] == prod(lead[:cut]) else (1,) * cut
-        return result.reshape(*groups, *lead[cut:], *result.shape[2:])
+        return result.reshape((*groups, *lead[cut:], *result.shape[2:]))
 
     first, second, first_sum, second_sum = (Pair(*(shaped(t) for t in pair)) for pair in turned)
     return first, second, first_sum, second_sum
@@ -125,7 +125,7 @@ def _narrowed(result: Tensor | None, sources: Sequence[Tensor | None]) -> Tensor
         if size == 1 and result.shape[axis] != 1:
             result = result.narrow(axis, 0, 1)
     ones = rank - max(t.dim() - 3 for t in sources if t is not None)
-    return result.expand(*lead, *result.shape[-3:]).reshape(*lead[ones:], *result.shape[-3:])
+    return result.expand(*lead, *result.shape[-3:]).reshape((*lead[ones:], *result.shape[-3:]))
 
 
 _points = Points(_Kernel())

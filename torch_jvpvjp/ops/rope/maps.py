@@ -73,7 +73,7 @@ def _spread(sums: Tensor, table: Tensor, frame: Frame) -> Tensor:
     tokens = sums.squeeze(head)
     index = index.expand(tokens.shape[:-1]).reshape(-1)
     added = torch.ops.aten.embedding_dense_backward(tokens.reshape(-1, c), index, flat.shape[0], -1, False)
-    return added.reshape(*lead, rows, c).unsqueeze(head)
+    return added.reshape((*lead, rows, c)).unsqueeze(head)
 
 
 def look_up(angle: Tensor, frame: Frame) -> Tensor:
@@ -91,7 +91,7 @@ def _table_index(table: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
     rows, index = table.squeeze(head), frame.position_ids.squeeze(-1).squeeze(head + 1).to(torch.int64)
     lead = rows.shape[:-2]
     if prod(lead) != 1:
-        first = torch.arange(prod(lead), device=table.device).reshape(*lead, 1) * rows.shape[-2]
+        first = torch.arange(prod(lead), device=table.device).reshape((*lead, 1)) * rows.shape[-2]
         index = index + first
     return rows.reshape(-1, rows.shape[-1]), index
 
@@ -113,7 +113,7 @@ def _times(x: Tensor | None, e: Pair | None, interleaved: bool, keeps: bool) -> 
     x1, x2, rest = _pairs(x, cos.shape[-1], interleaved)
     y1, y2 = x1 * cos - x2 * sin, x2 * cos + x1 * sin
     # reshape, because the vmap before functorch has no rule for flatten
-    parts = [torch.stack((y1, y2), -1).reshape(*y1.shape[:-1], -1)] if interleaved and y1.numel() else [y1, y2]
+    parts = [torch.stack((y1, y2), -1).reshape((*y1.shape[:-1], -1))] if interleaved and y1.numel() else [y1, y2]
     if rest.shape[-1]:
         parts.append((rest if keeps else torch.zeros_like(rest)).expand(*y1.shape[:-1], -1))
     return torch.cat(parts, -1) if len(parts) > 1 else parts[0]

@@ -83,7 +83,7 @@ def _broadcasting_rule(point: DifferentiableOp, results: Sequence[tuple[int, tup
             batched = args[like] is not None and any(in_dims[i] is not None for i in sources)
             if args[like] is not None:
                 shape = (*torch.broadcast_shapes(*(s[:-3] for s in logical)), *logical[0][-3:])
-                result = result.reshape(*((info.batch_size,) if batched else ()), *shape)
+                result = result.reshape((*((info.batch_size,) if batched else ()), *shape))
             shaped.append(result)
             out_dims.append(0 if batched else None)
         return tuple(shaped), tuple(out_dims)
