@@ -6,18 +6,21 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-fast lint types bench-cpu bench-host bench-jacobian bench-planner clean
+.PHONY: demo test test-all test-fast lint types bench-cpu bench-host bench-jacobian bench-planner clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m torch_jvpvjp demo
 
 test: $(VENV)/.installed lint types
-	$(RUN) -m pytest -n 2 --dist worksteal --ignore tests/kernels/test_aot.py
+	$(RUN) -m pytest -n 2 --dist worksteal --ignore tests/kernels/test_aot.py -m "not exhaustive"
 	$(RUN) -m pytest tests/kernels/test_aot.py  # two processes of its own; prints its table
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --dist worksteal tests/kernels tests/ops -m "not compiled"
 
+test-all: test  # what CI has no time for as well
+	$(RUN) -m pytest -n 2 --dist worksteal -m exhaustive
+
 test-fast: $(VENV)/.installed
-	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not exhaustive"
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

@@ -17,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: left out of make test-fast")
+    config.addinivalue_line("markers", "exhaustive: more of the same than CI has time for; make test-all runs it")
     config.addinivalue_line("markers", "compiled: runs torch.compile, which the kernel interpreter does not need again")
     torch.set_num_threads(1)
 

@@ -86,7 +86,7 @@ def batched(tensors: Sequence[Tensor | None], ndim: int) -> Batched:
         own = shape[rank - ndim :]
         if prod(shape[: rank - ndim]) == 1:
             return tensor.reshape(1, *own)
-        return tensor.reshape(shape).expand(*lead, *own).reshape(prod(lead), *own)
+        return tensor.reshape(shape).expand((*lead, *own)).reshape(prod(lead), *own)
 
     return Batched([one_axis(t) for t in tensors], lead)
 

@@ -121,7 +121,7 @@ def group(rows: Sequence[Tensor | None], weights: Sequence[Tensor | None], norma
             return None
         shared = prod(lead_of[id(tensor)][:split]) == 1
         groups = (1,) * split if shared else group_shape
-        padded = tensor.reshape((*lead_of[id(tensor)], *columns)).expand(*groups, *inner, *columns)
+        padded = tensor.reshape((*lead_of[id(tensor)], *columns)).expand((*groups, *inner, *columns))
         return padded.reshape(1 if shared else prod(groups), *tail)
 
     return Grouped(

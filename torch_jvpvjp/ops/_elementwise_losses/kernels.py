@@ -64,7 +64,7 @@ def register_kernels(op: DifferentiableOp, loss: Loss, scale_of: Callable[[Tenso
         y_bar = cotangents.y[(..., *(None,) * ndim)] if ndim else cotangents.y
         own = torch.broadcast_shapes(inputs.x.shape, inputs.t.shape)[-ndim:] if ndim else ()
         # Axes of size 1 stand for what was summed over: the kernel reads the first element of each row.
-        operands = [inputs.x, inputs.t, y_bar.expand(*y_bar.shape[: y_bar.dim() - ndim], *own)]
+        operands = [inputs.x, inputs.t, y_bar.expand((*y_bar.shape[: y_bar.dim() - ndim], *own))]
         grouped, (x, t, full_bar) = _grouped(operands, ndim)
         found = elementwise_loss_vjp(name, full_bar, x, t, needs_x=needs[0], needs_t=needs[1], **setting(inputs))
         return tuple(

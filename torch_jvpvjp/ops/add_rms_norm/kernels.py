@@ -51,7 +51,7 @@ def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tens
     shape = torch.broadcast_shapes(x.shape, residual.shape)
     y_shape = shape if weight is None else torch.broadcast_shapes(shape, weight.shape)
     dots = [t.shape for t in (tangents.input, tangents.residual) if t is not None]
-    total_dot = None if total_dot is None else grouped.shared_result(total_dot, torch.broadcast_shapes(shape, *dots))
+    total_dot = None if total_dot is None else grouped.shared_result(total_dot, torch.broadcast_shapes(*dots))
     values = grouped.shared_result(y, y_shape), grouped.shared_result(total, shape)
     return values, (grouped.row_result(y_dot), total_dot)
 

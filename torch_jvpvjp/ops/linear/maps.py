@@ -45,7 +45,7 @@ def project_tangents(at: Terms, dots: Terms) -> Tensor | None:
     if dots.x is None and dots.weight is None:
         if dots.bias is None:
             return None
-        return dots.bias.expand(*dots.bias.shape[:-2], at.x.shape[-2], dots.bias.shape[-1])
+        return dots.bias.expand((*dots.bias.shape[:-2], at.x.shape[-2], dots.bias.shape[-1]))
     if dots.x is None:
         return project(at.x, dots.weight, dots.bias)
     z_dot = project(dots.x, at.weight, dots.bias)

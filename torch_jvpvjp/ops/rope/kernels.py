@@ -75,7 +75,7 @@ def _launch(
         target = [(1,) * len(p) if prod(p) == 1 else f for p, f in zip(parts, full, strict=True)]
         if rank == 1:  # the common case: nothing to merge
             return tensor.unsqueeze(1 if cut else 0)
-        return tensor.expand(*target[0], *target[1], *own).reshape(prod(target[0]), prod(target[1]), *own)
+        return tensor.expand((*target[0], *target[1], *own)).reshape(prod(target[0]), prod(target[1]), *own)
 
     a_q, a_k, b_q, b_k, x_q, x_k, x_dot_q, x_dot_k = (merged(t) for t in rows)
     cos, sin, cos_dot, sin_dot = (None if t is None else merged(t).squeeze(2) for t in angles)
@@ -125,7 +125,7 @@ def _narrowed(result: Tensor | None, sources: Sequence[Tensor | None]) -> Tensor
         if size == 1 and result.shape[axis] != 1:
             result = result.narrow(axis, 0, 1)
     ones = rank - max(t.dim() - 3 for t in sources if t is not None)
-    return result.expand(*lead, *result.shape[-3:]).reshape((*lead[ones:], *result.shape[-3:]))
+    return result.expand((*lead, *result.shape[-3:])).reshape((*lead[ones:], *result.shape[-3:]))
 
 
 _points = Points(_Kernel())

@@ -115,7 +115,7 @@ def _times(x: Tensor | None, e: Pair | None, interleaved: bool, keeps: bool) -> 
     # reshape, because the vmap before functorch has no rule for flatten
     parts = [torch.stack((y1, y2), -1).reshape((*y1.shape[:-1], -1))] if interleaved and y1.numel() else [y1, y2]
     if rest.shape[-1]:
-        parts.append((rest if keeps else torch.zeros_like(rest)).expand(*y1.shape[:-1], -1))
+        parts.append((rest if keeps else torch.zeros_like(rest)).expand((*y1.shape[:-1], -1)))
     return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
 

@@ -184,7 +184,7 @@ def _added(ones: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> tu
 def _widened(result: Tensor, *others: Tensor) -> Tensor:
     """The result with the leads of all."""
     lead = torch.broadcast_shapes(result.shape[:-3], *(t.shape[:-3] for t in others))
-    return result.expand(*lead, *result.shape[-3:])
+    return result.expand((*lead, *result.shape[-3:]))
 
 
 def _results(heads: Pair, q: Tensor, k: Tensor | None) -> tuple[Tensor, Tensor]:
