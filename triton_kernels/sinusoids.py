@@ -239,7 +239,7 @@ def sinusoids_push(
     y = new((k_y, rows, layout.width), dtype=x.dtype, device=x.device)
     y_dot = None if tangents is None else new((k, rows, layout.width), dtype=x.dtype, device=x.device)
     if y.numel() and m:
-        config = _config(k_y, rows, m, x, block_limit)
+        config = _config(k_y, rows, m, block_limit)
         launch(
             _push_kernel,
             k_y * config.blocks,
@@ -287,7 +287,7 @@ def sinusoids_pull(
     shape, dtype = ((k, rows, 1), x.dtype) if ladder else ((k, rows, m), partial_dtype(x.dtype))
     out = torch.empty(shape, dtype=dtype, device=x.device)
     if out.numel():
-        config = _config(k, rows, m, x, block_limit)
+        config = _config(k, rows, m, block_limit)
         column_blocks = 1 if ladder else config.column_blocks
         launch(
             _pull_kernel,
@@ -313,8 +313,10 @@ def sinusoids_pull(
     return out
 
 
-def _config(k: int, rows: int, m: int, x: Tensor, limit: int | None) -> ColumnConfig:
-    return column_config(k, rows, m, x.element_size(), None, min(limit or 128, 128))
+def _config(k: int, rows: int, m: int, limit: int | None) -> ColumnConfig:
+    config = column_config(k, rows, m, 8, None, min(limit or 128, 128))
+    # Sine and cosine take so many registers that a thread has four phases, not eight.
+    return config._replace(options={**config.options, "num_warps": 2 * config.options["num_warps"]})
 
 
 def _strides(tensor: Tensor | None) -> tuple[int, int, int]:
