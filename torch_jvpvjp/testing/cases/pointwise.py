@@ -19,7 +19,8 @@ def _row(function: Callable[[Tensor], Tensor], op: DifferentiableOp, reference: 
         Sample((tensor(2, 3),), name="two axes"),
         Sample((tensor(3, 2),), name="two axes, other sizes"),
     ]
-    return OpCase(function, op, reference, samples, interpreted=("two axes",))
+    # One kernel serves all functions: of these, the pullbacks that read x and y each run interpreted.
+    return OpCase(function, op, reference, samples, interpreted=("two axes",) if op in (ops.silu, ops.tanh) else ())
 
 
 def _silu(x: Tensor) -> Tensor:
