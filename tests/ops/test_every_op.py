@@ -29,8 +29,8 @@ COMPILED = (
     *("jvp∘jvp", "jvp∘grad", "grad∘jvp", "grad∘grad", "vmap", "vmap∘jvp", "jvp∘vmap", "vmap∘grad"),
     "opcheck with symbolic sizes",
 )
-# Of one op the other compositions are compiled as well: what those add is not the op's.
-COMPILED_FULLY = ("rms_norm",)
+# Ops of different kinds, of which the other compositions are compiled as well: what those add is not the op's.
+COMPILED_FULLY = ("rms_norm", "linear")
 
 
 # Compiling takes long: CI does it for ops of different kinds, `make test-all` for every one.

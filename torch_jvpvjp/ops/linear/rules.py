@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ...registration import DifferentiableOp, differentiable_op, expanding_rule
 from ...registration.vmap import VmapRule, align
-from .._arithmetic import empty_like
+from .._arithmetic import empty_like, total
 from . import maps
 from .activations import IDENTITY
-from .points import Points, check_tangents
+from .maps import Terms
+from .points import Points, check_tangents, terms_of
 
 formula = Points(maps.slopes, reads_z=False)
 
@@ -49,6 +50,33 @@ op.jvp(formula.jvp)
 def _jvp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """Reverse over forward, see `points`."""
     return formula.jvp_vjp(cotangents, inputs, needs=needs)
+
+
+@op.jvp.jvp
+def _jvp_jvp(primals: Any, tangents: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Forward over forward: y′ = f′z′ and ẏ′ = f″ż z′ + f′ż′ with ż′ = ẋ′ Wᵀ + x Ẇ′ᵀ + ḃ′ + ẋ W′ᵀ + x′ Ẇᵀ."""
+    at, dots = terms_of(primals), Terms(primals.x_dot, primals.weight_dot, primals.bias_dot)
+    primes = Terms(tangents.x, tangents.weight, tangents.bias)
+    values = formula.jvp(op.signature.inputs_type(*at, primals.activation), op.signature.tangents_type(*dots))
+    z_dot, z_prime = maps.project_tangents(at, dots), maps.project_tangents(at, primes)
+    z_dot_prime = total(
+        maps.project_tangents(at, Terms(tangents.x_dot, tangents.weight_dot, tangents.bias_dot)),
+        None if dots.x is None or primes.weight is None else maps.project(dots.x, primes.weight, None),
+        None if primes.x is None or dots.weight is None else maps.project(primes.x, dots.weight, None),
+    )
+    if primals.activation != IDENTITY:
+        z = maps.project(*at)
+        found = maps.slopes(
+            primals.activation, z, z_dot, z_prime, z_dot_prime, wants_first=True, wants_second=True
+        )  # f′z′ and f′ż′ + f″ż z′
+        z_prime, z_dot_prime = found.first, found.second
+    (y, _), y_dot = values
+    return values, (_with_axes_of(z_prime, y), _with_axes_of(z_dot_prime, y if y_dot is None else y_dot))
+
+
+def _with_axes_of(tangent: Tensor | None, output: Tensor) -> Tensor | None:
+    """A tangent with the batch axes of its output, which what it is made of may lack."""
+    return None if tangent is None else tangent.expand(torch.broadcast_shapes(tangent.shape, output.shape))
 
 
 op.vjp.jvp(formula.vjp_jvp)
