@@ -5,6 +5,7 @@ that is where vmap puts a batch.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -103,6 +104,8 @@ def _broadcasting_rule(point: DifferentiableOp, results: Sequence[tuple[int, ...
                 continue
             lead = torch.broadcast_shapes(*(s[:-2] for i in sources if (s := shapes[i]) is not None))
             batched = any(in_dims[i] is not None for i in sources)
+            if batched and result.numel() != info.batch_size * prod(lead) * prod(own):
+                result = result.expand(info.batch_size, *result.shape)  # noqa: PLW2901 -- equal along it: a zero
             shaped.append(result.reshape((*((info.batch_size,) if batched else ()), *lead, *own)))
             out_dims.append(0 if batched else None)
         return tuple(shaped), tuple(out_dims)
@@ -118,6 +121,12 @@ def _logical(value: Tensor, dim: int | None) -> tuple[int, ...]:
 _SOURCES = (0, 1, 2)  # x, weight, bias, activation
 op.vmap(_broadcasting_rule(op, [_SOURCES, _SOURCES]))
 op.jvp.vmap(_broadcasting_rule(op.jvp.op, [_SOURCES, _SOURCES, (*_SOURCES, 4, 5, 6)]))  # ... and the tangents
+_PRIMES = (*_SOURCES, 7, 8, 9)
+op.jvp.jvp.vmap(
+    _broadcasting_rule(
+        op.jvp.jvp.op, [_SOURCES, _SOURCES, (*_SOURCES, 4, 5, 6), _PRIMES, (*_PRIMES, 4, 5, 6, 10, 11, 12)]
+    )
+)
 op.vjp.vmap(expanding_rule(op.vjp.op, results_like=(1, 2, 3)))  # y_bar, x, weight, bias, activation, z, needs
 op.jvp.vjp.vmap(expanding_rule(op.jvp.vjp.op, results_like=(2, 3, 4, 6, 7, 8)))  # y_bar, y_dot_bar, x, ...
 op.vjp.jvp.vmap(expanding_rule(op.vjp.jvp.op, results_like=(1, 2, 3, 1, 2, 3)))
