@@ -22,6 +22,7 @@ _POINTER = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
     torch.bool: "*i1",
+    torch.int32: "*i32",
     torch.int64: "*i64",
 }
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
@@ -37,6 +38,7 @@ class Variant:
         constexprs: Value of every compile-time parameter by name.
         divisible: Parameters (pointers, strides, sizes) known to be multiples of 16.
         options: The compiler's options by name, `num_warps` among them.
+        targets: The targets whose configuration it is, by name; none for all.
     """
 
     kernel: Any
@@ -44,6 +46,7 @@ class Variant:
     constexprs: tuple[tuple[str, Any], ...]
     divisible: tuple[str, ...]
     options: tuple[tuple[str, Any], ...]
+    targets: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

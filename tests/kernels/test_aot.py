@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET", "0") != "0":
     pytest.skip("TRITON_INTERPRET is set: interpreted kernels cannot be compiled", allow_module_level=True)
 
 from torch_jvpvjp import triton_kernels
-from torch_jvpvjp.testing.aot import SHARED_LIMIT, TARGETS, AotResult, aot_table, compile_ahead
+from torch_jvpvjp.testing.aot import SHARED_LIMIT, AotResult, aot_table, compile_ahead, targets_of
 from torch_jvpvjp.triton_kernels import norms
 from torch_jvpvjp.triton_kernels._variants import variants_of
 
@@ -42,7 +42,9 @@ def compiled(request: pytest.FixtureRequest) -> dict[str, list[AotResult]]:
     tested = {item.callspec.params["family"] for item in request.session.items if "[family-" in item.name}
     variants = {family: FAMILIES[family].aot_variants() for family in sorted(tested)}
     results = iter(compile_ahead([variant for found in variants.values() for variant in found], workers=2))
-    return {family: [next(results) for _ in range(len(found) * len(TARGETS))] for family, found in variants.items()}
+    return {
+        family: [next(results) for variant in found for _ in targets_of(variant)] for family, found in variants.items()
+    }
 
 
 @pytest.mark.slow

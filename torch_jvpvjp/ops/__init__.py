@@ -1,6 +1,7 @@
 """The ops, each with derivatives of every order; names and signatures are those of ``torch.nn.functional``."""
 
 from .add_rms_norm import add_rms_norm
+from .attention import attention_jvp, scaled_dot_product_attention, varlen_attention
 from .cross_entropy import cross_entropy
 from .dyt import dyt
 from .fourier_features import fourier_features
@@ -29,6 +30,7 @@ from .timestep_embedding import timestep_embedding
 
 __all__ = [
     "add_rms_norm",
+    "attention_jvp",
     "cross_entropy",
     "dyt",
     "fourier_features",
@@ -55,6 +57,7 @@ __all__ = [
     "relu",
     "rms_norm",
     "rope",
+    "scaled_dot_product_attention",
     "sigmoid",
     "silu",
     "sin",
@@ -63,4 +66,5 @@ __all__ = [
     "swiglu",
     "tanh",
     "timestep_embedding",
+    "varlen_attention",
 ]

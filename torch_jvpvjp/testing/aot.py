@@ -66,13 +66,26 @@ def compile_ahead(
         workers: Processes to compile in; above one they are spawned, so a script needs its `__main__` guard.
 
     Returns:
-        One result per variant and target, variants outermost; a failure is a result with its `error`.
+        One result per variant and target that it is for, variants outermost; a failure is a result with its `error`.
     """
-    jobs = [(_portable(variant), target) for variant in variants for target in targets]
+    jobs = [(_portable(variant), target) for variant in variants for target in targets_of(variant, targets)]
     if workers == 1:
         return [_compile(*job) for job in jobs]
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(_compile, *zip(*jobs, strict=True), chunksize=8))
+
+
+def targets_of(variant: Variant, targets: Sequence[str] = tuple(TARGETS)) -> list[str]:
+    """Those targets that a variant is for.
+
+    Args:
+        variant: The variant.
+        targets: Keys of `TARGETS`.
+
+    Returns:
+        All of them, unless it names some.
+    """
+    return [target for target in targets if not variant.targets or target in variant.targets]
 
 
 def aot_table(results: Iterable[AotResult]) -> Table:

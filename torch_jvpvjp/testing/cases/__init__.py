@@ -1,5 +1,6 @@
 """The case table: every public op with its reference and samples. A new op adds one row to the file of its family."""
 
+from .attention import CASES as _ATTENTION
 from .case_row import OpCase
 from .cross_entropy import CASES as _CROSS_ENTROPY
 from .diffusion import CASES as _DIFFUSION
@@ -14,6 +15,7 @@ from .softmax import CASES as _SOFTMAX
 __all__ = ["CASES", "OpCase"]
 
 CASES: dict[str, OpCase] = {
+    **_ATTENTION,
     **_NORMS,
     **_DIFFUSION,
     **_SOFTMAX,

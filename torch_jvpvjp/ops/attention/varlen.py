@@ -1,0 +1,148 @@
+"""Attention within each of several sequences that are packed behind one another."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...registration.fast_path import DISPATCH, choose_way
+from .arguments import UNBOUNDED, by_heads, check_tensors, number_of, slopes_of, visible_of
+from .face import draw_seed, scale_of, softcap_of
+from .rules import op
+
+_NAME = "varlen_attention"
+
+
+def varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    *,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    causal_alignment: str = "top_left",
+    window: tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """Attention of packed sequences: rows a = cu_q[n] to cu_q[n+1] see keys cu_k[n] to cu_k[n+1], and no others.
+
+    Equations, derivatives and options are those of `scaled_dot_product_attention`, with positions counted from the
+    beginning of each sequence. Nothing is padded and keys of other sequences are not visited: kernels read for each row
+    where its keys begin and end.
+
+    Args:
+        query: q, shape (total queries, Hq, dk).
+        key: k, shape (total keys, Hk, dk).
+        value: v, shape (total keys, Hk, dv).
+        cu_seqlens_q: Where sequences of queries begin, and the end of the last: shape (sequences + 1,), int32 or int64,
+            from 0, not decreasing. Rows behind the end give zeros. On the GPU the numbers are not read by the host and
+            so not checked.
+        cu_seqlens_k: The same for keys; cu_seqlens_q if None.
+        dropout_p: As for `scaled_dot_product_attention`, as all that follow.
+        is_causal: A row sees no key after its position.
+        scale: s; 1/√dk if None.
+        enable_gqa: Let Hq be a multiple of Hk.
+        causal_alignment: "top_left", or "bottom_right": in each sequence the last query is at the last key.
+        window: Keys before and after its position that a row sees.
+        softcap: κ.
+        alibi_slopes: m, shape (Hq,).
+        return_lse: Return ℓ too.
+
+    Returns:
+        o, shape (total queries, Hq, dv); with ``return_lse`` the pair of o and ℓ, shape (total queries, Hq).
+
+    Raises:
+        TypeError: If an argument is not of its type.
+        ValueError: If shapes or devices do not agree, or cu_seqlens on the CPU are not cumulative lengths.
+    """
+    check_tensors(_NAME, query, key, value)
+    for label, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() != 3:
+            raise ValueError(
+                f"{_NAME}: {label} must have shape (total length, heads, head size), got {tuple(tensor.shape)}."
+            )
+    for label, tensor in (("key", key), ("value", value)):
+        if tensor.shape[0] != key.shape[0]:
+            raise ValueError(f"{_NAME}: {label} must be as long as key, {key.shape[0]}, got {tensor.shape[0]}.")
+    cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+    for label, tensor, total in (
+        ("cu_seqlens_q", cu_seqlens_q, query.shape[0]),
+        ("cu_seqlens_k", cu_seqlens_k, key.shape[0]),
+    ):
+        _check_lengths(label, tensor, total, query)
+    if cu_seqlens_k.shape != cu_seqlens_q.shape:
+        raise ValueError(
+            f"{_NAME}: cu_seqlens_k must have as many sequences as cu_seqlens_q, {cu_seqlens_q.shape[0] - 1}, got "
+            f"{cu_seqlens_k.shape[0] - 1}."
+        )
+    tensors = (t.transpose(0, 1) for t in (query, key, value))
+    heads, _ = by_heads(_NAME, *tensors, enable_gqa=enable_gqa)
+    visible = visible_of(_NAME, heads, is_causal, window, causal_alignment)
+    dropout_p = number_of(_NAME, "dropout_p", dropout_p, low=0.0, high=1.0)
+    o, lse = op(
+        heads.query,
+        heads.key,
+        heads.value,
+        None,
+        None,
+        slopes_of(_NAME, alibi_slopes, heads),
+        _ranges(
+            cu_seqlens_q, cu_seqlens_k, query.shape[0], visible.left, visible.right, causal_alignment == "bottom_right"
+        ),
+        draw_seed(dropout_p, query),
+        *(None,) * 4,
+        scale_of(_NAME, scale, query),
+        UNBOUNDED,
+        UNBOUNDED,
+        0,
+        softcap_of(_NAME, softcap),
+        dropout_p,
+        0,
+        0,
+    )
+    o, lse = o[0].transpose(0, 1), lse[0].transpose(0, 1)
+    return (o, lse) if return_lse else o
+
+
+def _check_lengths(label: str, cu_seqlens: Any, total: int, query: Tensor) -> None:
+    """Refuse what are no cumulative lengths, as far as that can be seen without waiting for a device."""
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        got = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
+        raise TypeError(f"{_NAME}: {label} must be a Tensor of int32 or int64, got {got}.")
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.device != query.device:
+        raise ValueError(
+            f"{_NAME}: {label} must have shape (sequences + 1,) on {query.device}, got {tuple(cu_seqlens.shape)} on "
+            f"{cu_seqlens.device}."
+        )
+    if cu_seqlens.device.type == "cpu" and choose_way((cu_seqlens,), (0,), ()) != DISPATCH:
+        steps = cu_seqlens.diff()
+        if int(cu_seqlens[0]) != 0 or bool((steps < 0).any()) or int(cu_seqlens[-1]) > total:
+            raise ValueError(
+                f"{_NAME}: {label} must begin with 0, not decrease, and end within the {total} rows of its tensor, got "
+                f"{cu_seqlens.tolist()}."
+            )
+
+
+def _ranges(cu_q: Tensor, cu_k: Tensor, rows: int, left: int, right: int, bottom_right: bool) -> Tensor:  # noqa: FBT001
+    """First key, end of keys and position of every row, int32, (1, 3, rows), computed on the device."""
+    cu_q, cu_k = cu_q.long(), cu_k.long()
+    row = torch.arange(rows, device=cu_q.device)
+    last = cu_q.shape[0] - 2
+    sequence = torch.searchsorted(cu_q[1:].contiguous(), row, right=True).clamp(max=last)
+    first, end = cu_k[sequence], cu_k[sequence + 1]
+    position = row - cu_q[sequence] + first
+    if bottom_right:
+        position = position + (end - first) - (cu_q[sequence + 1] - cu_q[sequence])
+    behind = row >= cu_q[-1]
+    lowest = position - left if left >= 0 else first
+    highest = position + right + 1 if right >= 0 else end
+    begin = torch.minimum(torch.maximum(lowest, first), end)
+    stop = torch.maximum(torch.minimum(highest, end), first)
+    begin, stop = (torch.where(behind, cu_k[-1], t) for t in (begin, stop))
+    return torch.stack([begin, torch.maximum(begin, stop), position]).to(torch.int32).unsqueeze(0)

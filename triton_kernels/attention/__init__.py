@@ -1,0 +1,16 @@
+"""Attention: value, tangents, pullback, and everything of the second order."""
+
+from .arguments import Blocks, Operands, Scores
+from .forward import attention_forward
+from .pullback import attention_second_order, attention_vjp
+from .variants import aot_variants
+
+__all__ = [
+    "Blocks",
+    "Operands",
+    "Scores",
+    "aot_variants",
+    "attention_forward",
+    "attention_second_order",
+    "attention_vjp",
+]

@@ -1,0 +1,325 @@
+"""The gradient of an additive bias, and its tangent: sums of dS over all that the bias is broadcast over."""
+
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportOperatorIssue=false
+# pyright: reportInvalidTypeForm=false, reportGeneralTypeIssues=false
+# Constexprs take plain values, and decide what is bound.
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._launch import launch
+from ._adjoint_tiles import Facts, known_rows
+from ._scores import Rules, adjoints
+from ._tiles import head_offset, load_rows
+from .arguments import RuleArguments
+from .config import Config
+
+
+@triton.jit(do_not_specialize=["batch", "heads", "group", "rows", "columns", "left", "right", "offset", "bias_batch"])
+def _bias_kernel(
+    q_ptr,  # (n, batch, heads, rows, DK)
+    k_ptr,  # (n, batch, heads / group, columns, DK)
+    v_ptr,  # (n, batch, heads / group, columns, DV)
+    q_dot_ptr,  # tangents of those, or None
+    k_dot_ptr,
+    v_dot_ptr,
+    w_ptr,  # (n, batch, heads, rows, DV), contiguous but for n, as the following: cotangents of o, or None
+    u_ptr,  # their tangents, or None
+    lse_ptr,  # (n, batch, heads, rows)
+    lse_dot_ptr,
+    delta_ptr,
+    delta_dot_ptr,
+    bias_ptr,  # (n, batch, heads, rows, columns) by its strides, or None
+    bias_dot_ptr,
+    mask_ptr,  # the same, bool
+    slopes_ptr,  # (batch, heads)
+    ranges_ptr,  # int32 (batch, 3, rows)
+    seed_ptr,  # int64 (n)
+    first_ptr,  # (n, bias_batch, bias_heads, rows or 1, columns or 1), contiguous: gradient of the bias, or None
+    second_ptr,  # its tangent, or None
+    q_n,
+    q_b,
+    q_h,
+    q_row,
+    k_n,
+    k_b,
+    k_h,
+    k_row,
+    v_n,
+    v_b,
+    v_h,
+    v_row,
+    qd_n,
+    qd_b,
+    qd_h,
+    qd_row,
+    kd_n,
+    kd_b,
+    kd_h,
+    kd_row,
+    vd_n,
+    vd_b,
+    vd_h,
+    vd_row,
+    w_n,
+    u_n,
+    lse_n,
+    ld_n,
+    bias_n,
+    bias_b_stride,
+    bias_h_stride,
+    bias_row,
+    bias_column,
+    bd_n,
+    bd_b,
+    bd_h,
+    bd_row,
+    bd_column,
+    mask_n,
+    mask_b,
+    mask_h,
+    mask_row,
+    mask_column,
+    slopes_b,
+    ranges_b,
+    seed_n,
+    batch,
+    heads,
+    group,
+    rows,
+    columns,
+    left,
+    right,
+    offset,
+    bias_batch,
+    bias_heads,
+    row_blocks,
+    column_blocks,
+    scale: tl.float64,
+    softcap: tl.float64,
+    dropout_p: tl.float64,
+    SUMS_ROWS: tl.constexpr,
+    SUMS_COLUMNS: tl.constexpr,
+    FACTS: tl.constexpr,
+):
+    """One program: a tile of the gradient, and all batches, heads, rows and columns that it is summed over.
+
+    2 products a tile for the gradient, up to 6 with its tangent, made again: no matrix of all scores is stored and no
+    sum is shared between programs.
+    """
+    DK: tl.constexpr = FACTS.DK
+    BLOCK_DK: tl.constexpr = FACTS.BLOCK_DK
+    DV: tl.constexpr = FACTS.DV
+    BLOCK_DV: tl.constexpr = FACTS.BLOCK_DV
+    BLOCK_M: tl.constexpr = FACTS.BLOCK_M
+    BLOCK_N: tl.constexpr = FACTS.BLOCK_N
+    SECOND: tl.constexpr = FACTS.SECOND
+    HAS_W: tl.constexpr = FACTS.HAS_W
+    HAS_U: tl.constexpr = FACTS.HAS_U
+    CAPPED: tl.constexpr = FACTS.CAPPED
+    PRECISION: tl.constexpr = FACTS.PRECISION
+    ACC: tl.constexpr = FACTS.ACC
+    pid = tl.program_id(0)
+    column_tiles = 1 if SUMS_COLUMNS else column_blocks
+    row_tiles = 1 if SUMS_ROWS else row_blocks
+    column_tile = pid % column_tiles
+    row_tile = pid // column_tiles % row_tiles
+    rest = pid // column_tiles // row_tiles
+    bias_h = rest % bias_heads
+    bias_b = rest // bias_heads % bias_batch
+    n = rest // bias_heads // bias_batch
+    members_h = heads // bias_heads
+    members = batch // bias_batch * members_h
+    rows_summed = row_blocks if SUMS_ROWS else 1
+    columns_summed = column_blocks if SUMS_COLUMNS else 1
+    first = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    second = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    for i in range(0, members * rows_summed * columns_summed):
+        j = (column_tile + i % columns_summed) * BLOCK_N
+        block = row_tile + i // columns_summed % rows_summed
+        member = i // columns_summed // rows_summed
+        h = bias_h * (heads // bias_heads) + member % members_h
+        b = bias_b * (batch // bias_batch) + member // members_h
+        kv = h // group
+        slope = None
+        if slopes_ptr is not None:
+            slope = tl.load(slopes_ptr + b * slopes_b + h).to(ACC)
+        seed = None
+        if seed_ptr is not None:
+            seed = tl.load(seed_ptr + n * seed_n)
+        ranges_here = None
+        if ranges_ptr is not None:
+            ranges_here = ranges_ptr + b.to(tl.int64) * ranges_b
+        bias_dot_here = None
+        if bias_dot_ptr is not None:
+            bias_dot_here = bias_dot_ptr + head_offset(n, b, h, bd_n, bd_b, bd_h)
+        mask_here = None
+        if mask_ptr is not None:
+            mask_here = mask_ptr + head_offset(n, b, h, mask_n, mask_b, mask_h)
+        rules = Rules(
+            tl.full([1, 1], scale, ACC),
+            tl.full([1, 1], softcap, ACC),
+            slope,
+            tl.full([1, 1], dropout_p, ACC),
+            seed,
+            b * heads + h,
+            bias_ptr + head_offset(n, b, h, bias_n, bias_b_stride, bias_h_stride),
+            bias_row,
+            bias_column,
+            bias_dot_here,
+            0,
+            bd_row,
+            bd_column,
+            mask_here,
+            mask_row,
+            mask_column,
+            ranges_here,
+            left,
+            right,
+            offset,
+            rows,
+            columns,
+        )
+        index = block * BLOCK_M + tl.arange(0, BLOCK_M)
+        key = j + tl.arange(0, BLOCK_N)
+        head = (b * heads + h).to(tl.int64)
+        out = (n.to(tl.int64) * batch * heads + head) * rows
+        here = head * rows
+        known = known_rows(
+            rules,
+            index,
+            lse_ptr + n.to(tl.int64) * lse_n + here,
+            delta_ptr + out,
+            lse_dot_ptr + n.to(tl.int64) * ld_n + here if SECOND else None,
+            delta_dot_ptr + out if SECOND else None,
+            1,
+            SECOND,
+        )
+        q = load_rows(
+            q_ptr + head_offset(n, b, h, q_n, q_b, q_h), block * BLOCK_M, q_row, rows, BLOCK_M, DK, BLOCK_DK, False
+        )
+        k = load_rows(k_ptr + head_offset(n, b, kv, k_n, k_b, k_h), j, k_row, columns, BLOCK_N, DK, BLOCK_DK, False)
+        v = load_rows(v_ptr + head_offset(n, b, kv, v_n, v_b, v_h), j, v_row, columns, BLOCK_N, DV, BLOCK_DV, False)
+        z = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
+        z_dot = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+        w_v = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+        moved_v = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+        if HAS_W:
+            w = load_rows(
+                w_ptr + n.to(tl.int64) * w_n + here * DV, block * BLOCK_M, DV, rows, BLOCK_M, DV, BLOCK_DV, False
+            )
+            w_v = tl.dot(w, tl.trans(v), w_v, input_precision=PRECISION, out_dtype=ACC)
+        if SECOND:
+            if q_dot_ptr is not None:
+                place = q_dot_ptr + head_offset(n, b, h, qd_n, qd_b, qd_h)
+                q_dot = load_rows(place, block * BLOCK_M, qd_row, rows, BLOCK_M, DK, BLOCK_DK, False)
+                z_dot = tl.dot(q_dot, tl.trans(k), z_dot, input_precision=PRECISION, out_dtype=ACC)
+            if k_dot_ptr is not None:
+                place = k_dot_ptr + head_offset(n, b, kv, kd_n, kd_b, kd_h)
+                k_dot = load_rows(place, j, kd_row, columns, BLOCK_N, DK, BLOCK_DK, False)
+                z_dot = tl.dot(q, tl.trans(k_dot), z_dot, input_precision=PRECISION, out_dtype=ACC)
+            if HAS_U:
+                u = load_rows(
+                    u_ptr + n.to(tl.int64) * u_n + here * DV, block * BLOCK_M, DV, rows, BLOCK_M, DV, BLOCK_DV, False
+                )
+                moved_v = tl.dot(u, tl.trans(v), moved_v, input_precision=PRECISION, out_dtype=ACC)
+            if (v_dot_ptr is not None) and HAS_W:
+                place = v_dot_ptr + head_offset(n, b, kv, vd_n, vd_b, vd_h)
+                v_dot = load_rows(place, j, vd_row, columns, BLOCK_N, DV, BLOCK_DV, False)
+                moved_v = tl.dot(w, tl.trans(v_dot), moved_v, input_precision=PRECISION, out_dtype=ACC)
+        _, _, ds, ds_dot, _, _ = adjoints(rules, known, key[None, :], z, z_dot, w_v, moved_v, CAPPED, SECOND, True)
+        first += ds
+        second += ds_dot
+
+    index = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    key = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    shown_rows = 1 if SUMS_ROWS else rows
+    shown_columns = 1 if SUMS_COLUMNS else columns
+    base = ((n.to(tl.int64) * bias_batch + bias_b) * bias_heads + bias_h) * shown_rows * shown_columns
+    if first_ptr is not None:
+        _store(first_ptr + base, first, index, key, shown_rows, shown_columns, SUMS_ROWS, SUMS_COLUMNS)
+    if second_ptr is not None:
+        _store(second_ptr + base, second, index, key, shown_rows, shown_columns, SUMS_ROWS, SUMS_COLUMNS)
+
+
+@triton.jit
+def _store(ptr, tile, index, key, rows, columns, SUMS_ROWS: tl.constexpr, SUMS_COLUMNS: tl.constexpr):
+    """Store a tile, summed over its rows and columns where the bias has one for all."""
+    row = index[:, None]
+    column = key[None, :]
+    if SUMS_ROWS:
+        tile = tl.sum(tile, 0)[None, :]
+        row = tl.zeros([1, 1], tl.int32)
+    if SUMS_COLUMNS:
+        tile = tl.sum(tile, 1)[:, None]
+        column = tl.zeros([1, 1], tl.int32)
+    inside = (row < rows) & (column < columns)
+    tl.store(ptr + row.to(tl.int64) * columns + column, tile.to(ptr.dtype.element_ty), mask=inside)
+
+
+def attention_bias(
+    bias: Tensor,
+    n: int,
+    tensors: tuple[Any, ...],
+    known: tuple[Any, ...],
+    strides: tuple[int, ...],
+    rules: RuleArguments,
+    bias_dot: Tensor | None,
+    sizes: tuple[int, ...],
+    first: Tensor | None,
+    second: Tensor | None,
+    facts: Facts,
+    config: Config,
+) -> None:
+    """Sum dS into the gradient of a bias, and dṠ into its tangent, in one launch.
+
+    Args:
+        bias: The bias, (N, B, Hq, Lq, Lk) with axes full or 1.
+        n: N of the results.
+        tensors: q, k, v and their tangents.
+        known: w, u, ℓ, ℓ̇, D and Ḋ.
+        strides: Of all those.
+        rules: What is done to the scores.
+        bias_dot: Tangent of the bias, or None.
+        sizes: batch, heads, group, rows, columns and the window.
+        first: Room for the gradient, or None.
+        second: Room for its tangent, or None.
+        facts: Compile-time facts.
+        config: The tiling.
+    """
+    _, _, _, rows, columns, *_ = sizes
+    _, bias_batch, bias_heads, bias_rows, bias_columns = bias.shape
+    row_blocks, column_blocks = -(-rows // config.block_m), -(-columns // config.block_n)
+    sums_rows, sums_columns = bias_rows == 1, bias_columns == 1
+    tiles = (1 if sums_rows else row_blocks) * (1 if sums_columns else column_blocks)
+    launch(
+        _bias_kernel,
+        n * bias_batch * bias_heads * tiles,
+        tensors[0],
+        *tensors,
+        *known,
+        bias,
+        bias_dot,
+        *rules.pointers,
+        first,
+        second,
+        *strides,
+        *rules.strides,
+        *sizes,
+        bias_batch,
+        bias_heads,
+        row_blocks,
+        column_blocks,
+        *rules.numbers,
+        SUMS_ROWS=sums_rows,
+        SUMS_COLUMNS=sums_columns,
+        FACTS=facts,
+        num_warps=config.num_warps,
+        num_stages=1,
+        enable_fp_fusion=True,
+    )

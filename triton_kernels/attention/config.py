@@ -1,0 +1,193 @@
+"""Tiles of attention kernels, chosen from head size, dtype and what is computed: no autotuner, no timing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arguments import Blocks, padded
+
+_forced: list[tuple[int, int]] = []
+
+
+class Config(NamedTuple):
+    """A tile and how many warps work on it.
+
+    Attributes:
+        block_m: Rows.
+        block_n: Columns.
+        num_warps: Warps of a program.
+        stages: Depth of the pipeline over tiles.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    stages: int
+
+    def options(self) -> dict[str, int | bool]:
+        """Return the depth of the pipeline and the compiler's options."""
+        return {
+            "STAGES": self.stages,
+            "num_warps": self.num_warps,
+            "num_stages": 1,  # of loops that ask for none of their own
+            "enable_fp_fusion": True,
+        }
+
+
+class _Tables(NamedTuple):
+    """Configurations by padded head size: up to 64, 128, 256.
+
+    Attributes:
+        forward: By how many tangents a program computes: 0, 1, more.
+        adjoints: By what a program keeps while it walks over the rest, and whether there is a second order.
+    """
+
+    forward: tuple[tuple[Config, Config, Config], ...]
+    adjoints: dict[tuple[str, bool], tuple[Config, Config, Config]]
+
+
+# 227 KiB of shared memory and wgmma: sm_90, sm_100. 16-bit operands.
+_LARGE = _Tables(
+    (
+        (Config(128, 64, 4, 3), Config(128, 64, 8, 3), Config(64, 32, 8, 2)),
+        (Config(128, 64, 8, 2), Config(128, 32, 8, 3), Config(64, 32, 8, 2)),
+        (Config(64, 32, 8, 2), Config(64, 32, 8, 2), Config(32, 32, 8, 1)),
+    ),
+    {
+        ("rows", False): (Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(32, 32, 8, 1)),
+        ("columns", False): (Config(64, 64, 8, 2), Config(32, 64, 8, 2), Config(32, 32, 8, 1)),
+        ("bias", False): (Config(64, 64, 8, 1), Config(64, 32, 8, 1), Config(32, 32, 8, 1)),
+        ("rows", True): (Config(64, 32, 8, 2), Config(32, 32, 8, 1), Config(16, 16, 4, 1)),
+        ("columns", True): (Config(32, 32, 8, 1), Config(32, 16, 4, 1), Config(16, 16, 4, 1)),
+        ("bias", True): (Config(64, 32, 8, 1), Config(32, 16, 4, 1), Config(16, 16, 4, 1)),
+    },
+)
+# 64 KiB of gfx942, no wgmma on sm_80.
+_SMALL = _Tables(
+    (
+        (Config(128, 32, 8, 2), Config(64, 32, 8, 2), Config(32, 16, 4, 1)),
+        (Config(64, 32, 8, 2), Config(32, 32, 8, 1), Config(16, 16, 4, 1)),
+        (Config(32, 32, 8, 1), Config(32, 16, 4, 1), Config(16, 16, 4, 1)),
+    ),
+    {
+        ("rows", False): (Config(64, 32, 8, 1), Config(32, 32, 8, 1), Config(16, 16, 4, 1)),
+        ("columns", False): (Config(32, 32, 4, 1), Config(32, 16, 4, 1), Config(16, 16, 4, 1)),
+        ("bias", False): (Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(16, 16, 4, 1)),
+        ("rows", True): (Config(32, 32, 8, 1), Config(16, 32, 8, 1), Config(16, 16, 4, 1)),
+        ("columns", True): (Config(32, 16, 4, 1), Config(16, 16, 4, 1), Config(16, 16, 4, 1)),
+        ("bias", True): (Config(32, 32, 8, 1), Config(16, 16, 4, 1), Config(16, 16, 4, 1)),
+    },
+)
+_BY_KIND = {kind: (Config(32, 32, 4, 1), Config(16, 32, 4, 1), Config(16, 16, 4, 1)) for kind in _LARGE.adjoints}
+# float32 and, in the interpreter, float64, on all devices.
+_WIDE = _Tables(((Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(16, 16, 4, 1)),) * 3, _BY_KIND)
+
+_forced: list[tuple[int, int]] = []
+_assumed_small: list[bool] = [False]  # of tensors without a device, for ahead-of-time compilation
+
+
+@functools.cache
+def _is_small(device: torch.device) -> bool:
+    """Whether a device takes the smaller tiles."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] < 9
+
+
+@contextmanager
+def assume_small() -> Iterator[None]:
+    """Take tensors on the meta device for ones on a device with little shared memory.
+
+    Yields:
+        Nothing.
+    """
+    _assumed_small.append(True)
+    try:
+        yield
+    finally:
+        _assumed_small.pop()
+
+
+def _tables(like: Tensor) -> _Tables:
+    if like.dtype.itemsize > 2:
+        return _WIDE
+    small = _is_small(like.device) if like.is_cuda else _assumed_small[-1]
+    return _SMALL if small else _LARGE
+
+
+def _column(head: int) -> int:
+    return min(2, max(0, padded(head).bit_length() - 7))
+
+
+@contextmanager
+def tiles(block_m: int, block_n: int) -> Iterator[None]:
+    """Force the size of tiles inside the block, so that tests have several at lengths that the interpreter can take.
+
+    Args:
+        block_m: Rows.
+        block_n: Columns.
+
+    Yields:
+        Nothing.
+    """
+    _forced.append((block_m, block_n))
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def tangents_of_program(count: int, head: int) -> int:
+    """How many of `count` tangents a program computes at once: as many as registers hold, without a rest."""
+    most = 2 if padded(head) <= 64 else 1
+    return max(each for each in range(1, most + 1) if count % each == 0)
+
+
+def forward_config(head: int, like: Tensor, tangents: int, blocks: Blocks | None) -> Config:
+    """Tiles of value and tangents.
+
+    Args:
+        head: The greater head size.
+        like: An operand.
+        tangents: Tangents of a program.
+        blocks: Lists of blocks, which tiles must divide.
+
+    Returns:
+        The configuration.
+    """
+    return _fitted(_tables(like).forward[min(tangents, 2)][_column(head)], blocks)
+
+
+def adjoint_config(head: int, like: Tensor, kind: str, blocks: Blocks | None, *, second: bool) -> Config:
+    """Tiles of pullbacks and their tangents.
+
+    Args:
+        head: The greater head size.
+        like: An operand.
+        kind: "rows", "columns" or "bias": what a program keeps while it walks over the rest.
+        blocks: Lists of blocks, which tiles must divide.
+        second: Whether the tangent of the pullback is computed.
+
+    Returns:
+        The configuration.
+    """
+    return _fitted(_tables(like).adjoints[kind, second][_column(head)], blocks)
+
+
+def _fitted(config: Config, blocks: Blocks | None) -> Config:
+    """The configuration with tiles that divide blocks, or those that a test asked for."""
+    if _forced:
+        config = config._replace(block_m=_forced[-1][0], block_n=_forced[-1][1])
+    if blocks is None:
+        return config
+    return config._replace(block_m=min(config.block_m, blocks.q_block), block_n=min(config.block_n, blocks.kv_block))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 is multiplied: as PyTorch's global setting for matrix products asks."""
+    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if allowed else "ieee"

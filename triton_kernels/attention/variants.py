@@ -1,0 +1,112 @@
+"""The kernel variants of attention that are compiled ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .._variants import Variant, variants_of
+from .arguments import Blocks, Operands, Scores
+from .config import assume_small
+from .forward import attention_forward
+from .pullback import attention_second_order, attention_vjp
+
+_LARGE, _SMALL = ("sm_90", "sm_100"), ("sm_80", "gfx942")
+_LENGTH = 256
+_YES, _NO = Operands(True, True, True, False), Operands(False, False, False, False)  # noqa: FBT003
+_ALL = Operands(True, True, True, True)  # noqa: FBT003
+
+
+def _heads(size: int, dtype: torch.dtype, n: int = 1, heads: int = 4) -> torch.Tensor:
+    return torch.empty((n, 2, heads, _LENGTH, size), dtype=dtype, device="meta")
+
+
+def _number(dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty((1, 2, 4, _LENGTH), dtype=dtype, device="meta")
+
+
+def _forward(
+    size: int,
+    dtype: torch.dtype,
+    tangents: int = 0,
+    missing: tuple[str, ...] = (),
+    bias: torch.Tensor | None = None,
+    **options: Any,
+) -> Callable[[], object]:
+    at = Operands(_heads(size, dtype), _heads(size, dtype, heads=2), _heads(size, dtype, heads=2), bias)
+    dots = None
+    if tangents:
+        n = tangents
+        dots = Operands(_heads(size, dtype, n), _heads(size, dtype, n, 2), _heads(size, dtype, n, 2), bias)
+        dots = dots._replace(**dict.fromkeys(missing))
+    return lambda: attention_forward(at, dots, Scores(0.125, **options))
+
+
+def _pull(
+    size: int, dtype: torch.dtype, *, second: bool, bias: torch.Tensor | None = None, **options: Any
+) -> Callable[[], object]:
+    at = Operands(_heads(size, dtype), _heads(size, dtype, heads=2), _heads(size, dtype, heads=2), bias)
+    o, lse, needs = _heads(size, dtype), _number(torch.float32), _YES if bias is None else _ALL
+    scores = Scores(0.125, **options)
+    if second:
+        return lambda: attention_second_order(at, at, o, lse, o, lse, o, None, o, None, scores, needs, needs)
+    return lambda: attention_vjp(at, o, lse, o, None, scores, needs)
+
+
+def _main() -> Iterator[Callable[[], object]]:
+    """What nearly every call is."""
+    for size in (64, 128):
+        for tangents in (0, 1):
+            yield _forward(size, torch.bfloat16, tangents)
+        for second in (False, True):
+            yield _pull(size, torch.bfloat16, second=second)
+
+
+def _others() -> Iterator[Callable[[], object]]:
+    """Every option once, other dtypes and head sizes."""
+
+    def meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    blocks = Blocks(
+        meta(1, 1, 2, dtype=torch.int32),
+        meta(1, 1, 2, 2, dtype=torch.int32),
+        meta(1, 1, 2, dtype=torch.int32),
+        meta(1, 1, 2, 2, dtype=torch.int32),
+        128,
+        128,
+    )
+    mask = meta(1, 2, 1, _LENGTH, _LENGTH, dtype=torch.bool)
+    bias = meta(1, 1, 4, _LENGTH, _LENGTH, dtype=torch.bfloat16)
+    everything = {
+        "softcap": 20.0,
+        "slopes": meta(1, 4, dtype=torch.float32),
+        "ranges": meta(1, 3, _LENGTH, dtype=torch.int32),
+        "seed": meta(1, dtype=torch.int64),
+        "dropout_p": 0.1,
+    }
+    yield _forward(64, torch.bfloat16, 2)
+    yield _forward(64, torch.float16, 1, missing=("q",))
+    yield _forward(80, torch.float32, 1, missing=("k", "v"))
+    yield _forward(256, torch.bfloat16, 1)
+    yield _forward(64, torch.bfloat16, 1, mask=mask, blocks=blocks)
+    yield _forward(64, torch.bfloat16, 1, bias=bias, **everything)
+    yield _pull(80, torch.float32, second=True)
+    yield _pull(256, torch.bfloat16, second=True)
+    yield _pull(64, torch.bfloat16, second=False, mask=mask, blocks=blocks)
+    yield _pull(64, torch.bfloat16, second=True, bias=bias, **everything)
+
+
+def aot_variants() -> list[Variant]:
+    """The variants that cover every dtype, head size and option; the usual ones also in the smaller tiles.
+
+    Returns:
+        The variants, each for the targets whose configuration it is.
+    """
+    large = [replace(variant, targets=_LARGE) for variant in variants_of([*_main(), *_others()])]
+    with assume_small():
+        small = [replace(variant, targets=_SMALL) for variant in variants_of(_main())]
+    return large + small
