@@ -1,8 +1,8 @@
 """What the kernels of pullbacks share: compile-time facts, what is known of rows, and the row scalars."""
 
 # pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportOperatorIssue=false
-# pyright: reportInvalidTypeForm=false, reportGeneralTypeIssues=false
-# Constexprs take plain values, and decide what is bound.
+# pyright: reportInvalidTypeForm=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# Constexprs take plain values, may be tuples of named facts, and decide what is bound.
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The gradient of an additive bias, and its tangent: sums of dS over all that the bias is broadcast over."""
 
 # pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportOperatorIssue=false
-# pyright: reportInvalidTypeForm=false, reportGeneralTypeIssues=false
-# Constexprs take plain values, and decide what is bound.
+# pyright: reportInvalidTypeForm=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# Constexprs take plain values, may be tuples of named facts, and decide what is bound.
 
 from __future__ import annotations
 

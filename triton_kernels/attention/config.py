@@ -12,8 +12,6 @@ from torch import Tensor
 
 from .arguments import Blocks, padded
 
-_forced: list[tuple[int, int]] = []
-
 
 class Config(NamedTuple):
     """A tile and how many warps work on it.

@@ -1,8 +1,8 @@
 """Value and tangents of attention in one pass over the keys."""
 
 # pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportOperatorIssue=false
-# pyright: reportInvalidTypeForm=false, reportGeneralTypeIssues=false
-# Constexprs take plain values, and decide what is bound.
+# pyright: reportInvalidTypeForm=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# Constexprs take plain values, may be tuples of named facts, and decide what is bound.
 
 from __future__ import annotations
 
@@ -390,7 +390,10 @@ def attention_forward(
             config.block_m,
             config.block_n,
             each,
-            *(t is not None for t in (q_dot, k_dot, v_dot, bias_dot)),
+            q_dot is not None,
+            k_dot is not None,
+            v_dot is not None,
+            bias_dot is not None,
             options.softcap > 0,
             precision(q.dtype),
             accumulator(q.dtype),

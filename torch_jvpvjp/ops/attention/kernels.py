@@ -59,6 +59,7 @@ class Kernels:
         if not bends:
             return self._pull(at, scores, w, needs_first, outputs), self._pull(at, scores, u, needs_second, outputs)
         o, lse, o_dot, lse_dot = outputs
+        assert o is not None and lse is not None  # only what is moved may be unknown
         if o_dot is None or lse_dot is None:
             o_dot, lse_dot = self.forward(at, dots, scores)[2:]
         first, second = attention_second_order(
@@ -80,8 +81,10 @@ class Kernels:
 
         if not any(needs) or all(t is None for t in w):
             return NONE
+        o, lse = outputs[:2]
+        assert o is not None and lse is not None
         needed = Needs(*map(bool, needs))
-        return Operands(*attention_vjp(_five(at), *_fronts(*outputs[:2]), *_fronts(*w), _taken(scores), needed))
+        return Operands(*attention_vjp(_five(at), *_fronts(o, lse), *_fronts(*w), _taken(scores), needed))
 
 
 def _runs(at: Operands, scores: Scores) -> bool:
@@ -89,6 +92,13 @@ def _runs(at: Operands, scores: Scores) -> bool:
 
     float64 is not multiplied by tensor cores on all GPUs, nor bfloat16 by the interpreter; what launchers take without
     an axis in front must have none.
+
+    Args:
+        at: The arguments.
+        scores: What is done to the scores.
+
+    Returns:
+        Whether they do.
     """
     q, v = at.q, at.v
     fits = 0 < q.shape[-1] <= _LARGEST_HEAD and 0 < v.shape[-1] <= _LARGEST_HEAD
@@ -105,7 +115,7 @@ def _five(operands: Sequence[Tensor | None]) -> Any:
     return KernelOperands(*(t if t is None or t.dim() == 5 else t.unsqueeze(0) for t in operands))
 
 
-def _fronts(o: Tensor | None, lse: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def _fronts(o: Tensor | None, lse: Tensor | None) -> tuple[Any, Any]:
     """Something for o and ℓ, with that axis."""
     return (
         o if o is None or o.dim() == 5 else o.unsqueeze(0),
