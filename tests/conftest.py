@@ -44,7 +44,7 @@ def interpreted() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def interpreter_as_we_need_it() -> Iterator[None]:
-    """Mend and speed up Triton's interpreter in two places; nothing that a kernel computes changes."""
+    """Mend and speed up Triton's interpreter in a few places; nothing that a kernel computes changes."""
     if not INTERPRETED:
         yield
         return
@@ -53,7 +53,26 @@ def interpreter_as_we_need_it() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang_tensor", _loops_under_new_numpy(interpreter._patch_lang_tensor))
         patch.setattr(interpreter, "_patch_lang", _patched_once(interpreter._patch_lang))
+        patch.setattr(interpreter, "_get_np_dtype", _looked_up_once(interpreter._get_np_dtype))
+        # Every sum and product of integers is made again in int64 otherwise, in sizes where none overflows.
+        options = interpreter.InterpreterOptions(sanitize_overflow=False)
+        patch.setattr(interpreter.interpreter_builder, "options", options)
         yield
+
+
+def _looked_up_once(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Look NumPy's name of a scalar type up once: the interpreter builds the table of all for every operation."""
+    known: dict[str, Any] = {}
+
+    def looked_up(dtype: Any) -> Any:
+        scalar = dtype.scalar
+        if scalar.is_ptr():
+            return original(scalar)
+        if scalar.name not in known:
+            known[scalar.name] = original(scalar)
+        return known[scalar.name]
+
+    return looked_up
 
 
 def _loops_under_new_numpy(original: Callable[..., None]) -> Callable[..., None]:
