@@ -92,6 +92,15 @@ def _apart(info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...], wi
     """The pullback of a JVP whose cotangents of tangents have an axis in front and those of outputs have none.
 
     What comes from the outputs counts once and is pulled back by itself, what comes from the tangents is summed.
+
+    Args:
+        info: What PyTorch tells a vmap rule.
+        in_dims: Where each argument has vmap's axis, or None.
+        args: The arguments of the pullback.
+        with_inner: Positions of the arguments that have an axis in front besides vmap's.
+
+    Returns:
+        What the rule returns, or None if this is no such case.
     """
     outputs, tangents = (0, 1), (2, 3)
     lacks = any(args[i] is not None and i not in with_inner for i in outputs)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._arithmetic import wide
 from .._devices import triton_devices
 from .arguments import UNBOUNDED
 from .inputs import operands_of
@@ -33,8 +34,9 @@ def _fits_fused(inputs: Any) -> bool:
 
 
 def _four(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors with vmap's axis merged into the batch."""
-    return tuple(t.flatten(0, 1) if t.dim() == 5 else t for t in tensors)
+    """Tensors with vmap's axis merged into the batch and a last stride of 1: without it PyTorch's kernel is wrong."""
+    unit = (t if t.stride(-1) == 1 else t.contiguous() for t in tensors)
+    return tuple(t.flatten(0, 1) if t.dim() == 5 else t for t in unit)
 
 
 def primal(*args: Any) -> tuple[Tensor, Tensor]:
@@ -54,7 +56,7 @@ def vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) 
     if w is not None and lse_bar is None and any(needs) and _fits_fused(inputs):
         o, lse = outputs
         w, query, key, value, o = _four(w, inputs.query, inputs.key, inputs.value, o)
-        lse = lse.flatten(0, 1) if lse.dim() == 4 else lse
+        lse = wide(lse.flatten(0, 1) if lse.dim() == 4 else lse, query)
         found = _FUSED_BACKWARD(w, query, key, value, o, lse, 0.0, inputs.right == 0, scale=inputs.scale)
         return *(t.reshape(a.shape) for t, a in zip(found, operands_of(inputs), strict=False)), None
     return stripes.vjp(cotangents, inputs, outputs, needs=needs)

@@ -172,7 +172,7 @@ def read(
         None,
         draw_seed(dropout_p, query),
         *blocks.lists,
-        scale_of(name, scale, query),
+        scale_of(name, scale),
         *visible,
         softcap_of(name, options.softcap),
         dropout_p,
@@ -182,20 +182,17 @@ def read(
     return Arguments(values, heads, layout, plain)
 
 
-def scale_of(name: str, scale: Any, query: Tensor) -> Any:
-    """The factor of the scores: what was given, or 1/√dk.
+def scale_of(name: str, scale: Any) -> Any:
+    """The factor of the scores.
 
     Args:
         name: The function that was called.
         scale: What came.
-        query: q.
 
     Returns:
-        The factor.
+        The factor, or None.
     """
-    if scale is None:
-        return 1.0 / math.sqrt(query.shape[-1]) if query.shape[-1] else 1.0
-    return number_of(name, "scale", scale, low=-math.inf)
+    return None if scale is None else number_of(name, "scale", scale, low=-math.inf)
 
 
 def softcap_of(name: str, softcap: Any) -> Any:

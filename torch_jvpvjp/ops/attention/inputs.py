@@ -1,5 +1,6 @@
 """What the arguments of a point are to the mathematics, and the axis that vmap puts in front of them."""
 
+import math
 from typing import Any
 
 import torch
@@ -22,10 +23,37 @@ def tangents_of(inputs: Any) -> Operands:
 
 def scores_of(inputs: Any) -> Scores:
     """What is done to the scores, among the arguments of a point."""
-    blocks = None
-    if inputs.kv_count is not None:
-        blocks = tuple(getattr(inputs, name) for name in _BLOCKS)
-    return Scores(*(getattr(inputs, name) for name in Scores._fields[:-1]), blocks)
+    return Scores(
+        inputs.mask,
+        inputs.slopes,
+        inputs.ranges,
+        inputs.seed,
+        factor_of(inputs.scale, inputs.query),
+        inputs.left,
+        inputs.right,
+        inputs.offset,
+        inputs.softcap,
+        inputs.dropout_p,
+        None if inputs.kv_count is None else tuple(getattr(inputs, name) for name in _BLOCKS),
+    )
+
+
+def factor_of(scale: float | None, query: Tensor) -> float:
+    """The scale s of the scores; 1/√dk if it is not given.
+
+    That default reaches the points as None: a number that is computed from a symbolic size would become a constant
+    where it passes the dispatcher, and every head size would be compiled anew.
+
+    Args:
+        scale: What was given.
+        query: q.
+
+    Returns:
+        s.
+    """
+    if scale is None:
+        return 1.0 / math.sqrt(query.shape[-1]) if query.shape[-1] else 1.0
+    return scale
 
 
 def check_tangents(at: Operands, dots: Operands) -> None:

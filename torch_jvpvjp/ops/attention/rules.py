@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...registration import differentiable_op
 from .._arithmetic import empty_like
-from .inputs import batch_of, operands_of, tangents_of
+from .inputs import batch_of, factor_of, operands_of, tangents_of
 from .maps import Operands, Scores
 from .points import forward
 from .tower import formulas
@@ -34,7 +34,7 @@ def op(
     kv_index: Tensor | None,
     q_count: Tensor | None,
     q_index: Tensor | None,
-    scale: float,
+    scale: float | None,
     left: int,
     right: int,
     offset: int,
@@ -59,7 +59,7 @@ def op(
         kv_index: Which ones, (b, h, R, C).
         q_count: How many blocks of rows look at each block of keys, (b, h, C).
         q_index: Which ones, (b, h, C, R).
-        scale: s.
+        scale: s; None for 1/√dk.
         left: Keys that a row sees before its position; −1: all.
         right: Keys that a row sees after its position; −1: all.
         offset: Position of the first row among the keys.
@@ -71,7 +71,7 @@ def op(
     Returns:
         o and ℓ.
     """
-    scores = Scores(mask, slopes, ranges, seed, scale, left, right, offset, softcap, dropout_p)
+    scores = Scores(mask, slopes, ranges, seed, factor_of(scale, query), left, right, offset, softcap, dropout_p)
     return forward(Operands(query, key, value, bias), scores)
 
 

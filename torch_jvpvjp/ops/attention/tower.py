@@ -131,14 +131,15 @@ class Tower(NamedTuple):
         """Reverse over reverse: with cotangents of q̄, k̄, v̄ as tangents, w gets ȯ, λ ℓ̇, primals the pullback of ȯ, ℓ̇."""
         # The o and ℓ that were saved stand for functions of the arguments and get nothing.
         at, dots, scores = operands_of(inputs), Operands(*cotangents), scores_of(inputs)
-        w, moved = Cotangents(inputs.y0_bar, inputs.y1_bar), (None, None)
+        w = Cotangents(inputs.y0_bar, inputs.y1_bar)
+        o_dot = lse_dot = None
         if any(t is not None for t in dots) and any(needs[:2]):
-            moved = self.engine.forward(at, dots, scores)[2:]
-        outputs = (inputs.y0, inputs.y1, *moved)
+            _, _, o_dot, lse_dot = self.engine.forward(at, dots, scores)
+        outputs = (inputs.y0, inputs.y1, o_dot, lse_dot)
         _, second = self.engine.second(at, dots, scores, w, Cotangents(), _NOTHING, needs[2:6], outputs)
         filled = (  # a tangent that is equal along the axis in front may lack it
             None if t is None or c is None else t.expand(torch.broadcast_shapes(t.shape, c.shape))
-            for t, c in zip(moved, w, strict=True)
+            for t, c in zip((o_dot, lse_dot), w, strict=True)
         )
         return *cotangents_like(tuple(filled), w), *cotangents_like(second, at), None, None
 

@@ -97,7 +97,7 @@ def varlen_attention(
         ),
         draw_seed(dropout_p, query),
         *(None,) * 4,
-        scale_of(_NAME, scale, query),
+        scale_of(_NAME, scale),
         UNBOUNDED,
         UNBOUNDED,
         0,
