@@ -68,15 +68,17 @@ def _attention_jvp(
 def _varlen(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, **options: Any
 ) -> Tensor:
-    """Each sequence by itself."""
+    """Each sequence by itself; zeros behind the last."""
     rows, keys = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     parts = []
     for a, b, c, d in zip(rows, rows[1:], keys, keys[1:], strict=False):
         q, k, v = (t.transpose(0, 1) for t in (query[a:b], key[c:d], value[c:d]))
         parts.append(_attention(q, k, v, **options).transpose(0, 1))  # pyright: ignore[reportAttributeAccessIssue]
-    return torch.cat(parts)
+    behind = query.new_zeros((query.shape[0] - rows[-1], query.shape[1], value.shape[-1]))
+    return torch.cat([*parts, behind])
 
 
+_LENGTHS = torch.tensor([0, 1, 3]), torch.tensor([0, 2, 4])
 _SEEN = torch.tensor([[True, False, True], [False, False, False]])
 
 CASES: dict[str, OpCase] = {
@@ -131,25 +133,10 @@ CASES: dict[str, OpCase] = {
         attention_op,
         _varlen,
         [
+            Sample((tensor(3, 1, 1), tensor(4, 1, 1), tensor(4, 1, 1) + 1, *_LENGTHS), name="two sequences"),
             Sample(
-                (
-                    tensor(3, 1, 1),
-                    tensor(4, 1, 1),
-                    tensor(4, 1, 1) + 1,
-                    torch.tensor([0, 1, 3]),
-                    torch.tensor([0, 2, 4]),
-                ),
-                name="two sequences",
-            ),
-            Sample(
-                (
-                    tensor(4, 1, 1),
-                    tensor(3, 1, 1),
-                    tensor(3, 1, 1) + 1,
-                    torch.tensor([0, 2, 4]),
-                    torch.tensor([0, 1, 3]),
-                ),
-                name="two sequences, other sizes",
+                (tensor(4, 1, 1), tensor(5, 1, 1), tensor(5, 1, 1) + 1, *_LENGTHS),
+                name="two sequences, and some behind",
             ),
             Sample(
                 (
