@@ -3,6 +3,7 @@
 import pytest
 import torch
 from jacobian_checks import F64, assert_same, randn
+from replay_checks import program_of, values_of
 from torch import Tensor
 
 from torch_jvpvjp.accumulation import plan_jacobian
@@ -29,33 +30,11 @@ def test_the_samples_stand_side_by_side(function, strategy):
     expected = torch.stack([torch.func.jacrev(lambda v: function(v[None])[0])(sample) for sample in x])
     for _ in range(2):  # the executor, then the recorded program
         assert_same(plan(x), expected)
-    program = plan.runtime.tracing(x).program
-    copied = [call for call in program.calls if call.target is ATEN.clone.default]
-    for out in _values(program, x, copied):
+    program = program_of(plan, x)
+    values = values_of(program, [x, WEIGHT])
+    copies = [call.outputs[0] for call in program.calls if call.target is ATEN.clone.default]
+    for out in map(values.__getitem__, copies):
         if out.shape == (5, 3, 8, 8):
             assert not torch.equal(out, WEIGHT.expand(5, 3, 8, 8))
             assert not torch.equal(out, WEIGHT.mT.expand(5, 3, 8, 8))
     assert any(call.target is ATEN.bmm.default for call in program.calls)
-
-
-def _values(program, x, wanted):
-    """Return what the wanted calls make when the program runs on the inputs that it has had."""
-    made = []
-    by_place = {f"f{place}": call for place, call in enumerate(program.calls)}
-    scope = program.run.__globals__
-    saved = {name: scope[name] for name in by_place}
-
-    def noting(call):
-        def run(*args, **kwargs):
-            out = call.target(*args, **kwargs)
-            made.extend([out] if call in wanted else [])
-            return out
-
-        return run
-
-    try:
-        scope.update({name: noting(call) for name, call in by_place.items()})
-        program.run(x, WEIGHT)
-    finally:
-        scope.update(saved)
-    return made

@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import _has_any_global_hook as any_global_module_hook
 
 __all__ = [
-    "MISBATCHED_NODES", "FakeTensorMode", "any_global_module_hook", "autograd_nodes", "batches_rightly",
-    "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "jvp", "linearize", "load_jvp_rules", "vjp",
-    "wraps_transform",
+    "MISBATCHED_NODES", "FakeTensorMode", "any_global_module_hook", "autograd_nodes", "bare_op", "batches_rightly",
+    "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "jvp", "linearize", "load_jvp_rules",
+    "set_grad_enabled", "vjp", "wraps_transform",
 ]  # fmt: skip
 
 
@@ -87,6 +87,16 @@ def batches_rightly(y: Tensor) -> bool:
 
 MISBATCHED_NODES = frozenset({"CdistBackward0", "EuclideanDistBackward0", "AsStridedScatterBackward0", "RollBackward0"})
 """Nodes of autograd whose derivative under `vmap` is not that of each vector, in some release from 2.11 to 2.15."""
+
+
+def bare_op(target: Any) -> Callable[..., Any]:
+    """Return what an ATen op calls in C++, without the Python around it."""
+    return getattr(target, "_op", target) if type(target) is torch._ops.OpOverload else target
+
+
+def set_grad_enabled(enabled: bool) -> None:  # noqa: FBT001 (as PyTorch has it)
+    """Turn the recording of gradients on or off; a context manager takes as long as a small kernel does."""
+    torch._C._set_grad_enabled(enabled)
 
 
 def function_modes() -> int:

@@ -83,7 +83,7 @@ def without_idle_views(
     below: dict[int, int] = {}
     kept: list[ProgramCall] = []
     for call in calls:
-        args = _renamed(call.args, same)
+        args = renamed(call.args, same)
         if call.target in _VIEWS:
             (value,), shape = call.operands, list(shapes[call.outputs[0] or 0])
             base = same.get(value, value)
@@ -96,7 +96,8 @@ def without_idle_views(
             if call.target is _aten.view.default:
                 below[made] = base
             args = (Ref(base), shape)
-        kept.append(ProgramCall(call.target, args, _renamed(dict(call.kwargs), same), call.outputs, call.segment))
+        target = _aten.view.default if call.target in _VIEWS else call.target
+        kept.append(ProgramCall(target, args, renamed(dict(call.kwargs), same), call.outputs, call.segment))
     return kept, [same.get(index, index) for index in results]
 
 
@@ -106,23 +107,32 @@ def without_repetitions(calls: Sequence[ProgramCall], results: Sequence[int]) ->
     seen: dict[Any, ProgramCall] = {}
     kept: list[ProgramCall] = []
     for call in calls:
-        args, kwargs = _renamed(call.args, same), _renamed(dict(call.kwargs), same)
-        renamed = ProgramCall(call.target, args, kwargs, call.outputs, call.segment)
-        key = _key(renamed)
-        earlier = seen.setdefault(key, renamed) if key is not None else renamed
-        if earlier is renamed:
-            kept.append(renamed)
+        args, kwargs = renamed(call.args, same), renamed(dict(call.kwargs), same)
+        again = ProgramCall(call.target, args, kwargs, call.outputs, call.segment)
+        key = _key(again)
+        earlier = seen.setdefault(key, again) if key is not None else again
+        if earlier is again:
+            kept.append(again)
             continue
         pairs = zip(call.outputs, earlier.outputs, strict=True)
         same |= {index: first for index, first in pairs if index is not None and first is not None}
     return kept, [same.get(index, index) for index in results]
 
 
-def folded(calls: Sequence[ProgramCall], fixed: Mapping[int, Tensor]) -> tuple[list[ProgramCall], dict[int, Tensor]]:
-    """Return the calls without those of fixed values only, such as an identity matrix, with what they make."""
-    known = dict(fixed)
+def folded(
+    calls: Sequence[ProgramCall], fixed: Mapping[int, Tensor], results: Sequence[int]
+) -> tuple[list[ProgramCall], dict[int, Tensor]]:
+    """Return the calls without those of fixed values only, such as an identity matrix, with what they make.
+
+    A result is made anew in each run, since it becomes the caller's own.
+    """
+    known, returned = dict(fixed), shown(calls, results)
     kept: list[ProgramCall] = []
     for call in calls:
+        if not returned.isdisjoint(call.outputs):
+            kept.append(call)
+            known = {index: tensor for index, tensor in known.items() if index not in call.outputs}
+            continue
         if all(index is None or index in known for index in call.outputs):
             continue
         if RANDOM in call.target.tags or any(index not in known for index in call.operands):
@@ -139,13 +149,23 @@ def folded(calls: Sequence[ProgramCall], fixed: Mapping[int, Tensor]) -> tuple[l
     return kept, known
 
 
-def _renamed(tree: Any, same: Mapping[int, int]) -> Any:
+def shown(calls: Sequence[ProgramCall], results: Sequence[int]) -> set[int]:
+    """Return the results, and the values whose memory they may share."""
+    found = set(results)
+    for call in reversed(calls):
+        if (call.target.is_view or call.target in _VIEWS) and not found.isdisjoint(call.outputs):
+            found.update(call.operands)
+    return found
+
+
+def renamed(tree: Any, same: Mapping[int, int]) -> Any:
+    """Return a tree of arguments with some values in the place of others."""
     if isinstance(tree, Ref):
         return Ref(same.get(tree.index, tree.index))
     if isinstance(tree, (tuple, list)):
-        return type(tree)(_renamed(leaf, same) for leaf in tree)
+        return type(tree)(renamed(leaf, same) for leaf in tree)
     if isinstance(tree, dict):
-        return {key: _renamed(leaf, same) for key, leaf in tree.items()}
+        return {key: renamed(leaf, same) for key, leaf in tree.items()}
     return tree
 
 

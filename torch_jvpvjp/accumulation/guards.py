@@ -12,8 +12,9 @@ import builtins
 import dis
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from functools import partial
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -53,8 +54,13 @@ class Guards:
     """
 
     def __init__(self, functions: Sequence[Callable[..., Any]]) -> None:
-        # Two kinds of places, since both are looked at in every call: entries of a mapping, and anything else.
-        self._mappings: list[tuple[Mapping[Any, Any], list[Any], list[Any]]] = []
+        # Two kinds of places, since both are looked at in every call: entries of a mapping, and anything else. The
+        # entries of all mappings are compared in one go, without a step of Python for each.
+        self._mappings: list[Mapping[Any, Any]] = []
+        self._sizes: list[int] = []
+        self._keys: list[Any] = []
+        self._entries: list[ValuesView[Any]] = []
+        self._values: list[Any] = []
         self._looks: list[tuple[Callable[[], Any], Any]] = []
         self._empty: list[Any] = []  # containers that were empty, as most of a module's are
         self._seen: set[int] = set()
@@ -69,11 +75,10 @@ class Guards:
         return (
             not any(self._empty)
             and _modes() == self._modes
-            and all(
-                list(mapping) == keys and all(map(is_, mapping.values(), values))
-                for mapping, keys, values in self._mappings
-            )
-            and all(look() is before for look, before in self._looks)
+            and list(map(len, self._mappings)) == self._sizes
+            and list(chain.from_iterable(self._mappings)) == self._keys
+            and all(map(is_, chain.from_iterable(self._entries), self._values))
+            and all([look() is before for look, before in self._looks])  # noqa: C419 (a list is quicker)
         )
 
     def restore(self) -> None:
@@ -81,10 +86,12 @@ class Guards:
         for container in self._empty:
             if isinstance(container, (dict, list, set)):
                 container.clear()
-        for mapping, keys, values in self._mappings:
+        end = 0
+        for mapping, size in zip(self._mappings, self._sizes, strict=True):
+            begin, end = end, end + size
             if isinstance(mapping, dict):
                 mapping.clear()
-                mapping.update(zip(keys, values, strict=True))
+                mapping.update(zip(self._keys[begin:end], self._values[begin:end], strict=True))
 
     def __len__(self) -> int:
         return self._count
@@ -104,7 +111,11 @@ class Guards:
         if not mapping:
             self._empty.append(mapping)
             return
-        self._mappings.append((mapping, list(mapping), list(mapping.values())))
+        self._mappings.append(mapping)
+        self._sizes.append(len(mapping))
+        self._keys += mapping
+        self._entries.append(mapping.values())  # a view, which shows later values as well
+        self._values += mapping.values()
         self._counted(len(mapping))
         for key in mapping if visited is None else visited:
             self._visit(mapping[key])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .calls import (
@@ -24,6 +24,7 @@ from .calls import (
     without_repetitions,
     without_unused,
 )
+from .replay import Layouts, Spelling, by_hand, by_schema, by_vectors, layout_of, without_idle_moves, written
 from .schedule import Task
 from .shared_products import without_copies_of_shared
 from .tracing.tape import flat_outputs, with_refs
@@ -43,6 +44,7 @@ class Program:
         inputs: The values that are given at each run: x, then the constants.
         fixed: Values that are the same in every run.
         results: The values that are returned.
+        layouts: How the values lie in memory.
         segments: The tasks of the plan, in the order in which the calls do them.
     """
 
@@ -52,13 +54,13 @@ class Program:
         inputs: Sequence[int],
         fixed: Mapping[int, Tensor],
         results: Sequence[int],
+        layouts: Layouts,
         segments: Sequence[Task] = (),
     ) -> None:
-        self.calls, self.inputs, self.fixed, self.results = calls, inputs, fixed, results
+        self.calls, self.inputs, self.fixed, self.results, self.layouts = calls, inputs, fixed, results, layouts
         self.segments = list(segments)
         self.random = any(RANDOM in call.target.tags for call in calls)
-        self.source = _source(calls, inputs, results, [])
-        self.run: Callable[..., tuple[Tensor, ...]] = self._compiled(self.source)
+        self.run: Callable[..., tuple[Tensor, ...]] = self._written(calls, by_hand(layouts))
 
     def __len__(self) -> int:
         return len(self.calls)
@@ -73,54 +75,26 @@ class Program:
         tasks = iter(self.segments)
         ends = [call.segment for call in self.calls]
         places = [bisect_left(ends, segment) for segment in range(1, len(self.segments) + 1)]
-        source = _source(self.calls, self.inputs, self.results, places)
-        self._compiled(source, {"clock": lambda: watch.start(next(tasks))})(*tensors)
+        clock = {"clock": lambda: watch.start(next(tasks))}
+        self._written(self.calls, by_hand(self.layouts), places, clock)(*tensors)
         return watch.stop()
 
-    def _compiled(self, source: str, more: Mapping[str, Any] | None = None) -> Callable[..., tuple[Tensor, ...]]:
-        scope: dict[str, Any] = {f"v{index}": tensor for index, tensor in self.fixed.items()}
-        for place, call in enumerate(self.calls):
-            scope[f"f{place}"] = call.target
-            scope |= {f"a{place}_{name}": value for name, value in call.literals.items()}
-        scope |= more or {}
+    def compiled(self, mode: str | None) -> Callable[..., tuple[Tensor, ...]]:
+        """Return the program, to be compiled when it first runs; mode is as in `torch.compile`."""
+        return torch.compile(self._written(self.calls, by_schema), fullgraph=True, dynamic=False, mode=mode)
+
+    def _written(
+        self,
+        calls: Sequence[ProgramCall],
+        spell: Spelling,
+        clocks: Sequence[int] = (),
+        more: Mapping[str, Any] | None = None,
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        """Return the program as a Python function; a clock ticks before each of `clocks`."""
+        source, scope = written(calls, self.inputs, self.results, spell, clocks)
+        scope |= {f"v{index}": tensor for index, tensor in self.fixed.items()} | dict(more or {})
         exec(compile(source, "<jacobian program>", "exec"), scope)  # noqa: S102 (our own text)
         return scope["program"]
-
-    def as_module(self) -> nn.Module:
-        """Return the program as a module that `torch.compile` takes."""
-        program = self.run
-
-        class Straight(nn.Module):
-            def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-                return program(*tensors)
-
-        return Straight()
-
-
-def _source(calls: Sequence[ProgramCall], inputs: Sequence[int], results: Sequence[int], clocks: Sequence[int]) -> str:
-    """Return the program as Python. Values are deleted after their last use; a clock ticks before each of `clocks`."""
-    last: dict[int, int] = {}
-    for place, call in enumerate(calls):
-        last |= dict.fromkeys(call.operands, place) | {
-            i: place for i in call.outputs if i is not None and i not in last
-        }
-    ends: dict[int, list[int]] = {}
-    owned = {index for call in calls for index in call.outputs if index is not None} | set(inputs)
-    for index, place in last.items():
-        if index not in results and index in owned:
-            ends.setdefault(place, []).append(index)
-    lines = [f"def program({', '.join(f'v{index}' for index in inputs)}):"]
-    for place, call in enumerate(calls):
-        lines += ["    clock()"] * clocks.count(place)
-        names = ["_" if index is None else f"v{index}" for index in call.outputs]
-        left = names[0] if len(names) == 1 and not call.lists else f"{', '.join(names)},"
-        arguments = call.arguments.replace("@", f"a{place}_")
-        lines.append(f"    {left if names else '_'} = f{place}({arguments})")
-        if place in ends:
-            lines.append(f"    del {', '.join(f'v{index}' for index in sorted(ends[place]))}")
-    lines += ["    clock()"] * clocks.count(len(calls))
-    lines.append(f"    return ({', '.join(f'v{index}' for index in results)},)")
-    return "\n".join(lines) + "\n"
 
 
 class ProgramRecorder(TorchDispatchMode):
@@ -137,10 +111,11 @@ class ProgramRecorder(TorchDispatchMode):
         self._tasks: list[Task] = []
         self._calls: list[ProgramCall] = []
         self._fixed: dict[int, Tensor] = {}
-        self._shapes: dict[int, torch.Size] = {}
+        self._layouts = Layouts()
         self._looked_at: set[int] = set()  # values that a view was taken of
         self._views: set[int] = set()
         self._filled: dict[int, Tensor] = {}  # what does not depend on any value
+        self._strided = True
         self._inputs = [self._new(tensor) for tensor in inputs]
         self.refusal: str | None = None
 
@@ -169,7 +144,6 @@ class ProgramRecorder(TorchDispatchMode):
             self._views.update(index for index in outputs if index is not None)
         if func.overloadpacket in _FILLED and isinstance(out, Tensor) and out.numel() <= MOST_FOLDED:
             self._filled[outputs[0] or 0] = out
-        self._shapes |= {i: t.shape for i, t in zip(outputs, results, strict=True) if i is not None and t is not None}
         return out
 
     def begin(self, task: Task) -> None:
@@ -181,16 +155,18 @@ class ProgramRecorder(TorchDispatchMode):
         if self.refusal is not None:
             return None
         numbers = [self._number(result) for result in results]
-        calls, fixed = self._calls, self._fixed
-        if not any(call.target._schema.is_mutable for call in calls):
-            calls, numbers = without_idle_views(calls, numbers, self._shapes)
+        calls, fixed, layouts = self._calls, self._fixed, self._layouts
+        if self._strided and not any(call.target._schema.is_mutable for call in calls):
+            calls = by_vectors(calls, layouts, self._next)
+            calls, numbers = without_idle_views(calls, numbers, layouts.shapes())
             calls, numbers = without_repetitions(calls, numbers)
-            calls, fixed = folded(calls, fixed | self._filled)
-            calls = without_copies_of_shared(calls, self._shapes, self._next)
+            calls, fixed = folded(calls, fixed | self._filled, numbers)
+            calls = without_copies_of_shared(calls, layouts, self._next)
+            calls, numbers = without_idle_moves(calls, numbers, layouts)
         calls = without_unused(calls, numbers)
         used = {index for call in calls for index in call.operands} | set(numbers)
         held = {index: tensor for index, tensor in fixed.items() if index in used}
-        return Program(calls, self._inputs, held, numbers, self._tasks)
+        return Program(calls, self._inputs, held, numbers, layouts, self._tasks)
 
     def _is_alone(self, index: int) -> bool:
         """Return whether no other value shares the memory of one that the program has made."""
@@ -203,7 +179,10 @@ class ProgramRecorder(TorchDispatchMode):
     def _new(self, tensor: Tensor) -> int:
         index = self._next()
         self._numbers[tensor] = index
-        self._shapes[index] = tensor.shape
+        if tensor.layout is torch.strided:
+            self._layouts[index] = layout_of(tensor)
+        else:
+            self._strided = False
         return index
 
     def _output(self, tensor: Tensor | None, func: Any) -> int | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ._torch import inside_transform, wraps_transform
+from ._torch import inside_transform, set_grad_enabled, wraps_transform
 from .batches import check_independent, values_apart
 from .execute import Execution, as_jacobian, count_chunks, execute
 from .options import Options
@@ -45,6 +45,7 @@ class _Shortcut(NamedTuple):
         return (
             type(x) is Tensor
             and x.shape == self.shape
+            and x.is_contiguous()
             and x.dtype is self.dtype
             and x.device == self.device
             and plan.steps is self.steps
@@ -146,8 +147,12 @@ class Runtime:
         """
         shortcut = self._shortcut
         if shortcut is not None and shortcut.takes(plan, x):
-            with torch.no_grad():
+            grad = torch.is_grad_enabled()
+            set_grad_enabled(False)
+            try:
                 return shortcut.run(x, *shortcut.constants)[0]
+            finally:
+                set_grad_enabled(grad)
         tracing = self.tracing(x)
         subject, traced = tracing.subject, tracing.traced
         if tracing.fits is not plan.factors:
@@ -190,12 +195,13 @@ class Runtime:
 
     def _replayed(self, plan: Plan, tracing: Tracing, source: Tensor, extras: Sequence[Tensor]) -> Tensor:
         """Return the Jacobian by the recorded program; the first run records it."""
-        inputs = [source, *extras, *tracing.constants.values()]
+        # A recording holds for one layout of x.
+        inputs = [source.contiguous(), *(extra.contiguous() for extra in extras), *tracing.constants.values()]
         if tracing.program is None:
             recorder = ProgramRecorder(inputs)
             with recorder:
                 how = Execution(self.options.chunk_size, before=recorder.begin)
-                matrix = self._executed(plan, tracing, source, extras, how)
+                matrix = self._executed(plan, tracing, inputs[0], inputs[1 : 1 + len(extras)], how)
             tracing.program = recorder.program([matrix])
             if tracing.program is None or tracing.program.random:  # what draws random numbers cannot be compared
                 tracing.replayable = tracing.program is not None
@@ -206,9 +212,7 @@ class Runtime:
             tracing.replayable = again is not None and _same(_marks(again), expected)
             return again if again is not None and tracing.replayable else self._executed(plan, tracing, source, extras)
         if self.options.compile and tracing.compiled is None:
-            tracing.compiled = torch.compile(
-                tracing.program.run, fullgraph=True, dynamic=False, mode=self.options.compile_mode
-            )
+            tracing.compiled = tracing.program.compiled(self.options.compile_mode)
         run = tracing.compiled or tracing.program.run
         matrix = run(*inputs)[0]
         if self._is_plain(tracing):
@@ -232,6 +236,7 @@ class Runtime:
         made = len(plan.steps) > 1
 
         def of_one(x: Tensor, *others: Tensor) -> Tensor:
+            x, others = x.contiguous(), tuple(other.contiguous() for other in others)  # as they were when recorded
             with subject.called_with(others):
                 y, block = execute(plan, traced, x, tracing.constants | tracing.given(others), chosen)
             if self.options.sparse and (self.options.sparse is True or is_sparse(block.structure)):

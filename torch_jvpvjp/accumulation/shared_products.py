@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .calls import ProgramCall
+from .replay import Layouts
 from .tracing.tape import Ref
 
 _aten = torch.ops.aten
@@ -30,20 +31,27 @@ class _Shared(NamedTuple):
 
 
 def without_copies_of_shared(
-    calls: Sequence[ProgramCall], shapes: Mapping[int, torch.Size], new_value: Callable[[], int]
+    calls: Sequence[ProgramCall], layouts: Layouts, new_value: Callable[[], int]
 ) -> list[ProgramCall]:
     """Return calls in which no shared matrix is copied for each sample where moving the samples costs less.
 
     Args:
         calls: A straight line of calls none of which writes into a tensor.
-        shapes: The shape of each value.
+        layouts: How each value lies in memory; those of the values that are added are added.
         new_value: Makes the number of another value.
 
     Returns:
         The calls; copies that nothing uses any longer are still among them.
     """
     makers = {index: call for call in calls for index in call.outputs if index is not None}
-    return [part for call in calls for part in _side_by_side(call, makers, shapes, new_value) or [call]]
+    shapes = layouts.shapes()
+    found: list[ProgramCall] = []
+    for call in calls:
+        parts = _side_by_side(call, makers, shapes, new_value)
+        for part in parts or ():
+            layouts.add(part)
+        found += parts or [call]
+    return found
 
 
 def _side_by_side(

@@ -103,7 +103,7 @@ def _agrees(traced: Traced, subject: Subject, constants: dict[int, Tensor], extr
     if inside_transform() or wraps_transform(subject.sample):
         return True
     given = {index: extra for index, extra in zip(extras, subject.extras, strict=True) if index is not None}
-    return agrees(traced, subject.functions, subject.sample.detach(), constants | given)
+    return agrees(traced, subject.functions, subject.sample.detach().contiguous(), constants | given)
 
 
 def check_fit(caller: str, plan: Plan, traced: Traced) -> None:
