@@ -206,14 +206,14 @@ class DifferentiableOp:
         device = common_device(self.convention, args)
         direct = self._direct.get(device)
         if direct is not None:
-            y = direct(*args)
-            if type(y) is Tensor and y.is_contiguous():
+            returned = self.convention.normalise(direct(*args), args, direct)
+            contiguous = True
+            for y in returned:
+                contiguous = contiguous and y.is_contiguous()
                 for a in args:
                     if y is a:  # what .contiguous() and .to() return where there is nothing to do
-                        return finished(self.convention, (y,), args)
-                return (y,)
-            returned = self.convention.normalise(y, args, direct)
-            return finished(self.convention, returned, args, look_for_aliases=False)
+                        return finished(self.convention, returned, args)
+            return returned if contiguous else finished(self.convention, returned, args, look_for_aliases=False)
         kernel = None if device is None else self._kernels.get(device.type)
         if kernel is None:
             return self._run_reference(args)
@@ -224,9 +224,8 @@ class DifferentiableOp:
         return results
 
     def _can_be_direct(self, device: torch.device) -> bool:
-        """Whether calls may skip the convention: a primal of one result whose kernel takes everything by position."""
-        one = not self.convention.derived and len(self.signature.results) == 1
-        return one and takes_only_positions(self._written[device.type])
+        """Whether calls may skip the convention: a primal whose kernel takes everything by position."""
+        return not self.convention.derived and takes_only_positions(self._written[device.type])
 
     def run_formula(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """The formula on duals, on tensors of a transform, or to be differentiated.

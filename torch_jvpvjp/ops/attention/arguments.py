@@ -121,6 +121,11 @@ def by_heads(name: str, query: Tensor, key: Tensor, value: Tensor, *, enable_gqa
     """
     if not isinstance(enable_gqa, bool):
         raise TypeError(f"{name}: enable_gqa must be True or False, got {enable_gqa!r}.")
+    if query.dim() == key.dim() == value.dim() == 4:  # the common cases: nothing is moved, nothing broadcasts
+        (b, hq), kv = query.shape[:2], key.shape[:2]
+        if kv == value.shape[:2] and b == kv[0] and (hq == kv[1] or (enable_gqa and kv[1] and hq % kv[1] == 0)):
+            counts = (hq, kv[1], kv[1])
+            return Heads(query, key, value, (b, hq)), Layout(4, (b,), counts, counts)
     tensors = (query, key, value)
     dims = max(t.dim() for t in tensors)
     if dims == 2:
