@@ -165,7 +165,7 @@ def sum_scores(rows: Rows, x: Tensor, like: Tensor) -> Tensor:
 def look_at(at: Operands, scores: Scores, window: Window) -> Rows:
     """Scores and probabilities of some rows. The operands are in the dtype of the computation."""
     heads = at.k.shape[-3]
-    group = at.q.shape[-3] // heads
+    group = at.q.shape[-3] // heads if heads else 1
     q = fold(at.q, heads, window.a, window.b)
     k, v = cut(at.k, -2, window.c, window.d), cut(at.v, -2, window.c, window.d)
     s, g, t = torch.matmul(q, k.mT) * scores.scale, None, None
