@@ -120,7 +120,7 @@ def second_order(
         The cotangents and their tangents, in the dtype of the computation and not yet summed over axes in front along
         which arguments were broadcast; None where zero or not wanted.
     """
-    at, dots = _wide(at, at.q), _wide(dots, at.q)
+    at, dots = _wide(at, at.q), _wide(dots, at.q) if any(t is not None for t in w) else NONE
     w, u = (Cotangents(*(wide(t, at.q) for t in c)) for c in (w, u))
     o = wide(o, at.q)
     first, second = Sums(at), Sums(at)
