@@ -22,7 +22,7 @@ class Heads(NamedTuple):
     lead: tuple[int, ...]  # the query's axes before (L, d) after broadcasting
 
 
-def check_tensors(name: str, query: Any, key: Any, value: Any) -> None:
+def check_tensors(name: str, query: Any, key: Any, value: Any, length_axis: int = -2) -> None:
     """Refuse what is not query, key and value of one attention.
 
     Args:
@@ -30,6 +30,7 @@ def check_tensors(name: str, query: Any, key: Any, value: Any) -> None:
         query: q.
         key: k.
         value: v.
+        length_axis: The axis of queries or keys.
 
     Raises:
         TypeError: If one is not a tensor, or not of a dtype that is supported, or dtypes differ.
@@ -56,7 +57,7 @@ def check_tensors(name: str, query: Any, key: Any, value: Any) -> None:
         raise ValueError(
             f"{name}: key must have the query's head size {query.shape[-1]} as its last axis, got {tuple(key.shape)}."
         )
-    if value.shape[-2] != key.shape[-2]:
+    if value.shape[length_axis] != key.shape[length_axis]:
         raise ValueError(
             f"{name}: value must be as long as key, whose shape is {tuple(key.shape)}, got {tuple(value.shape)}."
         )

@@ -183,7 +183,7 @@ def look_at(at: Operands, scores: Scores, window: Window) -> Rows:
     drop = None
     if scores.dropout_p > 0:
         keep = fold_scores(_survivors(scores, at.q, window), heads, group, _ALL, s.shape)
-        drop = keep.to(s.dtype) / (1 - scores.dropout_p)
+        drop = keep.to(s.dtype) * (1 / (1 - scores.dropout_p) if scores.dropout_p < 1 else 0.0)
     return Rows(q, k, v, p, lse, g, t, drop, scores, window, group)
 
 

@@ -61,15 +61,12 @@ def varlen_attention(
         TypeError: If an argument is not of its type.
         ValueError: If shapes or devices do not agree, or cu_seqlens on the CPU are not cumulative lengths.
     """
-    check_tensors(_NAME, query, key, value)
     for label, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.dim() != 3:
+        if isinstance(tensor, Tensor) and tensor.dim() != 3:
             raise ValueError(
                 f"{_NAME}: {label} must have shape (total length, heads, head size), got {tuple(tensor.shape)}."
             )
-    for label, tensor in (("key", key), ("value", value)):
-        if tensor.shape[0] != key.shape[0]:
-            raise ValueError(f"{_NAME}: {label} must be as long as key, {key.shape[0]}, got {tensor.shape[0]}.")
+    check_tensors(_NAME, query, key, value, length_axis=0)
     cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
     for label, tensor, total in (
         ("cu_seqlens_q", cu_seqlens_q, query.shape[0]),
@@ -133,8 +130,10 @@ def _ranges(cu_q: Tensor, cu_k: Tensor, rows: int, left: int, right: int, bottom
     """First key, end of keys and position of every row, int32, (1, 3, rows), computed on the device."""
     cu_q, cu_k = cu_q.long(), cu_k.long()
     row = torch.arange(rows, device=cu_q.device)
-    last = cu_q.shape[0] - 2
-    sequence = torch.searchsorted(cu_q[1:].contiguous(), row, right=True).clamp(max=last)
+    # Of n + 1 numbers that do not decrease, from 0, as many are at most a row as its sequence has before it, and one.
+    marks = torch.zeros(rows + 1, dtype=torch.int64, device=cu_q.device)
+    marks = marks.index_add(0, cu_q.clamp(0, rows), torch.ones_like(cu_q))
+    sequence = (marks[:-1].cumsum(0) - 1).clamp(max=cu_q.shape[0] - 2)
     first, end = cu_k[sequence], cu_k[sequence + 1]
     position = row - cu_q[sequence] + first
     if bottom_right:
