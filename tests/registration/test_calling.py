@@ -250,6 +250,35 @@ def test_the_fast_path_is_taken_only_where_nothing_is_going_on() -> None:
     assert any("tests.waves" in name for name in seen)  # a mode sees the op whole
 
 
+def test_one_forward_level_reaches_the_kernel_without_the_dispatcher(xw: tuple[Tensor, Tensor]) -> None:
+    calls: list[str] = []
+    op = counting(calls)
+    results = torch.func.jvp(op, xw, xw)
+    assert calls == ["jvp kernel"]
+    torch.testing.assert_close(results, torch.func.jvp(op.reference, xw, xw))
+    constant = torch.func.jvp(lambda x: op(xw[0], xw[1]) + x, (xw[0],), (xw[1],))
+    torch.testing.assert_close(constant[1], xw[1])
+
+
+def test_a_forward_level_that_is_not_all_goes_by_the_dispatcher(xw: tuple[Tensor, Tensor]) -> None:
+    import torch.autograd.forward_ad as fwAD
+
+    op = counting([])
+    x, x_dot = xw[0], xw[1].clone().requires_grad_()  # the tangent alone is differentiated
+    found = []
+    for f in (op, op.reference):
+        with fwAD.dual_level():
+            tangent = fwAD.unpack_dual(f(fwAD.make_dual(x, x_dot), xw[1])).tangent
+        assert tangent is not None
+        found.append(torch.autograd.grad(tangent.sum(), x_dot)[0])
+    torch.testing.assert_close(found[0], found[1])
+    jacobians = [  # the vmap before functorch, over tangents
+        torch.autograd.functional.jacobian(lambda t, f=f: f(t, xw[1]), x, vectorize=True, strategy="forward-mode")
+        for f in (op, op.reference)
+    ]
+    torch.testing.assert_close(jacobians[0], jacobians[1])
+
+
 def test_subclasses_see_the_op() -> None:
     class Tagged(Tensor):
         names: list[str] = []

@@ -9,6 +9,7 @@ from ..registration import broadcasting_rule, differentiable_op, expanding_rule
 from ._arithmetic import FLOATS, cotangents_like, times, total, wide
 from ._batched import batched
 from ._devices import triton_devices
+from ._native import everywhere
 
 __all__ = ["dyt", "op"]
 
@@ -186,6 +187,10 @@ def dyt(x: Tensor, alpha: Tensor, weight: Tensor | None = None, bias: Tensor | N
     Source: Zhu, Chen, He, LeCun and Liu (2025), Transformers without Normalization.
     """
     _check(x, alpha, weight, bias)
+    if everywhere(x, alpha, weight, bias):
+        y = torch.tanh(x * alpha)
+        y = y if weight is None else y * weight
+        return y if bias is None else y + bias
     args = (x.flatten(0, -2) if x.dim() > 2 else x, alpha.reshape(()), weight, bias)
     y = op(*args) if _is_compiling() else op.call_flat(args)[0]
     return y.reshape(x.shape)

@@ -11,6 +11,7 @@ from ..registration import broadcasting_rule, differentiable_op, expanding_rule
 from ._arithmetic import FLOATS, cotangents_like, times, total, wide
 from ._batched import batched
 from ._devices import triton_devices
+from ._native import everywhere
 
 __all__ = ["gated_residual", "op"]
 
@@ -147,7 +148,10 @@ def gated_residual(x: Tensor, gate: Tensor, h: Tensor) -> Tensor:
     Source: Peebles and Xie (2023), Scalable Diffusion Models with Transformers.
     """
     _check(x, gate, h)
-    axes = _three_axes(x, _aligned_shape(x, gate))
+    aligned = _aligned_shape(x, gate)
+    axes = _three_axes(x, aligned)
+    if everywhere(x, gate, h):
+        return torch.addcmul(x, gate.reshape(aligned), h)
     rows = [size for size, _ in axes]
     x_rows, h_rows = x.reshape(rows), h.reshape(rows)
     gates = gate.reshape([1 if shared else size for size, shared in axes])

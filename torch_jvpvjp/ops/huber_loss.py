@@ -1,10 +1,13 @@
 """Huber loss: the public face."""
 
+from math import inf
 from typing import Any
 
+import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 
 from . import _elementwise_losses as losses
+from ._native import pushed_only, reversed_only, undifferentiated
 
 __all__ = ["huber_loss"]
 
@@ -45,6 +48,10 @@ def huber_loss(
     losses.check_operands("huber_loss", input, target, reduction, ("none", "sum", "mean"), weight)
     _check_delta(delta)
     if weight is None:
+        if undifferentiated(input, target) or pushed_only(input, target):
+            return F.huber_loss(input, target, reduction, float(delta))
+        if (delta == 1 or (reduction != "none" and delta < inf)) and reversed_only(input, target):
+            return F.smooth_l1_loss(input, target, reduction=reduction, beta=delta) * delta  # has forward over backward
         return losses.reduced(losses.huber, input, target, reduction, float(delta))
     terms = losses.reduced(losses.huber, input, target, "none", float(delta)) * weight
     return terms if reduction == "none" else terms.sum() if reduction == "sum" else terms.mean()

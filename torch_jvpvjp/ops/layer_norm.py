@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._native import records, reversed_only
 from ._norms import op
 from ._norms.arguments import FLOATS, check_eps, check_input, check_shape, check_weight
+from ._norms.cpu import recorded_layer_norm
 
 __all__ = ["layer_norm", "op"]
 
@@ -68,6 +70,10 @@ def layer_norm(
         check_eps("layer_norm", eps)
         eps = float(eps)
     arguments = (input, weight, bias, ndim, eps, True, 0.0, False)
+    if reversed_only(input, weight, bias) and input.numel():
+        if records(input, weight, bias):
+            return recorded_layer_norm(*arguments)
+        return torch.layer_norm(input, input.shape[-ndim:], weight, bias, eps)
     if _is_compiling():
         return op(*arguments)
     return op.call_flat(arguments)[0]  # a call of the op would only look at the arguments again

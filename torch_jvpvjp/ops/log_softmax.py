@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ._arithmetic import FLOATS
+from ._native import reversed_only
 from ._softmaxes.arguments import check_dim, prepared
 from ._softmaxes.kernels import register_cpu, register_triton
 from ._softmaxes.tower import declare
@@ -74,6 +75,8 @@ def log_softmax(
             return log_softmax(
                 input.reshape(1), -1, scale=scale, mask=None if mask is None else mask.reshape(1)
             ).reshape(())
+    if mask is None and scale == 1 and reversed_only(input):
+        return torch.log_softmax(input, dim)
     if _is_compiling():
         return op(input, mask, dim, scale)
     return op.call_flat((input, mask, dim, scale))[0]  # a call of the op would only look at the arguments again

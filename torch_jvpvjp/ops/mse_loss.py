@@ -1,8 +1,10 @@
 """Mean squared error: the public face."""
 
+import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 
 from . import _elementwise_losses as losses
+from ._native import pushed_only, records, reversed_only, undifferentiated
 
 __all__ = ["mse_loss"]
 
@@ -38,6 +40,10 @@ def mse_loss(
     """  # noqa: DOC502 -- check_operands raises
     losses.check_operands("mse_loss", input, target, reduction, ("none", "sum", "mean"), weight)
     if weight is None:
+        if reversed_only(input, target) and records(input, target):
+            return losses.recorded_mse(input, target, reduction, 0 if reduction == "none" else input.dim())
+        if undifferentiated(input, target) or pushed_only(input, target):
+            return F.mse_loss(input, target, reduction=reduction)
         return losses.reduced(losses.mse, input, target, reduction)
     terms = losses.reduced(losses.mse, input, target, "none") * weight
     return terms if reduction == "none" else terms.sum() if reduction == "sum" else terms.sum() / weight.sum()

@@ -55,6 +55,7 @@ is_alias_of = _lookup("torch._C._is_alias_of")
 unpack_dual = _lookup("torch._VF._unpack_dual")
 make_dual = _lookup("torch._VF._make_dual")
 set_fwd_grad_enabled = _lookup("torch.autograd.forward_ad._set_fwd_grad_enabled")
+is_fwd_grad_enabled = _lookup("torch._C._is_fwd_grad_enabled")
 forward_ad = _lookup("torch.autograd.forward_ad")
 _lookup("torch.autograd.forward_ad._current_level")
 
@@ -63,6 +64,13 @@ SingleLevelFunction = _lookup("torch.autograd.function._SingleLevelFunction")
 enable_single_level_autograd_function = _lookup("torch._functorch.utils.enable_single_level_autograd_function")
 unwrap_if_dead = _lookup("torch._C._functorch.unwrap_if_dead")
 any_requires_grad = _lookup("torch._C._any_requires_grad")
+
+# The level of one `torch.func.jvp`, peeled off and put on again.
+TransformType = _lookup("torch._C._functorch.TransformType")
+unwrap_level = _lookup("torch._C._functorch._unwrap_for_grad")
+wrap_level = _lookup("torch._C._functorch._wrap_for_grad")
+pop_level = _lookup("torch._C._functorch.pop_dynamic_layer_stack")
+push_level = _lookup("torch._C._functorch.push_dynamic_layer_stack")
 
 # vmap.
 peek_interpreter_stack = _lookup("torch._C._functorch.peek_interpreter_stack")

@@ -10,13 +10,14 @@ import torch
 from . import _torch_private as private
 
 # How a call is carried out. Plain integers: looking up a member of an Enum takes as long as one of the checks.
-COMPUTE, RECORD, DISPATCH = range(3)
+COMPUTE, RECORD, PUSH, DISPATCH = range(4)
 
 _Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
 _interpreter, _wrapped = private.peek_interpreter_stack, private.is_functorch_wrapped_tensor
 _dispatch_modes, _function_modes = private.len_torch_dispatch_stack, private.len_torch_function_stack
 _tracing, _grad_enabled = private.get_tracing_state, torch.is_grad_enabled
-_forward_ad = private.forward_ad
+_forward_ad, _JVP = private.forward_ad, private.TransformType.Jvp
+_is_compiling, _any_autocast = torch.compiler.is_compiling, private.is_any_autocast_enabled
 
 
 def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[int, ...]) -> int:
@@ -28,17 +29,17 @@ def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[in
         frozen: Positions of those that carry no derivative.
 
     Returns:
-        ``DISPATCH`` if a transform, dual level, mode or tracing is active, or a tensor is a subclass or
-        a wrapper; else ``RECORD`` if a gradient may be asked for, else ``COMPUTE``.
+        ``DISPATCH`` if a mode or tracing is active, a tensor is a subclass or a wrapper, or derivatives nest; ``PUSH``
+        if one forward-mode level is open, which may be all, and no autocast; else ``RECORD`` if a gradient may be asked for,
+        else ``COMPUTE``.
     """
-    if (
-        _interpreter() is not None
-        or _forward_ad._current_level >= 0  # valid outside tracing, which the modes exclude
-        or _dispatch_modes()
-        or _function_modes()
-        or _tracing() is not None
-    ):
+    if _dispatch_modes() or _function_modes() or _tracing() is not None:
         return DISPATCH
+    top = _interpreter()
+    if top is not None:
+        return PUSH if top.level() == 1 and top.key() == _JVP and not _any_autocast() else DISPATCH
+    if _forward_ad._current_level >= 0:  # valid outside tracing, which the modes exclude
+        return DISPATCH if _any_autocast() else PUSH
     requires_grad = False
     for i in tensors:
         value = args[i]
@@ -54,3 +55,21 @@ def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[in
         if args[i] is not None and args[i].requires_grad:
             return DISPATCH  # which explains what is wrong
     return RECORD
+
+
+def is_unwatched() -> bool:
+    """Whether nobody looks for an op by its name: no mode, tracing, compiler or autocast is active.
+
+    Returns:
+        True if eager code runs, be it under transforms.
+    """
+    return not (_is_compiling() or _dispatch_modes() or _function_modes() or _tracing() is not None or _any_autocast())
+
+
+def is_untransformed() -> bool:
+    """Whether no transform of ``torch.func`` and no dual level is active.
+
+    Returns:
+        True if backward is the only derivative that can follow.
+    """
+    return _interpreter() is None and _forward_ad._current_level < 0

@@ -12,9 +12,10 @@ from . import _torch_private as private
 from .autocast import Policy, cast_by_policy, region_of, register_autocast_kernels
 from .autograd import make_autograd_kernel, make_node
 from .conventions import Convention, Function, takes_only_positions
-from .fast_path import COMPUTE, RECORD, choose_way
+from .fast_path import COMPUTE, PUSH, RECORD, choose_way
 from .promises import check_option, common_device, finished, finished_differentiably
 from .purity import RefuseRandomness, refuse_captured_gradients
+from .push import push_once
 from .signature import Signature
 from .slot import DerivativeSlot
 from .vmap import VmapRule, make_vmap_kernel
@@ -142,6 +143,10 @@ class DifferentiableOp:
             return self.compute(args)
         if way == RECORD:
             return self.node.apply(None, None, *args)
+        if way == PUSH:
+            results = push_once(self, args)
+            if results is not None:
+                return results
         return self.unpacked(self.overload(*args))
 
     def unpacked(self, returned: Any) -> tuple[Tensor, ...]:

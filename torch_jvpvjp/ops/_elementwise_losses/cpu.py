@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...registration import DifferentiableOp
 from .._devices import triton_devices
+from .._native import recorded
 from . import ops
 
 _aten: Any = torch.ops.aten
@@ -57,6 +58,18 @@ def _register(op: DifferentiableOp, value: Callable[..., Tensor], pullback: Call
     op.jvp.kernel("cpu")(jvp)
     op.vjp.kernel("cpu")(vjp)
 
+
+def _mse_forward(x: Tensor, t: Tensor, reduction: str, _: int) -> tuple[Tensor]:
+    return (_aten.mse_loss(x, t, _REDUCTIONS[reduction]),)
+
+
+def _mse_pull(y_bar: Tensor, args: Any, _: Any, needs: Any) -> tuple[Tensor | None, ...]:
+    x, t, reduction, _ = args
+    x_bar = _aten.mse_loss_backward(y_bar, x, t, _REDUCTIONS[reduction])
+    return x_bar, -x_bar if needs[1] else None
+
+
+recorded_mse = recorded(ops.mse, _mse_forward, _mse_pull)
 
 if "cpu" not in triton_devices():  # in the interpreter, CPU tensors take the Triton kernels
     _register(ops.mse, _aten.mse_loss, _aten.mse_loss_backward)

@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...registration import DifferentiableOp
+from ...registration import _torch_private as private
 from .._arithmetic import FLOATS
+
+_is_compiling, _any_autocast = torch.compiler.is_compiling, private.is_any_autocast_enabled
 
 
 def check_operands(name: str, x: Any, t: Any, reduction: Any, reductions: tuple[str, ...], weight: Any = None) -> None:
@@ -66,4 +70,7 @@ def reduced(op: DifferentiableOp, x: Tensor, t: Tensor, reduction: str, *options
     Returns:
         The loss.
     """
-    return op(x, t, reduction, 0 if reduction == "none" else x.dim(), *options)
+    args = (x, t, reduction, 0 if reduction == "none" else x.dim(), *options)
+    if _is_compiling() or _any_autocast():
+        return op(*args)
+    return op.call_flat(args)[0]  # a call of the op would only look at the arguments again

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._devices import triton_devices
 from .._groups import sum_to
+from .._native import recorded
 from .rules import check_tangents, op
 
 _WIDE = (torch.float32, torch.float64)
@@ -57,6 +58,23 @@ def _filled(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None) -
         weight = x.new_ones(shape) if weight is None else weight
         bias = x.new_zeros(shape) if bias is None else bias
     return weight, bias
+
+
+def _native_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = x.shape[x.dim() - ndim :]
+    return _native(x, shape, *_filled(x, shape, weight, bias), eps)
+
+
+def _native_pull(y_bar: Tensor, args: Any, kept: Any, needs: Any) -> tuple[Tensor | None, ...]:
+    x, weight, bias, ndim = args[:4]
+    mean, r = kept
+    wanted = [needs[0], weight is not None and needs[1], bias is not None and needs[2]]
+    return _native_backward(y_bar.contiguous(), x, x.shape[x.dim() - ndim :], mean, r, weight, bias, wanted)
+
+
+recorded_layer_norm = recorded(op, _native_forward, _native_pull)
 
 
 def _plain(x: Tensor, weight: Tensor | None, normalized_ndim: int) -> bool:

@@ -6,6 +6,7 @@ from torch import Tensor
 from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next does
 from . import kernels as _kernels  # noqa: F401
 from .arguments import check, check_options
+from .native import is_native, native_loss
 from .reduction import reduced
 from .rules import op
 
@@ -40,8 +41,8 @@ def cross_entropy(
     number of rows that count. Where none counts, the mean is NaN, as in PyTorch.
 
     On a GPU, a row is read once for the losses and all their tangents, and once for the gradient; the second order is
-    one kernel. Neither softmax nor a one-hot target is ever stored, and the logits are not written into. It computes in
-    float32, in float64 for float64 input.
+    one kernel. Neither softmax nor a one-hot target is ever stored, and the logits are not written into (on a CPU
+    PyTorch's own function keeps log p in the place of x). It computes in float32, in float64 for float64 input.
 
     Args:
         input: x, logits (n), (N, n) or (N, n, d₁, ...); float16, bfloat16, float32 or float64.
@@ -66,8 +67,10 @@ def cross_entropy(
     """
     check_options("cross_entropy", ignore_index, reduction, label_smoothing, z_loss, softcap)
     check(input, target, weight, ignore_index)
-    dim = -1 if input.dim() < 2 else 1 - input.dim()
     probabilities = target.is_floating_point()
+    if not z_loss and softcap is None and is_native(input, target if probabilities else None, weight):
+        return native_loss(input, target, weight, ignore_index, reduction, label_smoothing)
+    dim = -1 if input.dim() < 2 else 1 - input.dim()
     rows_target = target if probabilities else target.unsqueeze(dim if input.dim() > 1 else -1)
     shaped = None if weight is None else weight.reshape(-1, *(1,) * (-dim - 1))
     args = (input, rows_target, shaped, dim, ignore_index, float(label_smoothing), softcap)

@@ -128,3 +128,16 @@ def check(x: Any, target: Any, weight: Any, ignore_index: int) -> None:
             )
         if weight.device != x.device:
             raise ValueError(f"cross_entropy: weight must be on input's device {x.device}, got {weight.device}.")
+
+
+def wrong_class(n: int, wrong: int) -> IndexError:
+    """The error of a class that does not exist.
+
+    Args:
+        n: How many there are.
+        wrong: What came.
+
+    Returns:
+        The error.
+    """
+    return IndexError(f"cross_entropy: target must be classes from 0 to {n - 1} or ignore_index, got {wrong}.")

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from ...registration import DifferentiableOp
+from ...registration.fast_path import is_untransformed
 from .._arithmetic import FLOATS
-from . import cpu as _cpu  # noqa: F401 -- registers kernels
+from .._native import WIDE, everywhere, pushed_only, records, reversed_only
+from ..pointwise import gelu, silu
 from . import ops
+from .cpu import recorded_glu
 
 __all__ = ["geglu", "glu", "ops", "swiglu"]
 
@@ -46,6 +49,8 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     _check("swiglu", gate, up, "gate")
     if up is None:
         return _call(ops.swiglu_packed, gate)
+    if reversed_only(gate, up):
+        return silu(gate) * up  # keeps silu(gate), which its own pullback would compute again
     return _call(ops.swiglu, gate, up)
 
 
@@ -83,6 +88,8 @@ def geglu(gate: Tensor, up: Tensor | None = None, approximate: str = "none") -> 
         raise ValueError(f"geglu: approximate must be 'none' or 'tanh', got {approximate!r}.")
     if up is None:
         return _call(ops.geglu_packed, gate, approximate)
+    if everywhere(gate, up) and (approximate == "none" or is_untransformed()):
+        return gelu(gate, approximate) * up
     return _call(ops.geglu, gate, up, approximate)
 
 
@@ -117,11 +124,23 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 -- the name torch
         raise ValueError(f"glu: dim must be an axis of input, which has shape {tuple(input.shape)}, got {dim}.")
     _check_even("glu", "input", input, dim)
     axis = dim % input.dim()
+    recording = False
+    if reversed_only(input):
+        recording = records(input)
+        if not recording:
+            return torch.nn.functional.glu(input, axis)
+    elif pushed_only(input) and input.dtype in WIDE:
+        return torch.nn.functional.glu(input, axis)
+    call = recorded_glu if recording else _call_glu
     if axis == input.dim() - 1:
-        return _call(ops.glu, input)
+        return call(input)
     # Both halves of an axis are blocks of everything behind it.
-    y = _call(ops.glu, input.flatten(axis))
+    y = call(input.flatten(axis))
     return y.reshape((*input.shape[:axis], input.shape[axis] // 2, *input.shape[axis + 1 :]))
+
+
+def _call_glu(x: Tensor) -> Tensor:
+    return _call(ops.glu, x)
 
 
 def _call(op: DifferentiableOp, *args: Any) -> Tensor:

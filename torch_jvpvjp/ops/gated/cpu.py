@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...registration import DifferentiableOp
 from .._devices import triton_devices
+from .._native import recorded
 from ..pointwise.rules import values_of
 from . import ops
 from .halves import Halves
@@ -100,6 +101,10 @@ def _gelu(gate: Tensor, approximate: str) -> Tensor:
 def _gelu_slope(p: Tensor, gate: Tensor, approximate: str) -> Tensor:
     return _aten.gelu_backward(p, gate, approximate=approximate)
 
+
+recorded_glu = recorded(
+    ops.glu, lambda x: (F.glu(x, -1),), lambda y_bar, args, *_: (_aten.glu_backward(y_bar, args[0], -1),)
+)
 
 if "cpu" not in triton_devices():  # in the interpreter, CPU tensors take the Triton kernel
     for _op, _packed in ((ops.swiglu, None), (ops.swiglu_packed, "gate first")):

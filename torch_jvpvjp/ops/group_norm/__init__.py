@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from .._arithmetic import FLOATS
+from .._native import records, reversed_only
 from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next does
 from . import kernels as _kernels  # noqa: F401
+from .cpu import recorded_group_norm
 from .rules import op
 
 __all__ = ["group_norm", "op"]
@@ -60,10 +62,16 @@ def group_norm(
     """
     _check(input, num_groups, weight, bias, eps, activation)
     silu = activation is not None
+    native = reversed_only(input, weight, bias)
+    recording = native and records(input, weight, bias)
+    if native and not recording and not silu and input.numel():
+        return torch.group_norm(input, num_groups, weight, bias, float(eps))
     channels_last = _is_channels_last(input)
     x = input.movedim(1, -1) if channels_last else input
     if _is_compiling():
         y = op(x, weight, bias, num_groups, x.dim(), channels_last, eps, silu)
+    elif recording:
+        y = recorded_group_norm(x, weight, bias, num_groups, x.dim(), channels_last, float(eps), silu)
     else:  # a call of the op would only look at the arguments again
         y = op.call_flat((x, weight, bias, num_groups, x.dim(), channels_last, float(eps), silu))[0]
     return y.movedim(-1, 1) if channels_last else y

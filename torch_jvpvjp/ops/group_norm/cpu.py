@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._devices import triton_devices
+from .._native import recorded
 from .rules import op
 
 
@@ -57,6 +58,14 @@ def _vjp(
     if channels_last and x_bar is not None:
         x_bar = x_bar.movedim(1, -1)
     return x_bar, w_bar if wanted[1] else None, b_bar if wanted[2] else None
+
+
+def _pull(y_bar: Tensor, args: Any, kept: Any, needs: Any) -> tuple[Tensor | None, ...]:
+    inputs = op.signature.inputs_type(*args)
+    return _vjp(op.signature.cotangents_type(y_bar), inputs, needs=tuple(needs[:3]), residuals=kept)
+
+
+recorded_group_norm = recorded(op, _primal, _pull)
 
 
 def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int) -> bool:

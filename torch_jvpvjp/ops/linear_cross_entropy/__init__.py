@@ -5,8 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._native import pushed_only, reversed_only
 from ..cross_entropy.arguments import check_float_tensor, check_options, check_target
+from ..cross_entropy.native import native_loss
 from ..cross_entropy.reduction import reduced
+from .chunks import chunk_rows
 from .rules import op
 
 __all__ = ["linear_cross_entropy", "op"]
@@ -39,7 +42,7 @@ def linear_cross_entropy(
         Ẋ̄ = Ż̄ W,    X̄ = Z̄ W + Ż̄ Ẇ,    Ẇ̄ = Ż̄ᵀ X,    W̄ = Z̄ᵀ X + Ż̄ᵀ Ẋ
 
     The value, the JVP, the gradient and the second order hold a few tensors of chunk_size · V logits; the backward
-    computes logits again instead of keeping them. Products are taken in the dtype of input, what is done to logits, and
+    computes logits again instead of keeping them (on a CPU, where all of them are one chunk, it keeps that chunk). Products are taken in the dtype of input, what is done to logits, and
     sums over chunks, in float32 (float64 for float64 input). On a GPU what is done to a chunk of logits is one kernel.
     Third orders, and vmap, run the formulas, in chunks too.
 
@@ -71,12 +74,22 @@ def linear_cross_entropy(
     _check(input, weight, target, bias, chunk_size, same_dtype=not autocast)
     rows, batch = input.reshape(-1, input.shape[-1]), input.shape[:-1]
     flat = target.reshape(-1)
+    whole = chunk_size is None and chunk_rows(len(rows), weight.shape[0], None) == len(rows)
+    if whole and not z_loss and softcap is None and len(rows) and _is_native(rows, weight, bias):
+        z = torch.nn.functional.linear(rows, weight, bias)
+        loss = native_loss(z, flat, None, ignore_index, reduction, float(label_smoothing))
+        return loss.reshape(batch) if reduction == "none" else loss
     args = (rows, weight, bias, flat, ignore_index, float(label_smoothing), softcap, chunk_size)
     losses, lse = op(*args) if autocast or _is_compiling() else op.call_flat(args)
     counts = flat != ignore_index
     loss = reduced(losses.unsqueeze(-1), lse.unsqueeze(-1), -1, counts, flat, None, reduction, z_loss)
     loss = loss.reshape(batch) if reduction == "none" else loss
     return loss if autocast else loss.to(input.dtype)
+
+
+def _is_native(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether PyTorch's own layer and loss are right here; one chunk of logits is what they keep."""
+    return reversed_only(rows, weight, bias) or pushed_only(rows, weight, bias)
 
 
 def _check(x: Any, weight: Any, target: Any, bias: Any, chunk_size: Any, *, same_dtype: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._native import WIDE, pushed_only, reversed_only
 from .._softmaxes.arguments import check_dim, prepared
 from . import kernels as _kernels  # noqa: F401 -- registers them
 from .rules import op
@@ -60,6 +61,9 @@ def logsumexp(
         input, mask = input.reshape(1), None if mask is None else mask.reshape(1)  # noqa: A001
         return logsumexp(input, -1, scale=scale, mask=mask).reshape(())
     axes = _axes(input, dim)
+    plain = mask is None and scale == 1 and input.dtype in WIDE
+    if plain and (reversed_only(input) or pushed_only(input)):
+        return torch.logsumexp(input, axes, keepdim)
     if len(axes) == 1:
         y = _call(input, mask, axes[0], scale)
     else:

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ...registration import DifferentiableOp
 from .._arithmetic import FLOATS
-from . import cpu as _cpu  # noqa: F401 -- registers kernels
+from .._native import everywhere, records, reversed_only
 from . import ops
+from .cpu import recorded_gelu, recorded_mish, recorded_silu
 
 __all__ = ["gelu", "mish", "ops", "relu", "sigmoid", "silu", "sin", "softplus", "tanh"]
 
@@ -43,6 +44,13 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:  # noqa: A002 -- t
         raise TypeError(f"gelu: approximate must be 'none' or 'tanh', got {type(approximate).__name__}.")
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}.")
+    # PyTorch's second derivative of the tanh form is NaN far from 0.
+    if approximate == "none" and everywhere(input):
+        return torch.nn.functional.gelu(input)
+    if approximate == "tanh" and reversed_only(input):
+        if records(input):
+            return recorded_gelu(input, approximate)
+        return torch.nn.functional.gelu(input, approximate=approximate)
     return _apply(ops.gelu, input, approximate)
 
 
@@ -66,6 +74,8 @@ def silu(input: Tensor) -> Tensor:  # noqa: A002
     Source: Elfwing, Uchibe and Doya (2017), Sigmoid-Weighted Linear Units for Neural Network Function Approximation in
     Reinforcement Learning.
     """
+    if reversed_only(input):
+        return recorded_silu(input) if records(input) else torch.nn.functional.silu(input)
     return _apply(ops.silu, input)
 
 
@@ -86,7 +96,7 @@ def tanh(input: Tensor) -> Tensor:  # noqa: A002
     Raises:
         TypeError: If input is not a tensor of a dtype named above.
     """
-    return _apply(ops.tanh, input)
+    return torch.tanh(input) if everywhere(input) else _apply(ops.tanh, input)
 
 
 def sin(input: Tensor) -> Tensor:  # noqa: A002
@@ -108,7 +118,7 @@ def sin(input: Tensor) -> Tensor:  # noqa: A002
 
     Source: Sitzmann et al. (2020), Implicit Neural Representations with Periodic Activation Functions.
     """
-    return _apply(ops.sin, input)
+    return torch.sin(input) if everywhere(input) else _apply(ops.sin, input)
 
 
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:  # noqa: A002
@@ -138,6 +148,8 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
     _check_number("threshold", threshold)
     if not beta or not -float("inf") < beta < float("inf"):
         raise ValueError(f"softplus: beta must be finite and not 0, got {beta}.")
+    if everywhere(input):
+        return torch.nn.functional.softplus(input, float(beta), float(threshold))
     return _apply(ops.softplus, input, float(beta), float(threshold))
 
 
@@ -162,6 +174,8 @@ def mish(input: Tensor) -> Tensor:  # noqa: A002
 
     Source: Misra (2019), Mish: A Self Regularized Non-Monotonic Activation Function.
     """
+    if reversed_only(input):
+        return recorded_mish(input) if records(input) else torch.nn.functional.mish(input)
     return _apply(ops.mish, input)
 
 
@@ -182,7 +196,7 @@ def sigmoid(input: Tensor) -> Tensor:  # noqa: A002
     Raises:
         TypeError: If input is not a tensor of a dtype named above.
     """
-    return _apply(ops.sigmoid, input)
+    return torch.sigmoid(input) if everywhere(input) else _apply(ops.sigmoid, input)
 
 
 def relu(input: Tensor) -> Tensor:  # noqa: A002
@@ -202,7 +216,7 @@ def relu(input: Tensor) -> Tensor:  # noqa: A002
     Raises:
         TypeError: If input is not a tensor of a dtype named above.
     """
-    return _apply(ops.relu, input)
+    return torch.relu(input) if everywhere(input) else _apply(ops.relu, input)
 
 
 def _apply(op: DifferentiableOp, x: Any, *options: Any) -> Tensor:

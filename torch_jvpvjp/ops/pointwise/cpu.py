@@ -14,6 +14,7 @@ from torch import Tensor
 from ...registration import DifferentiableOp
 from .._devices import triton_devices
 from .._groups import sum_to
+from .._native import recorded
 from . import ops
 from .rules import values_of
 
@@ -72,6 +73,14 @@ def _register(
     op.kernel("cpu")(primal)
     op.jvp.kernel("cpu")(jvp)
 
+
+recorded_silu = recorded(ops.silu, lambda x: (F.silu(x),), lambda p, args, *_: (_aten.silu_backward(p, args[0]),))
+recorded_gelu = recorded(
+    ops.gelu,
+    lambda x, approximate: (F.gelu(x, approximate=approximate),),
+    lambda p, args, *_: (_aten.gelu_backward(p, args[0], approximate=args[1]),),
+)
+recorded_mish = recorded(ops.mish, lambda x: (F.mish(x),), lambda p, args, *_: (_aten.mish_backward(p, args[0]),))
 
 if "cpu" not in triton_devices():  # in the interpreter, CPU tensors take the Triton kernel
     for _op, _value, _product in _AT_INPUT:

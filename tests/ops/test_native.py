@@ -1,0 +1,237 @@
+"""Where PyTorch's function stands for an op on a CPU, it is right in all that follows, and steps back when watched."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.autograd.forward_ad as fwAD  # noqa: N812 -- PyTorch's documentation spells it so
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_jvpvjp import ops
+from torch_jvpvjp.ops import _native
+from torch_jvpvjp.testing import Sample, check_op
+from torch_jvpvjp.testing.cases import CASES
+
+if not _native.is_active():
+    pytest.skip("in the interpreter, CPU tensors take the Triton kernels", allow_module_level=True)
+
+# Ops whose face calls a function of PyTorch's somewhere.
+NATIVE = (
+    *("gelu", "silu", "tanh", "sin", "softplus", "mish", "sigmoid", "relu", "swiglu", "geglu", "glu"),
+    *("softmax", "log_softmax", "logsumexp", "cross_entropy", "linear_cross_entropy", "mse_loss", "huber_loss"),
+    *("layer_norm", "group_norm", "dyt", "gated_residual"),
+)
+
+
+def _reduced(terms: Tensor, reduction: str) -> Tensor:
+    return {"none": terms, "sum": terms.sum(), "mean": terms.mean()}[reduction]
+
+
+# In the place of references that are PyTorch's own functions, which raise in what follows here.
+FORMULAS = {
+    "mish": lambda x: x * torch.tanh(torch.nn.functional.softplus(x)),
+    "mse_loss": lambda x, t, reduction="mean": _reduced((x - t).square(), reduction),
+}
+
+
+@dataclass(frozen=True)
+class Function:
+    """An op as a function of the tensors that are differentiated, and its reference."""
+
+    ours: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    primals: tuple[Tensor, ...]
+
+
+def function_of(name: str, sample: Sample) -> Function:
+    """An op on a sample."""
+    case = CASES[name]
+    places = [i for i, a in enumerate(sample.args) if isinstance(a, Tensor) and a.is_floating_point()]
+
+    def bind(function: Callable[..., Any]) -> Callable[..., Tensor]:
+        def of_tensors(*primals: Tensor) -> Tensor:
+            args = list(sample.args)
+            for i, primal in zip(places, primals, strict=True):
+                args[i] = primal
+            return function(*args, **sample.kwargs)
+
+        return of_tensors
+
+    primals = tuple(sample.args[i].double() for i in places)
+    return Function(bind(case.function), bind(FORMULAS.get(name, case.reference)), primals)
+
+
+FUNCTIONS = {
+    f"{name}-{sample.name}": function_of(name, sample)
+    for name in NATIVE
+    for sample in CASES[name].samples
+    if all(t.numel() for t in (*sample.args, *sample.kwargs.values()) if isinstance(t, Tensor))
+}
+named = pytest.mark.parametrize("name", NATIVE)
+sampled = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+def leaves(primals: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.clone().requires_grad_() for x in primals)
+
+
+def directions(y: Tensor) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    draw = lambda: torch.randn(y.shape, generator=generator, dtype=y.dtype)  # noqa: E731
+    return draw(), draw()
+
+
+def both(name: str, derivative: Callable[[Callable[..., Tensor], tuple[Tensor, ...]], object]) -> None:
+    """Compare a derivative of an op with that of its reference."""
+    function = FUNCTIONS[name]
+    found, wanted = (derivative(f, function.primals) for f in (function.ours, function.reference))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+# ---- what follows a call that nothing was known of when it was recorded ----------------------------------------------
+
+
+@sampled
+def test_backward_of_a_dual_cotangent(name: str) -> None:
+    def derivative(f: Callable[..., Tensor], primals: tuple[Tensor, ...]) -> object:
+        xs = leaves(primals)
+        y = f(*xs)
+        with fwAD.dual_level():
+            y_bar = fwAD.make_dual(*directions(y))
+            x_bars = torch.autograd.grad(y, xs, y_bar)
+            return [tuple(fwAD.unpack_dual(x_bar)) for x_bar in x_bars]
+
+    both(name, derivative)
+
+
+@sampled
+def test_jvp_of_backward(name: str) -> None:
+    def derivative(f: Callable[..., Tensor], primals: tuple[Tensor, ...]) -> object:
+        xs = leaves(primals)
+        y = f(*xs)
+        y_bar, y_bar_dot = directions(y)
+        pull = lambda c: torch.autograd.grad(y, xs, c, retain_graph=True)  # noqa: E731
+        return torch.func.jvp(pull, (y_bar,), (y_bar_dot,))
+
+    both(name, derivative)
+
+
+@sampled
+def test_backward_through_the_tangent_of_a_backward(name: str) -> None:
+    def derivative(f: Callable[..., Tensor], primals: tuple[Tensor, ...]) -> object:
+        xs = leaves(primals)
+        y = f(*xs)
+        bars = tuple(t.requires_grad_() for t in directions(y))
+        with fwAD.dual_level():
+            x_bars = torch.autograd.grad(y, xs, fwAD.make_dual(*bars), create_graph=True)
+            pairs = [fwAD.unpack_dual(x_bar) for x_bar in x_bars]
+            loss = torch.stack([(p.sin() * t).sum() + t.square().sum() for p, t in pairs if t is not None]).sum()
+        return torch.autograd.grad(loss, (*xs, *bars), materialize_grads=True)
+
+    both(name, derivative)
+
+
+@sampled
+def test_backward_three_times(name: str) -> None:
+    def derivative(f: Callable[..., Tensor], primals: tuple[Tensor, ...]) -> object:
+        xs = leaves(primals)
+        value: Any = f(*xs).sin().sum()
+        found = []
+        for _ in range(3):
+            x_bars = torch.autograd.grad(value, xs, create_graph=True, materialize_grads=True)
+            found.append([x_bar.detach() for x_bar in x_bars])
+            value = torch.stack([x_bar.cos().sum() for x_bar in x_bars]).sum()
+        return found
+
+    both(name, derivative)
+
+
+@sampled
+def test_backward_of_batched_cotangents(name: str) -> None:
+    def derivative(f: Callable[..., Tensor], primals: tuple[Tensor, ...]) -> object:
+        xs = leaves(primals)
+        y = f(*xs)
+        rows = torch.stack(directions(y))
+        pull = lambda c: torch.autograd.grad(y, xs, c, retain_graph=True)  # noqa: E731
+        return torch.func.vmap(pull)(rows), torch.autograd.grad(y, xs, rows, is_grads_batched=True)
+
+    both(name, derivative)
+
+
+# ---- the rules that it stands for ------------------------------------------------------------------------------------
+
+
+@named
+def test_the_rules_are_right_without_it(name: str) -> None:
+    case = CASES[name]
+    with _native.without_native():
+        check_op(case.function, case.samples[:1], reference=case.reference, backends=())
+
+
+# ---- who watches sees the op -----------------------------------------------------------------------------------------
+
+
+class Names(TorchDispatchMode):
+    """Note the names of the ops that are dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func.namespace)
+        return func(*args, **(kwargs or {}))
+
+
+@named
+def test_a_dispatch_mode_sees_the_op(name: str) -> None:
+    if name in ("dyt", "gated_residual"):
+        pytest.skip("their peer is the formula")
+    function = function_of(name, CASES[name].samples[0])
+    with Names() as names:
+        function.ours(*function.primals)
+    assert "torch_jvpvjp" in names.seen
+
+
+def test_a_compiler_sees_the_op() -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, example_inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile(ops.relu, backend=backend, fullgraph=True)(torch.randn(3))
+    assert torch.ops.torch_jvpvjp.relu.default in [node.target for node in graphs[0].graph.nodes]
+    torch.compiler.reset()
+
+
+def test_autocast_sees_the_op() -> None:
+    x = torch.randn(4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ops.softplus(x).dtype == torch.bfloat16  # PyTorch's own would return float32
+
+
+def test_values_without_gradient_keep_no_graph() -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    with torch.no_grad():
+        assert ops.layer_norm(x, (3,)).grad_fn is None
+    assert ops.layer_norm(x, (3,)).grad_fn is not None
+    assert ops.layer_norm(x.detach(), (3,)).grad_fn is None
+
+
+def test_the_pullback_of_layer_norm_computes_no_moments_again() -> None:
+    x = torch.randn(5, 4, requires_grad=True)
+    y = ops.layer_norm(x, (4,), torch.ones(4), torch.zeros(4))
+    with Names() as names:
+        torch.autograd.grad(y, x, torch.ones_like(y))
+    assert "torch_jvpvjp" in names.seen  # a mode sees the op ...
+    from torch.profiler import ProfilerActivity, profile
+
+    y = ops.layer_norm(x, (4,), torch.ones(4), torch.zeros(4))
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        torch.autograd.grad(y, x, torch.ones_like(y))
+    found = {event.key for event in profiler.key_averages()}
+    assert "aten::native_layer_norm_backward" in found and "aten::native_layer_norm" not in found

@@ -1,0 +1,195 @@
+"""PyTorch's own function in the place of an op, on CPU tensors, where PyTorch differentiates it rightly.
+
+There an op of ours gains nothing over PyTorch's and costs a node in Python. How far PyTorch's derivatives are right
+differs by function, and each predicate here is one claim, which the face of an op makes for its function:
+
+* `everywhere`: every order and composition, vmap included;
+* `reversed_only`: every order of reverse mode, with forward mode over it (not under it);
+* `pushed_only`: one JVP;
+* `undifferentiated`: the value.
+
+Where PyTorch's pullback is right and what it builds on top is not, `recorded` makes a node of the two native functions
+that leaves every further derivative to the op.
+
+What is not right in PyTorch, and so not claimed: ``layer_norm`` is silently wrong in third-order reverse mode;
+``silu``, ``mish``, ``huber_loss`` and ``group_norm`` have no forward mode over backward, ``mse_loss`` raises there, and
+``glu`` beyond the second order; the softmax family raises where a dual's value and tangent are both
+differentiated. A mode, a compiler, or autocast sees the op.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..registration import DifferentiableOp
+from ..registration._torch_private import is_legacy_batched
+from ..registration.fast_path import is_untransformed, is_unwatched
+from ..registration.push import peel
+from ._arithmetic import FLOATS
+from ._devices import triton_devices
+
+_Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
+_grad_enabled, _is_compiling = torch.is_grad_enabled, torch.compiler.is_compiling
+WIDE = frozenset((torch.float32, torch.float64))
+_active = "cpu" not in triton_devices()  # in the interpreter, CPU tensors take the Triton kernels
+
+
+def everywhere(x: Any, *others: Any) -> bool:
+    """Whether PyTorch's function may stand for an op that it differentiates rightly in every composition.
+
+    Args:
+        x: The first argument; whatever it is, it is looked at first.
+        *others: Further tensors, each of the dtype of the first, float32 or float64 then; None takes no part.
+
+    Returns:
+        True for tensors on a CPU in eager code.
+    """
+    if _is_compiling():  # first of all: Dynamo shall trace nothing else of this
+        return False
+    kind = type(x)
+    return (
+        _active
+        and (kind is _Tensor or kind is _Parameter)
+        and x.is_cpu
+        and x.dtype in FLOATS
+        and (not others or _are_alike(x.dtype, others))
+        and is_unwatched()
+    )
+
+
+def _are_alike(dtype: torch.dtype, others: tuple[Any, ...]) -> bool:
+    if dtype not in WIDE:  # PyTorch rounds between its own steps
+        return False
+    for t in others:
+        kind = type(t)
+        if t is not None and ((kind is not _Tensor and kind is not _Parameter) or t.dtype != dtype or not t.is_cpu):
+            return False
+    return True
+
+
+def reversed_only(x: Any, *others: Any) -> bool:
+    """Whether, besides, no transform and no dual level is open.
+
+    Args:
+        x: As for `everywhere`.
+        *others: As for `everywhere`.
+
+    Returns:
+        True if backward is the only derivative that can follow, be it pushed forward itself.
+    """
+    return everywhere(x, *others) and is_untransformed()
+
+
+def pushed_only(x: Any, *others: Any) -> bool:
+    """Whether one forward-mode level is open, and nothing requires grad.
+
+    Args:
+        x: As for `everywhere`.
+        *others: As for `everywhere`.
+
+    Returns:
+        True if a JVP is the only derivative that can follow.
+    """
+    return everywhere(x, *others) and not is_untransformed() and peel((x, *others)) is not None
+
+
+def undifferentiated(x: Any, *others: Any) -> bool:
+    """Whether, besides, nothing is differentiated at all.
+
+    Args:
+        x: As for `everywhere`.
+        *others: As for `everywhere`.
+
+    Returns:
+        True if only the value is asked for.
+    """
+    return reversed_only(x, *others) and not records(x, *others)
+
+
+def recorded(
+    op: DifferentiableOp,
+    forward: Callable[..., tuple[Tensor, ...]],
+    backward: Callable[..., Sequence[Tensor | None]],
+) -> Callable[..., Tensor]:
+    """An autograd node of two native functions, whose backward is the op's where it is differentiated in turn.
+
+    Args:
+        op: The op, of one visible output, whose VJP rule takes no outputs.
+        forward: From the arguments of the op to the value and what backward wants of it: the op's residuals, if it has
+            some.
+        backward: From the cotangent, the arguments, what forward kept, and for each argument whether its cotangent is
+            wanted, to the cotangents of the differentiable arguments.
+
+    Returns:
+        A function of the op's arguments; call it where `reversed_only` holds.
+    """
+    tensors, differentiable = op.signature.tensors, op.signature.differentiable
+    count, total = len(tensors), len(op.signature.arguments)
+    residuals = len(op.signature.results) - 1
+
+    def run_forward(ctx: Any, *args: Any) -> Tensor:
+        y, *kept = forward(*args)
+        ctx.save_for_backward(*[args[i] for i in tensors], *kept)
+        ctx.options = args[count:]  # tensors come first
+        ctx.set_materialize_grads(False)
+        return y
+
+    def run_backward(ctx: Any, y_bar: Tensor | None) -> tuple[Tensor | None, ...]:
+        if y_bar is None:
+            return (None,) * total
+        saved, needs = ctx.saved_tensors, ctx.needs_input_grad
+        args, kept = (*saved[:count], *ctx.options), saved[count:]
+        plain = type(y_bar) is _Tensor and is_unwatched() and is_untransformed() and not is_legacy_batched(y_bar)
+        if plain and not _grad_enabled():
+            bars = backward(y_bar, args, kept, needs)
+        else:
+            pull = op.vjp.op
+            bars = pull.unpacked(pull.overload(y_bar, *args, *kept[:residuals], [needs[i] for i in differentiable]))
+        gradients: list[Tensor | None] = [None] * total
+        for i, bar in zip(differentiable, bars, strict=True):
+            if needs[i]:
+                gradients[i] = bar
+        return tuple(gradients)
+
+    name = f"{op.qualname.replace('::', '_')}_native_node"
+    body = {"forward": staticmethod(run_forward), "backward": staticmethod(run_backward), "of_dispatcher_op": True}
+    return type(name, (torch.autograd.Function,), body).apply
+
+
+def records(*tensors: Tensor | None) -> bool:
+    """Whether backward may be asked of a function of these tensors.
+
+    Args:
+        *tensors: The tensors, or None.
+
+    Returns:
+        True if so.
+    """
+    return _grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def is_active() -> bool:
+    """Whether functions of PyTorch's may stand for ops here.
+
+    Returns:
+        True unless CPU tensors take the Triton kernels, or inside of `without_native`.
+    """
+    return _active
+
+
+@contextmanager
+def without_native() -> Iterator[None]:
+    """Let no function of PyTorch stand for an op: for what judges the ops' own rules.
+
+    Yields:
+        Nothing.
+    """
+    global _active
+    before, _active = _active, False
+    try:
+        yield
+    finally:
+        _active = before

@@ -1,0 +1,100 @@
+"""The shortest way to a JVP: one forward-mode level is open, and the JVP's kernel takes what lies below it.
+
+Through the dispatcher such a call costs two Python kernels and, under ``torch.func.jvp``, an interpreter for each. Here
+the level is peeled off the arguments, the JVP computes on plain tensors, and its results become duals.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import _torch_private as private
+
+if TYPE_CHECKING:
+    from .op import DifferentiableOp
+
+_Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
+_LEVEL, _JVP = 1, private.TransformType.Jvp  # the only interpreter there may be
+_wrapped, _unwrap, _wrap = private.is_functorch_wrapped_tensor, private.unwrap_level, private.wrap_level
+
+
+def peel(tensors: Iterable[Tensor | None]) -> list[tuple[Tensor | None, Tensor | None]] | None:
+    """Primals and tangents of the one forward-mode level that is open, if these tensors have no other derivative.
+
+    Args:
+        tensors: Duals of that level, constants, or None.
+
+    Returns:
+        Plain tensors, the tangent of a constant None; or None if another transform is active, or a tensor or tangent
+        requires grad or is a subclass.
+    """
+    top = private.peek_interpreter_stack()
+    wrapping = top is not None
+    if not private.is_fwd_grad_enabled() or (wrapping and (top.level() != _LEVEL or top.key() != _JVP)):
+        return None
+    pairs: list[tuple[Tensor | None, Tensor | None]] = []
+    for tensor in tensors:
+        if tensor is None:
+            pairs.append((None, None))
+            continue
+        primal, tangent = tensor, None
+        lifted = _wrapped(tensor)
+        if (lifted or not wrapping) and (tensor.is_floating_point() or tensor.is_complex()):
+            primal, tangent = private.unpack_dual(tensor, level=0)
+        if lifted and wrapping:
+            primal = _unwrap(primal, _LEVEL)
+            tangent = tangent if tangent is None else _unwrap(tangent, _LEVEL)
+        if not _is_constant(primal) or not (tangent is None or _is_constant(tangent)):
+            return None
+        if tangent is not None and private.is_legacy_batched(tangent):
+            return None
+        pairs.append((primal, tangent))
+    return pairs
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    kind = type(tensor)
+    return (kind is _Tensor or kind is _Parameter) and not tensor.requires_grad and not _wrapped(tensor)
+
+
+def push_once(op: "DifferentiableOp", args: Sequence[Any]) -> tuple[Tensor, ...] | None:
+    """The results of an op as duals of the one forward-mode level that is open.
+
+    Args:
+        op: The op.
+        args: One value per argument.
+
+    Returns:
+        One tensor per result; or None if that level may not be all, or the JVP has no rule.
+    """
+    push, signature = op.jvp_op, op.signature
+    pairs = None if push is None else peel([args[i] for i in signature.tensors])
+    if push is None or pairs is None:
+        return None
+    primals, by_position = list(args), dict(zip(signature.tensors, pairs, strict=True))
+    for i, (primal, _) in by_position.items():
+        primals[i] = primal
+    if any(by_position[i][1] is not None for i in signature.frozen):
+        return None  # the dispatcher's way explains what is wrong
+    tangents = [by_position[i][1] for i in signature.differentiable]
+    moving = any(t is not None for t in tangents)
+    interpreter = None if private.peek_interpreter_stack() is None else private.pop_level()
+    try:
+        results = push.compute((*primals, *tangents)) if moving else op.compute(tuple(primals))
+    finally:
+        if interpreter is not None:
+            private.push_level(interpreter)
+    return _duals(op, results, interpreter is not None) if moving else results
+
+
+def _duals(op: "DifferentiableOp", results: Sequence[Tensor], wrapping: bool) -> tuple[Tensor, ...]:
+    """Join each differentiable result with its tangent, at the level that is open."""
+    if wrapping:
+        results = [_wrap(r, _LEVEL) for r in results]
+    count = len(op.signature.results)
+    joined = list(results[:count])
+    for j, tangent in zip(op.signature.differentiable_results, results[count:], strict=True):
+        joined[j] = private.make_dual(joined[j], tangent, level=0)
+    return tuple(joined)
