@@ -10,8 +10,8 @@ import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells 
 from torch import Tensor
 
 from torch_jvpvjp import ops
-from torch_jvpvjp.ops._native import without_native
 from torch_jvpvjp.ops._devices import triton_devices
+from torch_jvpvjp.ops._native import without_native
 
 INF = float("inf")
 SHAPES = ((5,), (3, 5), (2, 5, 3), (2, 4, 2, 2))

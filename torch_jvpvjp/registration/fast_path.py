@@ -30,8 +30,8 @@ def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[in
 
     Returns:
         ``DISPATCH`` if a mode or tracing is active, a tensor is a subclass or a wrapper, or derivatives nest; ``PUSH``
-        if one forward-mode level is open, which may be all, and no autocast; else ``RECORD`` if a gradient may be asked for,
-        else ``COMPUTE``.
+        if one forward-mode level is open, which may be all, and no autocast; else ``RECORD`` if a gradient may be asked
+        for, else ``COMPUTE``.
     """
     if _dispatch_modes() or _function_modes() or _tracing() is not None:
         return DISPATCH
