@@ -42,8 +42,9 @@ def linear_cross_entropy(
         Ẋ̄ = Ż̄ W,    X̄ = Z̄ W + Ż̄ Ẇ,    Ẇ̄ = Ż̄ᵀ X,    W̄ = Z̄ᵀ X + Ż̄ᵀ Ẋ
 
     The value, the JVP, the gradient and the second order hold a few tensors of chunk_size · V logits; the backward
-    computes logits again instead of keeping them (on a CPU, where all of them are one chunk, it keeps that chunk). Products are taken in the dtype of input, what is done to logits, and
-    sums over chunks, in float32 (float64 for float64 input). On a GPU what is done to a chunk of logits is one kernel.
+    computes logits again instead of keeping them (on a CPU, where all of them are one chunk, it keeps that chunk).
+    Products are taken in the dtype of input, what is done to logits, and sums over chunks, in float32 (float64 for
+    float64 input). On a GPU what is done to a chunk of logits is one kernel.
     Third orders, and vmap, run the formulas, in chunks too.
 
     Args:
