@@ -221,6 +221,22 @@ def test_the_mask_of_a_block_mask_is_made_once(device: str) -> None:
     assert len(calls) == count
 
 
+@pytest.mark.parametrize("transform", ["jvp", "grad", "vmap", "no_grad"])
+def test_a_block_mask_may_be_seen_first_inside_of_a_transform(transform: str, device: str) -> None:
+    """What is kept with it is no wrapper of that transform, which would be dead behind it."""
+    made, visible = block_mask("causal", 32, 32, device)
+    tensors = qkv(b=1, lq=32, lk=32, device=device)
+    f = lambda *t: attend(*t, made)  # noqa: E731
+    with torch.set_grad_enabled(transform != "no_grad"):
+        {
+            "jvp": lambda: torch.func.jvp(f, tensors, tensors),
+            "grad": lambda: torch.func.grad(lambda *t: f(*t).sum())(*tensors),
+            "vmap": lambda: torch.func.vmap(f)(*(t[None] for t in tensors)),
+            "no_grad": lambda: f(*tensors),
+        }[transform]()
+    assert_alike(f, output(visible=visible), tensors)
+
+
 def test_a_block_mask_under_vmap(device: str) -> None:
     made, visible = block_mask("causal", 32, 32, device)
     rows = tuple(torch.stack([t, 2 * t]) for t in qkv(b=1, lq=32, lk=32, device=device))

@@ -78,6 +78,7 @@ retrieve_current_interpreter = _lookup("torch._functorch.pyfunctorch.retrieve_cu
 unwrap_batched = _lookup("torch._functorch.vmap.unwrap_batched")
 add_batch_dim = _lookup("torch._functorch.vmap._add_batch_dim")
 is_functorch_wrapped_tensor = _lookup("torch._C._functorch.is_functorch_wrapped_tensor")
+temporarily_clear_interpreter_stack = _lookup("torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack")
 VmapInfo = _lookup("torch._functorch.autograd_function.VmapInfo")
 
 # torch.autograd.grad(is_grads_batched=True) and torch.autograd.functional still use the vmap before functorch.

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.autograd.forward_ad as fwAD  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 
+from ...registration.autocast import AUTOCAST_DEVICES
 from .._arithmetic import FLOATS
 
 ALIGNMENTS = ("top_left", "bottom_right")
@@ -45,7 +47,7 @@ def check_tensors(name: str, query: Any, key: Any, value: Any, length_axis: int 
             raise ValueError(
                 f"{name}: {label} must be on the query's device {query.device}, got {tensor.device}; use .to()."
             )
-        if tensor.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+        if tensor.dtype != query.dtype and not _is_autocast(query):
             raise TypeError(
                 f"{name}: {label} must have the query's dtype {query.dtype}, got {tensor.dtype}; use .to()."
             )
@@ -61,6 +63,11 @@ def check_tensors(name: str, query: Any, key: Any, value: Any, length_axis: int 
         raise ValueError(
             f"{name}: value must be as long as key, whose shape is {tuple(key.shape)}, got {tuple(value.shape)}."
         )
+
+
+def _is_autocast(tensor: Tensor) -> bool:
+    device = tensor.device.type
+    return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 class Layout(NamedTuple):
@@ -272,7 +279,9 @@ def number_of(name: str, label: str, value: Any, *, low: float, high: float = ma
         TypeError: If it is no number.
         ValueError: If it lies outside.
     """
-    if isinstance(value, bool | Tensor) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name}: {label} must be a number, got a tensor, whose derivative would be lost; use .item().")
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
         raise TypeError(f"{name}: {label} must be a number, got {value!r}.")
     if not low <= value <= high:
         raise ValueError(f"{name}: {label} must be in [{low}, {high}], got {value!r}.")
@@ -293,7 +302,7 @@ def slopes_of(name: str, slopes: Any, heads: Heads) -> Tensor | None:
     Raises:
         TypeError: If it is no floating tensor.
         ValueError: If shape or device does not fit.
-        NotImplementedError: If it requires grad.
+        NotImplementedError: If it requires grad or has a tangent.
     """
     if slopes is None:
         return None
@@ -306,10 +315,12 @@ def slopes_of(name: str, slopes: Any, heads: Heads) -> Tensor | None:
             f"{name}: alibi_slopes must have shape ({count},) or ({batch}, {count}) on {query.device}, got "
             f"{tuple(slopes.shape)} on {slopes.device}."
         )
-    if slopes.requires_grad:
+    # What is compiled finds the tangent in the op itself.
+    moves = not torch.compiler.is_compiling() and fwAD.unpack_dual(slopes).tangent is not None
+    if slopes.requires_grad or moves:
         raise NotImplementedError(
-            f"{name}: alibi_slopes requires grad, and has no derivative here; pass alibi_slopes.detach(), or add the "
-            "bias as a float attn_mask, which has all derivatives."
+            f"{name}: alibi_slopes {'has a tangent' if moves else 'requires grad'}, and no derivative here; pass "
+            "alibi_slopes.detach(), or add the bias as a float attn_mask, which has all derivatives."
         )
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     return (slopes if slopes.dim() == 2 else slopes[None]).to(wide)

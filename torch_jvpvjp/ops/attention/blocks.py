@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
+from ...registration import _torch_private as private
 from .arguments import Heads
 
 _SMALLEST = 16
@@ -74,10 +75,26 @@ def blocks_of(name: str, block_mask: BlockMask, heads: Heads) -> Blocks:
             f"{name}: attn_mask is a BlockMask on {block_mask.kv_num_blocks.device}, the query on "
             f"{heads.query.device}; use attn_mask.to(query.device)."
         )
+    if _is_traced(
+        block_mask.kv_num_blocks
+    ):  # what is made then belongs to a graph, or is a wrapper, and must not be kept
+        return _read(name, block_mask, batch, count)
     found = _known.get(block_mask)
     if found is None:
-        found = _known[block_mask] = _read(name, block_mask, batch, count)
+        # Outside of all transforms: whatever is made inside of one is a wrapper that dies with it.
+        with private.temporarily_clear_interpreter_stack(), torch.no_grad():
+            found = _known[block_mask] = _read(name, block_mask, batch, count)
     return found
+
+
+def _is_traced(counts: Tensor) -> bool:
+    """Whether tensors are not plain ones here."""
+    return (
+        torch.compiler.is_compiling()
+        or private.len_torch_dispatch_stack() > 0
+        or type(counts) is not Tensor
+        or private.is_functorch_wrapped_tensor(counts)
+    )
 
 
 def _read(name: str, block_mask: BlockMask, batch: int, count: int) -> Blocks:

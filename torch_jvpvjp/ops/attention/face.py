@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...registration import _torch_private as private
 from .arguments import Heads, Layout, by_heads, check_tensors, mask_of, number_of, slopes_of, visible_of
 from .blocks import Blocks, blocks_of, is_block_mask
 from .rules import op
 
 _NAME = "scaled_dot_product_attention"
 _NO_BLOCKS = Blocks()
-_is_compiling = torch.compiler.is_compiling
+_is_compiling, _any_autocast = torch.compiler.is_compiling, private.is_any_autocast_enabled
 
 
 def scaled_dot_product_attention(
@@ -53,8 +54,8 @@ def scaled_dot_product_attention(
         value: v, shape (..., Hk, Lk, dv).
         attn_mask: bool, True where a key takes part; or float32 or of the query's dtype, added to the scores, with its
             derivatives; broadcasting with (..., Hq, Lq, Lk). Or a ``torch.nn.attention.flex_attention.BlockMask``,
-            whose empty blocks are skipped; its ``mask_mod`` is evaluated once, to one bool per query and key for each
-            batch and head that the BlockMask distinguishes. Everything that hides keys holds together.
+            whose empty blocks are skipped; its ``mask_mod`` is evaluated once, under torch.compile in every call, to
+            one bool per query and key for each batch and head that it distinguishes. Whatever hides keys holds together.
         dropout_p: Probability with which an element of P is dropped and the rest divided by 1 − p. Which ones are is a
             function of a seed drawn from PyTorch's default generator (``torch.manual_seed``): the same in value,
             tangent and all derivatives of one call. Always active if positive, as in PyTorch.
@@ -178,7 +179,7 @@ def read(
         dropout_p,
         *blocks.sizes,
     )
-    plain = not (_is_compiling() or torch.is_autocast_enabled(query.device.type))
+    plain = not (_is_compiling() or _any_autocast())
     return Arguments(values, heads, layout, plain)
 
 
