@@ -1,10 +1,11 @@
 """What the tests of recorded programs share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from torch_jvpvjp.accumulation.calls import ProgramCall
 from torch_jvpvjp.accumulation.program import Program
 from torch_jvpvjp.accumulation.tracing.tape import fill, flat_outputs
 
@@ -20,9 +21,21 @@ def program_of(plan: Any, x: Tensor) -> Program:
 
 def values_of(program: Program, inputs: Sequence[Tensor]) -> dict[int, Tensor]:
     """Return all values of a program, by running its calls one by one."""
-    values = {**program.fixed, **dict(zip(program.inputs, inputs, strict=True))}
-    for call in program.calls:
-        args, kwargs = fill(call.args, values.__getitem__), fill(dict(call.kwargs), values.__getitem__)
-        made = flat_outputs(call.target(*args, **kwargs))
-        values |= {i: out for i, out in zip(call.outputs, made, strict=True) if i is not None and out is not None}
-    return values
+    return run_calls(program.calls, {**program.fixed, **dict(zip(program.inputs, inputs, strict=True))})
+
+
+def run_calls(calls: Sequence[ProgramCall], values: Mapping[int, Tensor], *, anew: bool = False) -> dict[int, Tensor]:
+    """Return values with those that calls make.
+
+    Args:
+        calls: The calls, in order.
+        values: What is known.
+        anew: Whether to forget first what is known of the values that the calls make.
+    """
+    made = {index for call in calls for index in call.outputs}
+    known = {index: value for index, value in values.items() if not (anew and index in made)}
+    for call in calls:
+        args, kwargs = fill(call.args, known.__getitem__), fill(dict(call.kwargs), known.__getitem__)
+        results = flat_outputs(call.target(*args, **kwargs))
+        known |= {i: out for i, out in zip(call.outputs, results, strict=True) if i is not None and out is not None}
+    return known

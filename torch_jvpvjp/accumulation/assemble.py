@@ -8,6 +8,7 @@ from dataclasses import replace
 from .bracket import Action, Bracket, Mode
 from .cost import Fma
 from .infeasible import InfeasiblePlanError
+from .levels import prices_by_level
 from .plan import Plan, Step
 from .problem import Problem, is_compressible
 from .profiles import least_peak_order
@@ -46,10 +47,10 @@ def assemble(problem: Problem, brackets: Iterable[Bracket], *, strategy: str) ->
             f"strategy='dynamic_programming' plans within the limit.",
             smallest=peak,
         )
-    operands = [[structures[span] for span in bracket.operands] for bracket in order]
-    prices = [problem.price(*step) for step in zip(order, operands, strict=True)]
+    operands = {bracket.span: [structures[span] for span in bracket.operands] for bracket in order}
+    prices = prices_by_level(problem, order, operands)
     counter = problem if type(problem.objective) is Fma else replace(problem, objective=Fma())
-    counts = prices if counter is problem else [counter.price(*step) for step in zip(order, operands, strict=True)]
+    counts = prices if counter is problem else [counter.price(b, operands[b.span]) for b in order]
     return Plan(
         factors=tuple(problem.factors),
         steps=tuple(_step(b, structures[b.span], int(fma)) for b, fma in zip(order, counts, strict=True)),

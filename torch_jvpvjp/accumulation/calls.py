@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,22 +24,35 @@ class ProgramCall:
         self, target: Any, args: Any, kwargs: Mapping[str, Any], outputs: Sequence[int | None], segment: int = 0
     ) -> None:
         self.target, self.outputs, self.segment = target, tuple(outputs), segment
-        self.literals: dict[str, Any] = {}
-        written = [self._written(arg) for arg in args]
-        written += [f"{key}={self._written(value)}" for key, value in kwargs.items()]
-        self.arguments = ", ".join(written)
         self.args, self.kwargs = args, kwargs
 
-    def _written(self, tree: Any) -> str:
+    @cached_property
+    def _text(self) -> tuple[str, dict[str, Any]]:
+        literals: dict[str, Any] = {}
+        written = [self._written(arg, literals) for arg in self.args]
+        written += [f"{key}={self._written(value, literals)}" for key, value in self.kwargs.items()]
+        return ", ".join(written), literals
+
+    @property
+    def arguments(self) -> str:
+        """The arguments as Python, a value by its number, the name of a literal behind an @."""
+        return self._text[0]
+
+    @property
+    def literals(self) -> dict[str, Any]:
+        """What the names in the arguments stand for."""
+        return self._text[1]
+
+    def _written(self, tree: Any, literals: dict[str, Any]) -> str:
         if isinstance(tree, Ref):
             return f"v{tree.index}"
         if tree is None or isinstance(tree, (bool, int)):
             return repr(tree)
         if type(tree) in {list, tuple}:
-            inside = ", ".join(self._written(leaf) for leaf in tree)
+            inside = ", ".join(self._written(leaf, literals) for leaf in tree)
             return f"[{inside}]" if type(tree) is list else f"({inside},)" if tree else "()"
-        name = f"l{len(self.literals)}"
-        self.literals[name] = tree
+        name = f"l{len(literals)}"
+        literals[name] = tree
         return f"@{name}"
 
     @property
@@ -47,7 +61,7 @@ class ProgramCall:
         returns = self.target._schema.returns
         return len(returns) == 1 and isinstance(returns[0].type, torch.ListType)
 
-    @property
+    @cached_property
     def operands(self) -> list[int]:
         """The values that it uses."""
         return [ref.index for ref in refs_in((self.args, dict(self.kwargs)))]
@@ -109,7 +123,7 @@ def without_repetitions(calls: Sequence[ProgramCall], results: Sequence[int]) ->
     for call in calls:
         args, kwargs = renamed(call.args, same), renamed(dict(call.kwargs), same)
         again = ProgramCall(call.target, args, kwargs, call.outputs, call.segment)
-        key = _key(again)
+        key = call_key(again)
         earlier = seen.setdefault(key, again) if key is not None else again
         if earlier is again:
             kept.append(again)
@@ -169,7 +183,7 @@ def renamed(tree: Any, same: Mapping[int, int]) -> Any:
     return tree
 
 
-def _key(call: ProgramCall) -> Any:
+def call_key(call: ProgramCall) -> Any:
     """Return what makes two calls the same; None for a call that may give something else each time."""
     if RANDOM in call.target.tags:
         return None

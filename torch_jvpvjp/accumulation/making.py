@@ -86,9 +86,9 @@ def make_plan(
             smallest=error.smallest,
         ) from error
     options = runtime.options
-    if limit is not None and options.chunk_size is None:
-        chunk = _chunk(tracing, limit, plan)
-        runtime = runtime.with_options(replace(options, chunk_size=chunk))
+    if limit is not None:
+        chunk = options.chunk_size or _chunk(tracing, limit, plan)
+        runtime = runtime.with_options(replace(options, chunk_size=chunk, together=False))
         runtime.adopt(x, tracing)
     source, output = tracing.subject.source, tracing.subject.output
     bare = output is not None and source.bare and output.bare

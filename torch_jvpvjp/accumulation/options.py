@@ -21,6 +21,7 @@ class Options:
         randomness: What a function that draws random numbers does under a batch, as in `torch.func.vmap`.
         progress: Whether a bar shows how far a call is.
         sparse: True for a sparse tensor, "auto" for one where the structure has zeros.
+        together: Whether like calls of a program may run as one, which holds more at once.
     """
 
     wrt: Wrt = None
@@ -32,3 +33,4 @@ class Options:
     randomness: str = "error"
     progress: bool = False
     sparse: bool | str = False
+    together: bool = True

@@ -24,7 +24,19 @@ from .calls import (
     without_repetitions,
     without_unused,
 )
-from .replay import Layouts, Spelling, by_hand, by_schema, by_vectors, layout_of, without_idle_moves, written
+from .replay import (
+    Layouts,
+    Spelling,
+    Worth,
+    by_hand,
+    by_schema,
+    by_vectors,
+    joined,
+    layout_of,
+    run_together,
+    without_idle_moves,
+    written,
+)
 from .schedule import Task
 from .shared_products import without_copies_of_shared
 from .tracing.tape import flat_outputs, with_refs
@@ -46,6 +58,7 @@ class Program:
         results: The values that are returned.
         layouts: How the values lie in memory.
         segments: The tasks of the plan, in the order in which the calls do them.
+        together: The calls that are run instead, in which like calls are one; None for none.
     """
 
     def __init__(
@@ -56,14 +69,13 @@ class Program:
         results: Sequence[int],
         layouts: Layouts,
         segments: Sequence[Task] = (),
+        together: Sequence[ProgramCall] | None = None,
     ) -> None:
         self.calls, self.inputs, self.fixed, self.results, self.layouts = calls, inputs, fixed, results, layouts
         self.segments = list(segments)
         self.random = any(RANDOM in call.target.tags for call in calls)
-        self.run: Callable[..., tuple[Tensor, ...]] = self._written(calls, by_hand(layouts))
-
-    def __len__(self) -> int:
-        return len(self.calls)
+        self.replayed = calls if together is None else together
+        self.run: Callable[..., tuple[Tensor, ...]] = self._written(self.replayed, by_hand(layouts))
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the results for x and the constants."""
@@ -81,7 +93,7 @@ class Program:
 
     def compiled(self, mode: str | None) -> Callable[..., tuple[Tensor, ...]]:
         """Return the program, to be compiled when it first runs; mode is as in `torch.compile`."""
-        return torch.compile(self._written(self.calls, by_schema), fullgraph=True, dynamic=False, mode=mode)
+        return torch.compile(self._written(self.replayed, by_schema), fullgraph=True, dynamic=False, mode=mode)
 
     def _written(
         self,
@@ -150,23 +162,36 @@ class ProgramRecorder(TorchDispatchMode):
         """What follows does a task."""
         self._tasks.append(task)
 
-    def program(self, results: Sequence[Tensor]) -> Program | None:
-        """Return the program of these results; None if what ran cannot be replayed."""
+    def program(self, results: Sequence[Tensor], worth: Worth | None = None) -> Program | None:
+        """The program of what ran.
+
+        Args:
+            results: What it returns.
+            worth: When like calls are run as one; None for never.
+
+        Returns:
+            The program; None if what ran cannot be replayed.
+        """
         if self.refusal is not None:
             return None
         numbers = [self._number(result) for result in results]
         calls, fixed, layouts = self._calls, self._fixed, self._layouts
-        if self._strided and not any(call.target._schema.is_mutable for call in calls):
+        pure = self._strided and not any(call.target._schema.is_mutable for call in calls)
+        if pure:
             calls = by_vectors(calls, layouts, self._next)
             calls, numbers = without_idle_views(calls, numbers, layouts.shapes())
             calls, numbers = without_repetitions(calls, numbers)
             calls, fixed = folded(calls, fixed | self._filled, numbers)
             calls = without_copies_of_shared(calls, layouts, self._next)
             calls, numbers = without_idle_moves(calls, numbers, layouts)
+            calls = joined(without_unused(calls, numbers), numbers, layouts)
         calls = without_unused(calls, numbers)
-        used = {index for call in calls for index in call.operands} | set(numbers)
-        held = {index: tensor for index, tensor in fixed.items() if index in used}
-        return Program(calls, self._inputs, held, numbers, layouts, self._tasks)
+        together = run_together(calls, numbers, layouts, self._next, worth) if pure and worth is not None else None
+        more = None if together is None else together.calls
+        used = {index for call in (*calls, *(more or ())) for index in call.operands} | set(numbers)
+        every = fixed if together is None else fixed | together.fixed
+        held = {index: tensor for index, tensor in every.items() if index in used}
+        return Program(calls, self._inputs, held, numbers, layouts, self._tasks, more)
 
     def _is_alone(self, index: int) -> bool:
         """Return whether no other value shares the memory of one that the program has made."""

@@ -17,6 +17,7 @@ from .execute import Execution, as_jacobian, count_chunks, execute
 from .options import Options
 from .program import Program, ProgramRecorder
 from .progress import bar
+from .replay import Worth
 from .sparse import as_sparse, is_sparse
 from .subject import Subject
 from .tracings import Tracing, check_fit, trace_subject
@@ -101,7 +102,9 @@ class Runtime:
     def is_for(self, stages: Sequence[Callable[..., Any]], options: Options) -> bool:
         """Return whether this is that function with those options, or with more that a plan may choose by itself."""
         same = len(stages) == len(self.stages) and all(a is b for a, b in zip(stages, self.stages, strict=True))
-        return same and replace(self.options, chunk_size=None, compile=False, compile_mode=None) == options
+        return (
+            same and replace(self.options, chunk_size=None, compile=False, compile_mode=None, together=True) == options
+        )
 
     def with_options(self, options: Options) -> Runtime:
         """Return the same function with other options."""
@@ -202,7 +205,7 @@ class Runtime:
             with recorder:
                 how = Execution(self.options.chunk_size, before=recorder.begin)
                 matrix = self._executed(plan, tracing, inputs[0], inputs[1 : 1 + len(extras)], how)
-            tracing.program = recorder.program([matrix])
+            tracing.program = recorder.program([matrix], self._worth(source))
             if tracing.program is None or tracing.program.random:  # what draws random numbers cannot be compared
                 tracing.replayable = tracing.program is not None
                 return matrix
@@ -219,6 +222,15 @@ class Runtime:
             constants = tuple(tracing.constants.values())
             self._shortcut = _Shortcut(plan.steps, source.shape, source.dtype, source.device, constants, run, tracing)
         return matrix
+
+    def _worth(self, source: Tensor) -> Worth | None:
+        """Return when like calls are worth running as one; None where memory is limited, since stacks take more."""
+        from .timing.current import device_model
+
+        if self.options.chunk_size is not None or not self.options.together:
+            return None
+        model = device_model(source.device, source.dtype)
+        return Worth(model.launch * model.traffic.at(16 * 2**20))
 
     def _is_plain(self, tracing: Tracing) -> bool:
         """Return whether a call is nothing but a run of the program on x."""

@@ -31,6 +31,7 @@ from .matrix_chain import multiply_order
 from .parallel import parallel_plan
 from .pareto import least_peak, least_price, least_price_within
 from .registry import register_strategy
+from .repeats import with_repeats
 from .tables import Array, Tables
 
 _JOINS = (push, pull, push_compressed, multiply)  # in the order of preference on ties
@@ -57,7 +58,7 @@ def dynamic_programming(problem: Problem) -> list[Bracket]:
         return least_peak(problem, sequential)
     if problem.peak_entries is not None:
         return least_price_within(problem, sequential)
-    return sequential(problem)
+    return with_repeats(problem, sequential)
 
 
 def optimal_brackets(problem: Problem) -> list[Bracket]:
