@@ -91,7 +91,7 @@ def test_a_function_that_cannot_be_differentiated_says_why():
 
     with pytest.raises(NotImplementedError, match=r"stage 1 \(apply\) must be differentiable .* got .*setup_context"):
         plan_jacobian(Closed.apply, X)
-    with pytest.raises((NotImplementedError, RuntimeError), match="setup_context"):
+    with pytest.raises((NotImplementedError, RuntimeError), match="setup_context|must implement either the backward"):
         jacobian(Closed.apply, X)
 
 

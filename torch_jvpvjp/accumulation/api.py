@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from .cache import remembered
 from .chain import Chain
@@ -19,7 +18,7 @@ from .options import Options
 from .plan import Plan
 from .runtime import Runtime
 from .seeds import GaussNewton, check_seed
-from .trees import Wrt
+from .trees import Wrt, flattened
 
 Differentiable = Chain | nn.Module | Callable[..., Any] | Sequence[Callable[[Tensor], Tensor]]
 Randomness = Literal["error", "same", "different"]
@@ -106,8 +105,7 @@ def jacobian(
             known.plan = None
     if known.plan is None:
         free = objective == "time" and strategy == "dynamic_programming" and memory_limit is None and not explain
-        plain = Options(wrt=options.wrt, batch_dims=batch_dims, create_graph=create_graph, randomness=randomness)
-        if free and options == plain:
+        if free and options.leave_free:
             without = without_plan(stages, x, options, known)
             if without is not None:
                 return without
@@ -363,7 +361,7 @@ def _as_key(wrt: Wrt) -> Any:
 
 def _layout(x: Any) -> Any:
     """Return what a plan depends on of x: everything but the values of its tensors."""
-    leaves, spec = tree_flatten(x)
+    leaves, spec = flattened(x)
     kinds = tuple(
         (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves
     )

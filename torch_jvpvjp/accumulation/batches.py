@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,6 +25,38 @@ def values_apart(subject: Subject, source: Tensor, extras: Sequence[Tensor], ran
         return torch.func.vmap(of_one, in_dims, randomness=randomness)(source, *extras)
 
 
+def values_of_parts(subject: Subject, samples: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Values of parts of a batch, shuffled.
+
+    A sample that has other samples beside it, in another order and number, must have the same value. That takes less
+    time than a call for each sample, and what f does to the batch as a whole, to neighbours, halves or pairs shows.
+
+    Args:
+        subject: The function.
+        samples: The batch, its only argument.
+
+    Returns:
+        The numbers of the samples of each part, with their values.
+
+    Raises:
+        RuntimeError: If f does not take a batch of another size.
+    """  # noqa: DOC502 (raised by f)
+    with torch.no_grad():
+        parts = [part.to(samples.device) for part in _parts(samples.shape[0])]
+        return [(part, subject.values_of_arguments([samples[part]])) for part in parts]
+
+
+@lru_cache(maxsize=64)
+def _parts(count: int) -> list[Tensor]:
+    """Return the numbers of the samples that are asked: all of a small batch, in two parts, and some of a large one."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    some = min(max(count // 4, 1), _MOST_ASKED)
+    return [part.clone() for part in (order[:some], order[some:]) if part.numel()][: 2 if count < _SMALL else 1]
+
+
+_SMALL, _MOST_ASKED = 8, 1024
+
+
 def check_independent(subject: Subject, apart: Tensor, together: Tensor) -> None:
     """Check that f of a batch is the batch of f of its samples.
 
@@ -35,6 +68,8 @@ def check_independent(subject: Subject, apart: Tensor, together: Tensor) -> None
     Raises:
         ValueError: If f mixes its samples.
     """
+    if torch.equal(apart, together):
+        return
     gap, scale = (apart - together).abs().max(), together.abs().max()
     if not gap <= scale * torch.finfo(apart.dtype).eps ** 0.5:
         raise ValueError(

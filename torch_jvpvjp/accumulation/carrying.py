@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ._torch import inside_vmap
+from ._torch import inside_vmap, vmapped
 
 Carry = Callable[..., tuple[Tensor, ...]]
 
@@ -32,9 +32,9 @@ def carry_each(carry: Carry, vectors: Sequence[Tensor], *, apart: bool = False, 
     """
     if not apart and vectors[0].shape[0] > 1:
         asked = asked and not inside_vmap()
-        before = _random_state(vectors[0].device) if asked else None
-        results: tuple[Tensor, ...] = torch.func.vmap(carry, randomness="same")(*vectors)
-        if before is None or not torch.equal(before, _random_state(vectors[0].device)):
+        before = random_state(vectors[0].device) if asked else None
+        results = vmapped(carry, vectors)
+        if before is None or not torch.equal(before, random_state(vectors[0].device)):
             return list(results)
         if _is_linear(carry, vectors, results):
             return list(results)
@@ -81,5 +81,6 @@ def _weighted(vectors: Tensor) -> Tensor:
     return torch.tensordot(weights(vectors.shape[0], vectors), vectors, 1)
 
 
-def _random_state(device: torch.device) -> Tensor:
+def random_state(device: torch.device) -> Tensor:
+    """Return the state of what draws random numbers on a device."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()

@@ -11,54 +11,66 @@ import torch
 from torch import Tensor
 
 from ._torch import inside_transform, wraps_transform
-from .batches import check_independent, values_apart
+from .batches import check_independent
 from .cache import Remembered
 from .options import Options
-from .plain import jacobians_by_sums, plain_jacobian, plain_jacobians, recorded
+from .plain import Recorded, curve_jacobian, plain_jacobian
+from .plain_batches import jacobians_by_samples, jacobians_of_batch
 from .subject import Subject
-from .trees import assembled
+from .trees import assembled_of
 
 
 def without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options, known: Remembered) -> Any | None:
     """Return the Jacobian by one sweep of tangents or adjoints; None if making a plan pays."""
     begin = perf_counter()
     subject = Subject("jacobian", stages, x, options.wrt, options.batch_dims)
-    source, extras = subject.bind(x)
-    outside = options.create_graph or inside_transform() or wraps_transform(source)
-    try:
-        with nullcontext() if outside else torch.no_grad():
-            matrix = _plain(subject, source, extras, x, options, known)
-    except RuntimeError:  # some functions (an LSTM on the CPU) have a derivative only where gradients are on
-        matrix = _plain(subject, source, extras, x, options, known)
-    if matrix is None:
+    leaves, extras = subject.leaves()
+    live = options.create_graph or inside_transform() or any(map(wraps_transform, leaves))
+    with nullcontext() if live else torch.no_grad():
+        blocks = _blocks(subject, leaves, extras, x, options, known, live=live)
+    if blocks is None:
         return None
-    if not outside:
-        matrix = matrix.detach()
+    if not live:
+        blocks = [block.detach() for block in blocks]
     assert subject.output is not None
-    result = assembled(matrix, subject.output, subject.source, subject.batch)
+    result = assembled_of(blocks, subject.output, subject.source, subject.batch)
     known.seconds += perf_counter() - begin
     return result
 
 
-def _plain(
+def _blocks(
     subject: Subject,
-    source: Tensor,
+    leaves: Sequence[Tensor],
     extras: Sequence[Tensor],
     x: Any,
     options: Options,
     known: Remembered,
-) -> Tensor | None:
+    *,
+    live: bool,
+) -> list[Tensor] | None:
+    """Return the Jacobian in each leaf, those of a batch behind one axis for its samples; None if a plan pays."""
     if not subject.batch_dims:
-        run = recorded(subject, source)
-        return None if known.planning_pays(run.seconds, run.width) else plain_jacobian(run)
+        return _blocks_of_one(subject, leaves, known, live=live)
     if not subject.batch.numel() or known.planning_pays(0.0, 0):  # what earlier calls took is all that is known
         return None
     asked = options.randomness == "error" and not inside_transform()
-    by_sums = jacobians_by_sums(subject, x) if asked else None
-    if by_sums is not None:
-        check_independent(subject, values_apart(subject, source, extras, options.randomness), by_sums[0])
-        return by_sums[1]
-    values, matrix = plain_jacobians(subject, source, extras, options.randomness)
+    if asked and isinstance(x, Tensor) and subject.has_one_argument and not subject.in_parameters:
+        together = jacobians_of_batch(subject, x, live=live)
+        if together is not None:
+            return [together]
+    values, blocks = jacobians_by_samples(subject, leaves, extras, options.randomness, live=live)
     if asked:
         check_independent(subject, values, subject.values_of_batch(x))
-    return matrix
+    return blocks
+
+
+def _blocks_of_one(subject: Subject, leaves: Sequence[Tensor], known: Remembered, *, live: bool) -> list[Tensor] | None:
+    def function(*tensors: Tensor) -> Tensor:
+        return subject.value(tensors)
+
+    if not live and len(leaves) == 1 and leaves[0].numel() == 1 and not known.planning_pays(0.0, 0):
+        column = curve_jacobian(function, leaves[0])
+        if column is not None:
+            return [column]
+    run = Recorded(function, leaves, live=live)
+    return None if known.planning_pays(run.seconds, run.width) else plain_jacobian(run)

@@ -34,3 +34,8 @@ class Options:
     progress: bool = False
     sparse: bool | str = False
     together: bool = True
+
+    @property
+    def leave_free(self) -> bool:
+        """Whether they say nothing of how a call is executed, so that it may be without a plan."""
+        return not (self.chunk_size or self.compile or self.progress or self.sparse)

@@ -1,134 +1,115 @@
-"""The Jacobian without a plan: by tangents or by adjoints, whichever are fewer."""
+"""The Jacobian without a plan: by tangents or by adjoints, whichever are quicker."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from time import perf_counter
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._torch import batches_rightly, inside_vmap, jvp, vjp
-from .carrying import carry_each, close
-from .linear_map import Pullback
-from .stages import BlackBox, label_of
-from .subject import Subject
+from ._torch import Recording, jvp_of, plain_jvp, recording_of, vjp_of
+from .carrying import carry_each
+
+Function = Callable[..., Tensor]  # of some tensors to one
+Pullback = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-class Recorded(NamedTuple):
+class Recorded:
     """One run of a function at a point, with its pullback.
 
+    Autograd records the run as it records any; `torch.func.vjp`, which takes longer for each op, is for results that
+    are differentiated, and for where a transform is running.
+
+    Args:
+        function: A function of the leaves.
+        leaves: The point, the tensors that the Jacobian is taken in.
+        live: Whether the results are to be differentiated, or a transform is running.
+
     Attributes:
-        function: The function of one tensor.
-        x: The point.
         y: The value.
-        pullback: The recorded pullback.
-        trusted: Whether derivatives of many vectors at once are known to be right.
         seconds: What the run took.
+
+    Raises:
+        ValueError: If the function writes into what it is given.
     """
 
-    function: BlackBox
-    x: Tensor
-    y: Tensor
-    pullback: Pullback
-    trusted: bool
-    seconds: float
+    def __init__(self, function: Function, leaves: Sequence[Tensor], *, live: bool) -> None:
+        self.function, self.leaves, self.live = function, tuple(leaves), live
+        begin = perf_counter()
+        self.y = self._recorded_live() if live else self._recorded_plainly()
+        self.seconds = perf_counter() - begin
+
+    @property
+    def n(self) -> int:
+        """The number of tangents that there are."""
+        return sum(leaf.numel() for leaf in self.leaves)
 
     @property
     def width(self) -> int:
         """The tangents or adjoints that the Jacobian takes, whichever are fewer."""
-        return min(self.x.numel(), self.y.numel())
+        return min(self.n, self.y.numel())
 
+    @cached_property
+    def recording(self) -> Recording:
+        """What autograd has recorded."""
+        return recording_of(self._of_autograd)
 
-def recorded(subject: Subject, x: Tensor) -> Recorded:
-    """Return one run of a subject at its source vector, with its pullback."""
+    def rows(self, y_bars: Tensor) -> list[Tensor]:
+        """Return the cotangents of each leaf for cotangents of the value, behind one axis; once only."""
+        trusted = y_bars.shape[0] == 1 or self.recording.batches_rightly
+        if self.live:
+            return carry_each(self._pullback, [y_bars], asked=not trusted)
+        # What autograd keeps is needed again only where what comes out is compared with something.
+        return carry_each(lambda y_bar: self._pulled(y_bar, again=not trusted), [y_bars], asked=not trusted)
 
-    def whole(value: Tensor) -> Any:
-        for function in subject.functions:
-            value = function(value)
-        return value
+    def row(self, y_bar: Tensor) -> list[Tensor]:
+        """Return the cotangent of each leaf for one cotangent of the value; once only."""
+        return list(self._pullback(y_bar) if self.live else self._pulled(y_bar, again=False))
 
-    whole.__name__ = label_of(subject.stages[-1])
-    function = BlackBox(whole)
-    begin = perf_counter()
-    y, pullback, trusted = pulled_back(function, x)
-    return Recorded(function, x, y, pullback, trusted, perf_counter() - begin)
+    def _recorded_live(self) -> Tensor:
+        versions = [None if leaf.is_inference() else leaf._version for leaf in self.leaves]
 
+        def watched(*tensors: Tensor) -> Tensor:
+            y = self.function(*tensors)
+            self.recording = recording_of(y)  # of the level that `vjp` has opened, which it closes
+            return y
 
-def pulled_back(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Pullback, bool]:
-    """Return f(x), the pullback, and whether many cotangents at once are known to be pulled back rightly."""
-    trusted: list[bool] = []
-
-    def seen(value: Tensor) -> Tensor:
-        y = function(value)
-        trusted.append(batches_rightly(y))
+        y, self._pullback = vjp_of(watched, *self.leaves)
+        if any(v is not None and leaf._version != v for leaf, v in zip(self.leaves, versions, strict=True)):
+            raise ValueError(_WRITES)
         return y
 
-    y, pullback = vjp(seen, x)
-    return y, pullback, trusted[0]
+    def _recorded_plainly(self) -> Tensor:
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            own = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in self.leaves]
+            try:
+                y = self.function(*own)
+            except RuntimeError as error:
+                if "leaf Variable" in str(error):  # so autograd refuses that something is written into its leaves
+                    raise ValueError(_WRITES) from error
+                raise
+        self._own, self._of_autograd = own, y
+        return y.detach()
+
+    def _pulled(self, y_bar: Tensor, *, again: bool) -> tuple[Tensor, ...]:
+        y = self._of_autograd
+        if not y.requires_grad:
+            return tuple(torch.zeros_like(leaf) for leaf in self.leaves)
+        x_bars = torch.autograd.grad(y, self._own, y_bar, retain_graph=again, allow_unused=True)
+        pairs = zip(x_bars, self.leaves, strict=True)
+        return tuple(torch.zeros_like(leaf) if x_bar is None else x_bar for x_bar, leaf in pairs)
 
 
-def plain_jacobians(
-    subject: Subject, source: Tensor, extras: Sequence[Tensor], randomness: str
-) -> tuple[Tensor, Tensor]:
-    """Return values and Jacobians of all samples of a batch, each behind one axis for the samples.
-
-    The first sample is asked by itself, since PyTorch's derivatives of a few ops are wrong under `vmap`; if it differs,
-    the samples go one after another.
-    """
-
-    def of_one(x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
-        with subject.called_with(others):
-            run = recorded(subject, x)
-            return run.y, plain_jacobian(run)
-
-    def of_sample(number: int) -> tuple[Tensor, Tensor]:
-        return of_one(source if subject.in_parameters else source[number], *(extra[number] for extra in extras))
-
-    in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
-    values, matrix = torch.func.vmap(of_one, in_dims, randomness=randomness)(source, *extras)
-    if randomness != "error" or inside_vmap():
-        return values, matrix
-    first = of_sample(0)
-    if close(matrix[0].detach(), first[1].detach()):
-        return values, matrix
-    rest = [of_sample(number) for number in range(1, values.shape[0])]
-    values, matrix = (torch.stack(parts) for parts in zip(first, *rest, strict=True))
-    return values, matrix
+_WRITES = "jacobian: f must not write into its input, which it did in place; copy the input first."
 
 
-def jacobians_by_sums(subject: Subject, x: Any) -> tuple[Tensor, Tensor] | None:
-    """Return values and Jacobians of a batch by the adjoints of its sums; None for trees, or if tangents are fewer.
-
-    The samples being independent, ∂y_s/∂x_s = ∂(Σ_t y_t)/∂x_s: one adjoint of each output serves the whole batch, and f
-    runs on the batch as it is.
-    """
-    if not (isinstance(x, Tensor) and subject.has_one_argument and not subject.in_parameters):
-        return None
-    dims = subject.batch_dims
-
-    def values(batch: Tensor) -> Tensor:
-        return subject.values_of_batch(batch)  # behind one axis for the samples
-
-    y, pullback, trusted = pulled_back(values, x)
-    output = y.shape[1:]
-    m, n = output.numel(), x.shape[dims:].numel()
-    if not subject.output or not subject.output.bare or not m or m > _ADJOINTS_A_TANGENT * n:
-        return None
-    rows = torch.eye(m, dtype=y.dtype, device=y.device).reshape(m, 1, *output).expand(m, *y.shape)
-    (pulled,) = carry_each(pullback, [rows], asked=not trusted)
-    of_each = pulled.to(y.dtype).reshape(m, y.shape[0], n).transpose(0, 1)
-    return y, of_each.reshape((y.shape[0], *output, *x.shape[dims:]))
-
-
-def plain_jacobian(run: Recorded) -> Tensor:
-    """Return the Jacobian, of shape (*y.shape, *x.shape), in one sweep of all tangents or all adjoints."""
-    x, y = run.x, run.y
-    n, m = x.numel(), y.numel()
-    if 0 in {n, m}:
-        return y.new_zeros((*y.shape, *x.shape))
-    if m <= _ADJOINTS_A_TANGENT * n:
+def plain_jacobian(run: Recorded) -> list[Tensor]:
+    """Return the Jacobian in each leaf, (*y.shape, *leaf.shape), in one sweep of all tangents or all adjoints."""
+    if 0 in {run.n, run.y.numel()}:
+        return [run.y.new_zeros((*run.y.shape, *leaf.shape)) for leaf in run.leaves]
+    if prefers_adjoints(run, run.y.numel(), run.n):
         return _by_adjoints(run)
     try:
         return _by_tangents(run)
@@ -136,19 +117,47 @@ def plain_jacobian(run: Recorded) -> Tensor:
         return _by_adjoints(run)
 
 
-_ADJOINTS_A_TANGENT = 2  # an adjoint sweep spends less on each op than one of tangents does
+# An adjoint sweep spends less on each op than one of tangents does: for wide vectors half as much. While vectors are so
+# few and small that ops take the host's time, and not that of their arithmetic, it does not matter how many there are,
+# and forward mode takes five times as long.
+_ADJOINTS_A_TANGENT = 2
+_FEW_ADJOINTS, _SECONDS_OF_SMALL_OP = 32, 20e-6
 
 
-def _by_adjoints(run: Recorded) -> Tensor:
-    x, y, m = run.x, run.y, run.y.numel()
-    rows = torch.eye(m, dtype=y.dtype, device=y.device).reshape(m, *y.shape)
-    (pulled,) = carry_each(run.pullback, [rows], asked=not run.trusted)
-    return pulled.to(y.dtype).reshape((*y.shape, *x.shape))
+def prefers_adjoints(run: Recorded, m: int, n: int) -> bool:
+    """Return whether a sweep of m adjoints is expected to take less time than one of n tangents."""
+    if m <= _ADJOINTS_A_TANGENT * n:
+        return True
+    return m <= _FEW_ADJOINTS and run.seconds < run.recording.nodes * _SECONDS_OF_SMALL_OP
 
 
-def _by_tangents(run: Recorded) -> Tensor:
-    x, y, n = run.x, run.y, run.x.numel()
-    columns = torch.eye(n, dtype=x.dtype, device=x.device).reshape(n, *x.shape)
+def _by_adjoints(run: Recorded) -> list[Tensor]:
+    y, m = run.y, run.y.numel()
+    if m == 1:
+        pulled = run.row(torch.ones_like(y))
+    else:
+        pulled = run.rows(torch.eye(m, dtype=y.dtype, device=y.device).reshape(m, *y.shape))
+    return [
+        x_bar.to(y.dtype).reshape((*y.shape, *leaf.shape)) for x_bar, leaf in zip(pulled, run.leaves, strict=True)
+    ]
 
-    (pushed,) = carry_each(lambda x_dot: jvp(run.function, x, x_dot)[1:], [columns], asked=not run.trusted)
-    return pushed.reshape(n, y.numel()).T.reshape((*y.shape, *x.shape)).contiguous()
+
+def _by_tangents(run: Recorded) -> list[Tensor]:
+    y, n, sizes = run.y, run.n, [leaf.numel() for leaf in run.leaves]
+    columns = [
+        part.to(leaf.dtype).reshape(n, *leaf.shape)
+        for part, leaf in zip(torch.eye(n, dtype=y.dtype, device=y.device).split(sizes, 1), run.leaves, strict=True)
+    ]
+
+    def push(*tangents: Tensor) -> tuple[Tensor]:
+        return (jvp_of(run.function, run.leaves, tangents)[1],)
+
+    (pushed,) = carry_each(push, columns, asked=not run.recording.batches_rightly)
+    parts = pushed.movedim(0, -1).split(sizes, -1)
+    return [part.reshape((*y.shape, *leaf.shape)) for part, leaf in zip(parts, run.leaves, strict=True)]
+
+
+def curve_jacobian(function: Function, t: Tensor) -> Tensor | None:
+    """Return the Jacobian of a function of one number, its value and only column being one run; None if that fails."""
+    found = plain_jvp(function, [t.detach().clone()], [torch.ones_like(t)])
+    return None if found is None else found.reshape((*found.shape, *t.shape))

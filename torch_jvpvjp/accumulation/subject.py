@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from .stages import label_of
-from .trees import Arguments, Side, Wrt, batch_size, differentiated, read_arguments, side_of
+from .trees import Arguments, Side, Wrt, batch_size, differentiated, flattened, read_arguments, side_of
 
 Function = Callable[..., Any]
 
@@ -56,15 +56,15 @@ class Subject:
     @property
     def functions(self) -> list[Function]:
         """The chain of functions of one tensor."""
-        if (
-            not self.batch_dims
-            and not self.in_parameters
-            and self.source.bare
-            and not self.extras
-            and self.has_one_argument
-        ):
+        if self.is_simple:
             return [*self.stages[:-1], _named(self._finished, label_of(self.stages[-1]))]
         return [_named(self._whole, self.label)]
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether the function takes the tensor that the Jacobian is taken in, as it is, and nothing else."""
+        alone = self.has_one_argument and not self.in_parameters and not self.extras
+        return alone and self.source.bare and not self.batch_dims
 
     @property
     def has_one_argument(self) -> bool:
@@ -107,17 +107,24 @@ class Subject:
             )
         return self._bound(arguments)
 
+    def leaves(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the tensors that the Jacobian is taken in at first, and the others, with all batch axes as one."""
+        return self._leaves(self._arguments_of_one)
+
     def _bound(self, arguments: Arguments) -> tuple[Tensor, list[Tensor]]:
         """Return the source and the extras, with all batch axes as one."""
-        tree = differentiated(self.caller, self._target, arguments)
-        tensors = tree_flatten(tree)[0]
+        tensors, extras = self._leaves(arguments)
+        return self.source.joined(tensors, 1 if self.batch_dims and not self.in_parameters else 0), extras
+
+    def _leaves(self, arguments: Arguments) -> tuple[list[Tensor], list[Tensor]]:
+        tensors = flattened(differentiated(self.caller, self._target, arguments))[0]
         dims = 0 if self.in_parameters else self.batch_dims
-        source = self.source.joined([_merged(tensor, dims) for tensor in tensors], 1 if dims else 0)
-        return source, [_merged(extra, self.batch_dims) for extra in self._extras(arguments)]
+        merged = [_merged(tensor, dims) for tensor in tensors]
+        return merged, [_merged(extra, self.batch_dims) for extra in self._extras(arguments)]
 
     def _extras(self, arguments: Arguments) -> list[Tensor]:
         others = [arg for number, arg in enumerate(arguments.args) if number not in arguments.argnums]
-        return [leaf for leaf in tree_flatten(others)[0] if isinstance(leaf, Tensor)]
+        return [leaf for other in others for leaf in flattened(other)[0] if isinstance(leaf, Tensor)]
 
     def _batch(self, arguments: Arguments, tensors: Sequence[Tensor]) -> torch.Size:
         if not self.batch_dims:
@@ -145,7 +152,11 @@ class Subject:
 
     def values_of_batch(self, x: Any) -> Tensor:
         """Return the joined outputs of f at a whole batch, behind one axis for its samples."""
-        value: Any = self.stages[0](*tree_map_only(Tensor, torch.clone, self._arguments(x).args))
+        return self.values_of_arguments(tree_map_only(Tensor, torch.clone, self._arguments(x).args))
+
+    def values_of_arguments(self, args: Sequence[Any]) -> Tensor:
+        """Return the same, for positional arguments that f may write into."""
+        value: Any = self.stages[0](*args)
         for stage in self.stages[1:]:
             value = stage(value)
         side, tensors = side_of(self.caller, f"what {self.label} returns", value, self.batch_dims)
@@ -159,7 +170,16 @@ class Subject:
 
     def _whole(self, source: Tensor) -> Tensor:
         """Return the joined outputs of one sample, for the source vector of one sample."""
-        arguments, leaves = self._arguments_of_one, self.source.split(source)
+        return self.value(self.source.split(source))
+
+    def value(self, leaves: Sequence[Tensor]) -> Tensor:
+        """Return the joined outputs of one sample, for the tensors of one sample that the Jacobian is taken in."""
+        if self.is_simple:
+            (value,) = leaves
+            for stage in self.stages:
+                value = stage(value)
+            return self._joined(value)
+        arguments = self._arguments_of_one
         ones = (1,) * self.batch_dims
         extras = iter([extra.reshape(*ones, *extra.shape) for extra in self.extras])
         args: list[Any] = []
@@ -224,5 +244,6 @@ def _first(tensor: Tensor, dims: int) -> Tensor:
 
 def _layout(arguments: Arguments) -> Any:
     """Return what must not change between calls: the tree of arguments and all that is no tensor."""
-    leaves, spec = tree_flatten(arguments.args)
+    found = [flattened(arg) for arg in arguments.args]
+    leaves, spec = [leaf for leaves, _ in found for leaf in leaves], [spec for _, spec in found]
     return [tuple(leaf.shape) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves], spec

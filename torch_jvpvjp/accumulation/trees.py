@@ -12,6 +12,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 Wrt = None | int | str | Sequence[int] | Sequence[str]
+_LEAF = tree_flatten(None)[1]
+
+
+def flattened(tree: Any) -> tuple[list[Any], TreeSpec]:
+    """Return the leaves of a tree and what it is but for them, as `tree_flatten` does, at once for a tensor."""
+    return ([tree], _LEAF) if type(tree) is Tensor else tree_flatten(tree)
 
 
 @dataclass(frozen=True)
@@ -79,16 +85,27 @@ def assembled(matrix: Tensor, output: Side, source: Side, batch: Sequence[int] =
     if output.bare and source.bare:
         return matrix.reshape((*batch, *matrix.shape[1:])) if len(batch) > 1 else matrix
     m, n = sum(output.sizes), sum(source.sizes)
-    rows = matrix.reshape(*batch, m, n).split(output.sizes, -2)
+    return assembled_of(matrix.reshape(*batch, m, n).split(source.sizes, -1), output, source, batch)
+
+
+def assembled_of(blocks: Sequence[Tensor], output: Side, source: Side, batch: Sequence[int] = ()) -> Any:
+    """Return the same of one block for each leaf of the inputs, (*batch, *outputs, *leaf)."""
+    if output.bare and source.bare:
+        return assembled(blocks[0], output, source, batch)
+    m = sum(output.sizes)
+    columns = [
+        block.reshape(*batch, m, leaf.numel).split(output.sizes, -2)
+        for block, leaf in zip(blocks, source.leaves, strict=True)
+    ]
     grid = [
         tree_unflatten(
             [
-                block.reshape((*batch, *row.shape, *column.shape)).to(row.dtype)
-                for block, column in zip(part.split(source.sizes, -1), source.leaves, strict=True)
+                part.reshape((*batch, *row.shape, *leaf.shape)).to(row.dtype)
+                for part, leaf in zip(parts, source.leaves, strict=True)
             ],
             source.spec,
         )
-        for part, row in zip(rows, output.leaves, strict=True)
+        for parts, row in zip(zip(*columns, strict=True), output.leaves, strict=True)
     ]
     return tree_unflatten(grid, output.spec)
 
@@ -191,7 +208,7 @@ def side_of(caller: str, name: str, tree: Any, batch_dims: int) -> tuple[Side, l
         TypeError: If a leaf is not a real floating tensor.
         ValueError: If there is none, or one has fewer axes than the batch, or another batch.
     """
-    tensors, spec = tree_flatten(tree)
+    tensors, spec = flattened(tree)
     if not tensors:
         raise ValueError(f"{caller}: {name} must hold a tensor at least, got none.")
     leaves: list[Leaf] = []
