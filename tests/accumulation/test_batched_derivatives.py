@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 import torch_jvpvjp as tj
 from torch_jvpvjp.accumulation._torch import MISBATCHED_NODES, autograd_nodes, vjp
 from torch_jvpvjp.accumulation.carrying import carry_each
+from torch_jvpvjp.accumulation.plain import Recorded
 
 X = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 BATCH = torch.randn(3, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -109,6 +110,34 @@ def test_what_pytorch_gets_wrong_in_batches_is_what_is_listed() -> None:
     assert count > 500
     unknown = {name: nodes for name, nodes in wrong.items() if not nodes & MISBATCHED_NODES}
     assert not unknown
+
+
+@pytest.mark.slow
+def test_first_calls_are_right_in_rows_and_columns_for_all_that_pytorch_samples() -> None:
+    count, by_transposition, wrong = 0, 0, set[str]()
+    for name, f, x in _samples(per_op=1):
+        try:
+            run = Recorded(f, [x], live=False)
+            jacobian = by_rows(f, x).reshape(run.y.numel(), x.numel())
+        except Exception:  # noqa: BLE001 (what PyTorch refuses is not asked)
+            continue
+        if not jacobian.numel() or not jacobian.isfinite().all() or not run.recording.batches_rightly:
+            continue
+        if run.y.dtype != torch.float64:  # a conversion, which rounds vectors and not the units of the reference
+            continue
+        count += 1
+        tangents, slack = torch.randn(3, *x.shape, dtype=x.dtype), 1e-9 * (1 + float(jacobian.abs().max()))
+        transposed = run._transposed([tangents])
+        if transposed is not None:
+            by_transposition += 1
+            if not torch.allclose(transposed.reshape(3, -1), tangents.reshape(3, -1) @ jacobian.T, 1e-6, slack):
+                wrong.add(f"{name}, columns")
+        cotangents = torch.randn(3, *run.y.shape, dtype=run.y.dtype)
+        (pulled,) = Recorded(f, [x], live=False).rows(cotangents)
+        if not torch.allclose(pulled.reshape(3, -1), cotangents.reshape(3, -1) @ jacobian, 1e-6, slack):
+            wrong.add(f"{name}, rows")
+    assert not wrong
+    assert count > 200 and by_transposition > 150
 
 
 def _samples(per_op: int) -> Iterator[tuple[str, Callable[[Tensor], Tensor], Tensor]]:

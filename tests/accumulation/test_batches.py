@@ -52,14 +52,45 @@ def test_images_keep_their_axes():
     assert_same(jacobian(net, x, batch_dims=1), expected)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [lambda v: v - v.mean(0), lambda v: v.cumsum(0), lambda v: v * v.sum(), lambda v: v.flip(0)],
-    ids=["mean", "cumsum", "sum", "flip"],
-)
-def test_a_function_that_mixes_samples_is_refused(function):
-    with pytest.raises(ValueError, match="must treat the samples of batch_dims=1 independently"):
-        jacobian(function, randn(4, 3), batch_dims=1)
+MIXING = {
+    "mean": lambda v: v - v.mean(0),
+    "cumsum": lambda v: v.cumsum(0),
+    "sum": lambda v: v * v.sum(),
+    "flip": lambda v: v.flip(0),
+    "neighbours": lambda v: v * v.roll(1, 0),
+    "halves": lambda v: torch.cat([v[len(v) // 2 :], v[: len(v) // 2]]).sin() + v,
+    "last": lambda v: v + v[-1:],
+    "batch norm": nn.BatchNorm1d(3, dtype=F64),
+}
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4, 10, 64])
+@pytest.mark.parametrize("wide", [False, True], ids=["few outputs", "many outputs"])
+@pytest.mark.parametrize("function", MIXING.values(), ids=MIXING)
+def test_a_function_that_mixes_samples_is_refused(function, wide, samples):
+    wider = (lambda v: torch.cat([function(v)] * 3, 1)) if wide else lambda v: function(v)
+    with pytest.raises(ValueError, match="must treat the samples of batch_dims=1 independently|more than 1 value per"):
+        jacobian(wider, randn(samples, 3), batch_dims=1)
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 5, 9, 40])
+@pytest.mark.parametrize("samples", [1, 2, 9])
+def test_first_calls_of_any_number_of_outputs_are_right(m, samples):
+    def function(v):
+        return (v[..., :, None] * torch.linspace(0, 1, m, dtype=F64)).sin().sum(-2)
+
+    x = randn(samples, 3)
+    expected = torch.func.vmap(torch.func.jacrev(function))(x)
+    assert_same(jacobian(lambda v: function(v), x, batch_dims=1), expected)
+    assert_same(jacobian(lambda v: function(v), x[:, None], batch_dims=2), expected[:, None])
+    assert_same(jacobian(lambda v: {"y": function(v)}, x, batch_dims=1)["y"], expected)
+
+
+def test_first_calls_of_a_function_made_for_one_size_of_batch():
+    gain = randn(4, 1)
+    x = randn(4, 3)
+    with pytest.raises(ValueError, match="must keep the batch of batch_dims=1 axes in front"):
+        jacobian(lambda v: (v * gain).reshape(4, 3), x, batch_dims=1)
 
 
 def test_bad_batches_are_refused():

@@ -138,3 +138,45 @@ def test_without_a_plan_it_is_right_inside_transforms(monkeypatch):
     assert_same(torch.func.vmap(lambda row: jacobian(net, row))(batch), rows)
     expected = torch.func.grad(lambda v: torch.func.jacrev(net)(v).square().sum())(batch[0])
     assert_same(torch.func.grad(lambda v: jacobian(net, v).square().sum())(batch[0]), expected)
+
+
+@pytest.mark.parametrize("m", [0, 1, 2, 3, 12, 40])
+@pytest.mark.parametrize("n", [0, 1, 3, 12])
+def test_first_calls_of_any_size_are_right(m, n):
+    weight = randn(m, n)
+    for shape in ((n,), (1, n)):
+        x = randn(*shape)
+        expected = (weight @ x.reshape(n)).cos()[:, None] * weight
+        assert_same(jacobian(lambda v: (weight @ v.reshape(n)).sin(), x), expected.reshape(m, *shape))
+
+
+def test_first_calls_take_tangents_of_what_cannot_be_differentiated_twice():
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(v):
+            return v.repeat(50) * 2
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, y_bar):
+            return y_bar.reshape(50, -1).sum(0) * 2
+
+        @staticmethod
+        def jvp(ctx, v_dot):
+            return v_dot.repeat(50) * 2
+
+    expected = (2 * torch.eye(3, dtype=F64)).repeat(50, 1)
+    assert_same(jacobian(lambda v: Twice.apply(v), randn(3)), expected)
+
+
+def test_first_calls_leave_the_function_and_its_point_as_they_were():
+    net, x = _net(), randn(4).requires_grad_()
+    found = jacobian(net, x)
+    assert not found.requires_grad and x.grad is None and all(p.grad is None for p in net.parameters())
+    with torch.inference_mode():
+        same = jacobian(net, x.detach().clone())
+    assert_same(same, found)

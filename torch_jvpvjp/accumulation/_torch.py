@@ -35,29 +35,13 @@ def jvp_of(
     return results
 
 
-def plain_jvp(
-    function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor]
-) -> Tensor | None:
-    """Return Σ J ẋ without `torch.func`, in half the time where ops are small; None if f does not run so."""
-    load_jvp_rules()
-    try:
-        with forward_ad.dual_level():
-            y = function(*map(forward_ad.make_dual, primals, tangents))
-            y_dot = forward_ad.unpack_dual(y).tangent
-            return torch.zeros_like(y) if y_dot is None else y_dot
-    except RuntimeError:  # such as a JVP inside of f, which this kind of forward mode does not nest with
-        return None
-
-
 def vjp(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]:
     """Return f(x) and the pullback ȳ ↦ (Jᵀ ȳ,)."""
     results: Any = torch.func.vjp(function, x)
     return results
 
 
-def vjp_of(
-    function: Callable[..., Tensor], *primals: Tensor
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
+def vjp_of(function: Callable[..., Tensor], *primals: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
     """Return f(x, …) and the pullback ȳ ↦ (Jᵀ ȳ, …), one for each of its arguments."""
     results: Any = torch.func.vjp(function, *primals)
     return results

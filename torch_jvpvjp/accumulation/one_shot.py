@@ -14,7 +14,7 @@ from ._torch import inside_transform, wraps_transform
 from .batches import check_independent
 from .cache import Remembered
 from .options import Options
-from .plain import Recorded, curve_jacobian, plain_jacobian
+from .plain import Recorded, plain_jacobian
 from .plain_batches import jacobians_by_samples, jacobians_of_batch
 from .subject import Subject
 from .trees import assembled_of
@@ -68,9 +68,5 @@ def _blocks_of_one(subject: Subject, leaves: Sequence[Tensor], known: Remembered
     def function(*tensors: Tensor) -> Tensor:
         return subject.value(tensors)
 
-    if not live and len(leaves) == 1 and leaves[0].numel() == 1 and not known.planning_pays(0.0, 0):
-        column = curve_jacobian(function, leaves[0])
-        if column is not None:
-            return [column]
     run = Recorded(function, leaves, live=live)
     return None if known.planning_pays(run.seconds, run.width) else plain_jacobian(run)

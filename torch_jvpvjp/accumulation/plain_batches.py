@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._torch import inside_vmap, jvp_of
+from ._torch import inside_vmap
 from .batches import check_independent, values_of_parts
-from .carrying import carry_each, close, random_state
+from .carrying import close, random_state
 from .plain import Recorded, plain_jacobian, prefers_adjoints
 from .subject import Subject
 
@@ -42,7 +42,9 @@ def jacobians_of_batch(subject: Subject, x: Tensor, *, live: bool) -> Tensor | N
     m, n = output.numel(), own.numel()
     if not m or not n:
         return None
-    y, of_each = _by_copies(subject, samples, m, live) if _is_small(m, n, count) else _by_sums(subject, samples, m, n, live)
+    y, of_each = (
+        _by_copies(subject, samples, m, live) if _is_small(m, n, count) else _by_sums(subject, samples, m, n, live)
+    )
     for part, apart in parts:
         check_independent(subject, apart, y[part].detach())
     return of_each.reshape((count, *output, *own))
@@ -59,8 +61,8 @@ _SMALL_BATCH = 1 << 16  # entries
 def _by_copies(subject: Subject, samples: Tensor, m: int, live: bool) -> tuple[Tensor, Tensor]:
     """Return values and Jacobians by one adjoint of m copies of the batch, an output for each.
 
-    The samples being independent, f of a batch of m copies is m copies of f; with the cotangent e_k for copy k one plain
-    pullback gives all rows. For small samples that takes less time than m pullbacks under `vmap`.
+    The samples being independent, f of a batch of m copies is m copies of f; with the cotangent e_k for copy k one
+    plain pullback gives all rows. For small samples that takes less time than m pullbacks under `vmap`.
     """
     count = samples.shape[0]
     run = _run(subject, samples.repeat(m, *(1,) * (samples.dim() - 1)), live=live)
@@ -85,10 +87,7 @@ def _by_sums(subject: Subject, samples: Tensor, m: int, n: int, live: bool) -> t
     eye = torch.eye(n, dtype=samples.dtype, device=samples.device)
     columns = eye.reshape(n, *ones, *samples.shape[len(ones) :]).expand(n, *samples.shape)
 
-    def push(x_dot: Tensor) -> tuple[Tensor]:
-        return (jvp_of(run.function, run.leaves, [x_dot])[1],)
-
-    (pushed,) = carry_each(push, [columns], asked=not run.recording.batches_rightly)
+    pushed = run.columns([columns])
     return y, pushed.reshape(n, count, m).permute(1, 2, 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,10 +40,15 @@ class Subject:
         self.batch = self._batch(arguments, tensors)
         self.output: Side | None = None  # known once the function has run
         self.layout = _layout(arguments)
-        x_one, extras = self._bound(arguments)
-        self.sample = x_one if self.in_parameters or not batch_dims else _first(x_one, 1)
-        self.extras = [_first(extra, batch_dims) for extra in extras]
+        self._leaves_at_first = self._merged(tensors, arguments)
+        self.extras = [_first(extra, batch_dims) for extra in self._leaves_at_first[1]]
         self._arguments_of_one = arguments
+
+    @cached_property
+    def sample(self) -> Tensor:
+        """The source vector of one sample, the first of a batch."""
+        source = self._joined_leaves(self._leaves_at_first[0])
+        return source if self.in_parameters or not self.batch_dims else _first(source, 1)
 
     @property
     def _target(self) -> Function:
@@ -109,15 +115,18 @@ class Subject:
 
     def leaves(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the tensors that the Jacobian is taken in at first, and the others, with all batch axes as one."""
-        return self._leaves(self._arguments_of_one)
+        return self._leaves_at_first
 
     def _bound(self, arguments: Arguments) -> tuple[Tensor, list[Tensor]]:
         """Return the source and the extras, with all batch axes as one."""
-        tensors, extras = self._leaves(arguments)
-        return self.source.joined(tensors, 1 if self.batch_dims and not self.in_parameters else 0), extras
-
-    def _leaves(self, arguments: Arguments) -> tuple[list[Tensor], list[Tensor]]:
         tensors = flattened(differentiated(self.caller, self._target, arguments))[0]
+        leaves, extras = self._merged(tensors, arguments)
+        return self._joined_leaves(leaves), extras
+
+    def _joined_leaves(self, leaves: Sequence[Tensor]) -> Tensor:
+        return self.source.joined(leaves, 1 if self.batch_dims and not self.in_parameters else 0)
+
+    def _merged(self, tensors: Sequence[Tensor], arguments: Arguments) -> tuple[list[Tensor], list[Tensor]]:
         dims = 0 if self.in_parameters else self.batch_dims
         merged = [_merged(tensor, dims) for tensor in tensors]
         return merged, [_merged(extra, self.batch_dims) for extra in self._extras(arguments)]
