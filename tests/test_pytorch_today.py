@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_jvpvjp import differentiable_op, jacobian, ops, plan_jacobian
 
@@ -101,13 +102,48 @@ def test_dynamo_drops_a_custom_jvp(x: Tensor, v: Tensor) -> None:
 
 
 def test_fused_attention_has_no_forward_mode() -> None:
-    q = torch.randn(1, 2, 8, 16)
-    attend = lambda t: F.scaled_dot_product_attention(t, q, q)  # noqa: E731
+    q, q_dot = torch.randn(2, 1, 2, 8, 16, dtype=torch.float64)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(NotImplementedError, match="forward AD"):
+        torch.func.jvp(lambda t: F.scaled_dot_product_attention(t, q, q), (q,), (q_dot,))
+    with sdpa_kernel(SDPBackend.MATH):  # which holds the whole matrix of scores
+        exact = torch.func.jvp(lambda t: F.scaled_dot_product_attention(t, q, q), (q,), (q_dot,))
+    ours = torch.func.jvp(lambda t: ops.scaled_dot_product_attention(t, q, q), (q,), (q_dot,))
+    torch.testing.assert_close(ours, exact)
+
+
+def test_fused_attention_has_no_double_backward() -> None:
+    q = torch.randn(1, 2, 8, 16, dtype=torch.float64, requires_grad=True)
+
+    def twice(f: Callable[..., Tensor]) -> Tensor:
+        (first,) = torch.autograd.grad(f(q, q, q).square().sum(), q, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), q)[0]
+
     with (
-        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION),
-        pytest.raises((NotImplementedError, RuntimeError), match=r"forward AD|forward-mode|derivative"),
+        sdpa_kernel(SDPBackend.FLASH_ATTENTION),
+        pytest.raises(RuntimeError, match="derivative for .* not implemented"),
     ):
-        torch.func.jvp(attend, (q,), (q,))
+        twice(F.scaled_dot_product_attention)
+    with sdpa_kernel(SDPBackend.MATH):
+        exact = twice(F.scaled_dot_product_attention)
+    torch.testing.assert_close(twice(ops.scaled_dot_product_attention), exact)
+
+
+def test_attention_is_nan_under_grad_of_jvp_where_a_row_sees_nothing() -> None:
+    """Its other derivatives are zero there, as its value is."""
+    q, q_dot = torch.randn(2, 1, 2, 4, 8, dtype=torch.float64)
+    seen = torch.ones(4, 4, dtype=torch.bool)
+    seen[2] = False
+
+    def bent(f: Callable[..., Tensor]) -> Tensor:
+        tangent = lambda t: torch.func.jvp(lambda t: f(t, q, q, seen), (t,), (q_dot,))[1]  # noqa: E731
+        return torch.func.grad(lambda t: tangent(t).square().sum())(q)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        theirs = bent(F.scaled_dot_product_attention)
+    assert theirs[:, :, 2].isnan().any()
+    ours, others = bent(ops.scaled_dot_product_attention), [0, 1, 3]
+    assert ours[:, :, 2].eq(0).all()
+    torch.testing.assert_close(ours[:, :, others], theirs[:, :, others])
 
 
 def layer_norm_formula(t: Tensor) -> Tensor:

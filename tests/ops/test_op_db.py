@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_jvpvjp import ops
 from torch_jvpvjp.ops._native import without_native
@@ -72,6 +73,27 @@ _CLASS_WEIGHTS = Skip(lambda args, kwargs: kwargs.get("weight") is not None, "li
 _SEVERAL_AXES = Skip(lambda args, kwargs: args[1].dim() != 2, "the classes of linear_cross_entropy are one axis")
 _CHUNKED = Skip(lambda args, kwargs: kwargs.get("options") is not None, "the JVP of PyTorch's own is zero, silently")
 _SOFT_TARGET = Skip(lambda args, kwargs: args[2].is_floating_point(), "linear_cross_entropy takes class numbers")
+_DROPS = Skip(
+    lambda args, kwargs: kwargs.get("dropout_p", 0.0) > 0,
+    "PyTorch draws another mask; tests/ops/test_attention_dropout.py judges ours",
+)
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    if is_causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(hidden, -torch.inf)
+    return torch.softmax(scores if attn_mask is None else scores + attn_mask, -1) @ value
+
+
 # By the last part of the name in op_db.
 COUNTERPARTS = {
     "normalize": Counterpart("l2_norm", drop=("p",), defaults={"dim": 1}, skips=(_OTHER_NORM,)),
@@ -81,6 +103,7 @@ COUNTERPARTS = {
         skips=(_CLASS_WEIGHTS, _SEVERAL_AXES, _SOFT_TARGET, _CHUNKED),
     ),
     "glu": Counterpart("glu", formula=_glu),
+    "scaled_dot_product_attention": Counterpart("scaled_dot_product_attention", formula=_attention, skips=(_DROPS,)),
     "cross_entropy": Counterpart("cross_entropy", constant=("weight",)),
     **{
         name: Counterpart(name)
@@ -126,7 +149,8 @@ def test_samples(counterpart: Counterpart, info: Any, dtype: torch.dtype, device
         args, kwargs = (sample.input, *sample.args), sample.kwargs
         if not any(skip.when(args, kwargs) for skip in counterpart.skips):
             try:
-                with without_native():  # which would compare PyTorch with itself
+                # ours and not PyTorch's in its place; and of PyTorch's attention the one that has a JVP
+                with without_native(), sdpa_kernel(SDPBackend.MATH):
                     dtype_budget(dtype)(_case(counterpart, native, args, kwargs, dtype, device))
             except Exception as error:
                 problems[f"{type(error).__name__}: {error}"].append(sample.summary())

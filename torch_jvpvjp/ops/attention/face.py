@@ -55,7 +55,7 @@ def scaled_dot_product_attention(
         attn_mask: bool, True where a key takes part; or float32 or of the query's dtype, added to the scores, with its
             derivatives; broadcasting with (..., Hq, Lq, Lk). Or a ``torch.nn.attention.flex_attention.BlockMask``,
             whose empty blocks are skipped; its ``mask_mod`` is evaluated once, under torch.compile in every call, to
-            one bool per query and key for each batch and head that it distinguishes. Whatever hides keys holds together.
+            one bool per query and key for each batch and head that it tells apart. Whatever hides keys holds together.
         dropout_p: Probability with which an element of P is dropped and the rest divided by 1 − p. Which ones are is a
             function of a seed drawn from PyTorch's default generator (``torch.manual_seed``): the same in value,
             tangent and all derivatives of one call. Always active if positive, as in PyTorch.
