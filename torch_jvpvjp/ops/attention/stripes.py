@@ -1,12 +1,20 @@
-"""Cutting the rows so that no matrix of queries by keys is ever whole, and no time goes to keys that no row sees."""
+"""Cutting attention so that no matrix of queries by keys is ever whole, and no time goes to keys that no row sees."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from .maps import Operands, Scores, Window
 
 # Scores of a stripe over all batches and heads: a few MiB, near what a core's cache holds.
 _SCORES_IN_STRIPE = 2**20
 _FEWEST_ROWS, _MOST_ROWS = 32, 512
+
+# Scores of a tile, for every thread: with the matrices of one size that a derivative needs, what a core has close by.
+_SCORES_IN_TILE = 2**16
+_ROWS_IN_TILE = 128
 
 
 def striped(at: Operands, scores: Scores) -> Iterator[Window]:
@@ -19,12 +27,36 @@ def striped(at: Operands, scores: Scores) -> Iterator[Window]:
     Yields:
         The windows, of all rows in order; at least one.
     """
+    yield from windows(at, scores, rows_of_stripe(at.q.shape[:-2].numel() * at.k.shape[-2]))
+
+
+def rows_of_stripe(per_row: int) -> int:
+    """How many rows make a stripe.
+
+    Args:
+        per_row: Numbers that are held for each of them.
+
+    Returns:
+        The number of rows.
+    """
+    return max(_FEWEST_ROWS, min(_MOST_ROWS, _SCORES_IN_STRIPE // max(1, per_row)))
+
+
+def windows(at: Operands, scores: Scores, step: int) -> Iterator[Window]:
+    """Stripes of so many rows.
+
+    Args:
+        at: The arguments.
+        scores: What is done to the scores.
+        step: How many.
+
+    Yields:
+        The windows, of all rows in order; at least one.
+    """
     rows, keys = at.q.shape[-2], at.k.shape[-2]
     if rows == 0:
         yield Window(0, 0, 0, keys)
         return
-    per_row = max(1, at.q.shape[:-2].numel() * keys)
-    step = max(_FEWEST_ROWS, min(_MOST_ROWS, _SCORES_IN_STRIPE // per_row))
     for a in range(0, rows, step):
         b = min(rows, a + step)
         c, d = _keys_of(a, b, keys, scores)
@@ -41,3 +73,79 @@ def _keys_of(a: int, b: int, keys: int, scores: Scores) -> tuple[int, int]:
     c = 0 if scores.left < 0 else max(0, min(keys, a + scores.offset - scores.left))
     d = keys if scores.right < 0 else max(c, min(keys, b + scores.offset + scores.right))
     return c, d
+
+
+# ---- tiles: some rows of some heads ----------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """Elements of the batch and key heads that are computed together, as views of what has no axis in front.
+
+    Attributes:
+        batch: Which elements of the batch.
+        heads: Which key heads; all of them if there are several elements.
+        group: Query heads for each.
+    """
+
+    batch: slice
+    heads: slice
+    group: int
+
+    def rows(self, x: Tensor, window: Window) -> Tensor:
+        """Rows a to b of (B, Hq, L, d), those of a key head under one another: (batch · heads, group · r, d)."""
+        x = self._of_queries(x)[:, :, window.a : window.b]
+        return x.reshape(-1, self.group * x.shape[2], x.shape[3])
+
+    def put(self, into: Tensor, window: Window, rows: Tensor) -> None:
+        """Write rows in that layout into (B, Hq, L, d)."""
+        place = self._of_queries(into)[:, :, window.a : window.b]
+        place.copy_(rows.view(place.shape))
+
+    def keys(self, x: Tensor) -> Tensor:
+        """(B, Hk, n, d) as (batch · heads, n, d)."""
+        return x[self.batch, self.heads].reshape(-1, x.shape[2], x.shape[3])
+
+    def scores(self, x: Tensor, window: Window) -> Tensor:
+        """A part of (b, h, r, n), axes full or 1, as a view that broadcasts with `by_head`."""
+        x = x if x.shape[0] == 1 else x[self.batch]
+        x = x.unsqueeze(2) if x.shape[1] == 1 else self._heads_of_queries(x).unflatten(1, (-1, self.group))
+        x = x if x.shape[-2] == 1 else x[..., window.a : window.b, :]
+        return x if x.shape[-1] == 1 else x[..., window.c : window.d]
+
+    def by_head(self, scores: Tensor) -> Tensor:
+        """Scores (batch · heads, group · r, n) as (batch, heads, group, r, n)."""
+        heads = self.heads.stop - self.heads.start
+        return scores.view(-1, heads, self.group, scores.shape[1] // self.group, scores.shape[2])
+
+    def _of_queries(self, x: Tensor) -> Tensor:
+        return self._heads_of_queries(x[self.batch])
+
+    def _heads_of_queries(self, x: Tensor) -> Tensor:
+        return x[:, self.heads.start * self.group : self.heads.stop * self.group]
+
+
+def tiled(at: Operands, scores: Scores) -> Iterator[tuple[Part, list[Window]]]:
+    """Parts with their windows: every tile has about as many scores as a cache holds.
+
+    Args:
+        at: The arguments, with no axis in front.
+        scores: What is done to the scores.
+
+    Yields:
+        Some heads, and the windows of all their rows.
+    """
+    batch, heads, keys = at.k.shape[:3]
+    group = at.q.shape[1] // heads
+    room = _SCORES_IN_TILE * torch.get_num_threads()
+    step = max(1, _ROWS_IN_TILE // group, _FEWEST_ROWS // group)
+    step = min(step, max(room // (group * keys), -(-_FEWEST_ROWS // group)))
+    found = list(windows(at, scores, step))
+    together = max(1, room // (group * min(step, at.q.shape[2]) * keys))
+    if together >= heads:
+        several = together // heads
+        for b in range(0, batch, several):
+            yield Part(slice(b, min(batch, b + several)), slice(0, heads), group), found
+        return
+    for b in range(batch):
+        for h in range(0, heads, together):
+            yield Part(slice(b, b + 1), slice(h, min(heads, h + together)), group), found

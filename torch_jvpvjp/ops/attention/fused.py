@@ -1,0 +1,210 @@
+"""PyTorch's fused attention of CPU tensors, forward and backward, called so that it does what the op here means.
+
+It takes one head size, one key head for each query head, tensors without gaps along their last axis, and what is added
+to the scores as a matrix. So heads of a group are called one after another, and rows in stripes, for which what hides
+keys is made into numbers: what it is called with grows with the number of keys alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arguments import UNBOUNDED
+from .fills import fill_of
+from .inputs import operands_of, scores_of
+from .maps import Operands, Scores, Window
+from .stripes import Part, rows_of_stripe, windows
+
+_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class Call(NamedTuple):
+    """One call of the fused kernel.
+
+    Attributes:
+        window: Rows and keys.
+        member: Which query head of each group.
+        group: Query heads for each key head.
+        causal: Whether row i sees keys 0 to i alone.
+        added: What is added to the scores, (b, h, r, n), or None.
+    """
+
+    window: Window
+    member: int
+    group: int
+    causal: bool
+    added: Tensor | None
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The view of something like query, output or ℓ that the call is about."""
+        a, b = self.window[:2]
+        return x[:, self.member :: self.group, a:b]
+
+    def keys(self, x: Tensor) -> Tensor:
+        """The view of something like the key that the call is about."""
+        c, d = self.window[2:]
+        return x[:, :, c:d]
+
+
+def fits(inputs: Any) -> bool:
+    """Whether PyTorch's kernel computes this.
+
+    Args:
+        inputs: The arguments of the op.
+
+    Returns:
+        Whether it does.
+    """
+    q, k, v = inputs.query, inputs.key, inputs.value
+    return (
+        inputs.softcap == 0
+        and inputs.dropout_p == 0
+        and q.shape[-1] == v.shape[-1]
+        and min(q.numel(), k.numel()) > 0
+        and q.dim() == k.dim() == v.dim()
+        and (q.dim() == 4 or (q.shape[:2] == k.shape[:2] == v.shape[:2] and not _adds(scores_of(inputs), inputs.bias)))
+        and all(
+            t is None or t.dim() == rank
+            for t, rank in ((inputs.bias, 4), (inputs.mask, 4), (inputs.slopes, 2), (inputs.ranges, 3))
+        )
+    )
+
+
+def forward(inputs: Any) -> tuple[Tensor, Tensor]:
+    """The output o and ℓ.
+
+    Args:
+        inputs: The arguments of the op.
+
+    Returns:
+        o, of the query's shape, and ℓ.
+    """
+    at, scores, shape = _operands(inputs), scores_of(inputs), inputs.query.shape
+    calls = _calls(at, scores)
+    first = next(calls)
+    if first.group == 1 and first.added is None and _is_whole(first, at):
+        o, lse = _FORWARD(at.q, at.k, at.v, 0.0, first.causal, scale=scores.scale)
+        return o.reshape(shape), lse.reshape(shape[:-1])
+    o = at.q.new_zeros(at.q.shape)
+    lse = at.q.new_full(at.q.shape[:-1], -torch.inf, dtype=_dtype_of_lse(at.q))
+    for call in chain((first,), calls):
+        if call.window.c == call.window.d:
+            continue
+        q, k, v = call.rows(at.q), call.keys(at.k), call.keys(at.v)
+        o_rows, lse_rows = _FORWARD(q, k, v, 0.0, call.causal, attn_mask=call.added, scale=scores.scale)
+        call.rows(o).copy_(o_rows)
+        if call.added is not None:  # PyTorch gives 0 for a row that sees nothing
+            lse_rows = lse_rows.masked_fill(call.added.amax(-1) == -torch.inf, -torch.inf)
+        call.rows(lse).copy_(lse_rows)
+    return o.reshape(shape), lse.reshape(shape[:-1])
+
+
+def backward(w: Tensor, inputs: Any, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The pullback of o.
+
+    Args:
+        w: The cotangent of o.
+        inputs: The arguments of the op.
+        outputs: o and ℓ.
+
+    Returns:
+        The cotangents of query, key and value, those of several calls summed in the dtype of ℓ.
+    """
+    at, scores = _operands(inputs), scores_of(inputs)
+    w, o = (_unit(_four(t)) for t in (w, outputs[0]))
+    lse = outputs[1].flatten(0, 1) if outputs[1].dim() == 4 else outputs[1]
+    lse = lse.masked_fill(lse == -torch.inf, 0)  # rows that see nothing: exp(−∞ − 0) = 0
+    shapes = [t.shape for t in operands_of(inputs)[:3]]
+    calls = _calls(at, scores)
+    first = next(calls)
+    if first.group == 1 and _is_whole(first, at):
+        found = _BACKWARD(
+            w, at.q, at.k, at.v, o, lse, 0.0, first.causal, attn_mask=first.added, scale=scores.scale
+        )
+        return tuple(t.reshape(shape) for t, shape in zip(found, shapes, strict=True))
+    sums = [torch.zeros(t.shape, dtype=lse.dtype) for t in at[:3]]
+    for call in chain((first,), calls):
+        if call.window.c == call.window.d:
+            continue
+        rows, keys = [call.rows(t) for t in (w, at.q, o, lse)], [call.keys(t) for t in (at.k, at.v)]
+        found = _BACKWARD(
+            *rows[:2], *keys, *rows[2:], 0.0, call.causal, attn_mask=call.added, scale=scores.scale
+        )
+        call.rows(sums[0]).copy_(found[0])
+        for part, total_so_far in zip(found[1:], sums[1:], strict=True):
+            call.keys(total_so_far).add_(part)
+    return tuple(t.reshape(shape) for t, shape in zip(sums, shapes, strict=True))
+
+
+def _calls(at: Operands, scores: Scores) -> Iterator[Call]:
+    """The calls that make up one attention."""
+    batch, heads, keys = at.k.shape[:3]
+    group, rows = at.q.shape[1] // heads, at.q.shape[2]
+    if not _adds(scores, at.bias):
+        for member in range(group):
+            yield Call(Window(0, rows, 0, keys), member, group, scores.right == 0, None)
+        return
+    everything, like = Part(slice(0, batch), slice(0, heads), group), at.q.new_empty(0, dtype=_dtype_of_lse(at.q))
+    for window in windows(at, scores, rows_of_stripe(_numbers_in_row(at, scores)) if _by_row(at, scores) else rows):
+        added = _added(at, scores, everything, window, like)
+        for member in range(group):
+            one = None if added is None else added[:, :, min(member, added.shape[2] - 1)]
+            yield Call(window, member, group, False, one)
+
+
+def _adds(scores: Scores, bias: Tensor | None) -> bool:
+    """Whether something is added to the scores, other than what PyTorch's causal attention hides."""
+    plain = all(t is None for t in (bias, scores.mask, scores.slopes, scores.ranges)) and scores.left == UNBOUNDED
+    return not (plain and (scores.right == UNBOUNDED or (scores.right == 0 and scores.offset == 0)))
+
+
+def _by_row(at: Operands, scores: Scores) -> bool:
+    """Whether what is added differs from row to row."""
+    positional = scores.left >= 0 or scores.right >= 0 or scores.ranges is not None or scores.slopes is not None
+    return positional or any(t is not None and t.shape[-2] > 1 for t in (at.bias, scores.mask))
+
+
+def _numbers_in_row(at: Operands, scores: Scores) -> int:
+    """How many numbers are added for one row."""
+    slopes = None if scores.slopes is None else scores.slopes[..., None, None]
+    shapes = [t.shape[:2] for t in (at.bias, scores.mask, slopes) if t is not None]
+    return torch.broadcast_shapes((1, 1), *shapes).numel() * at.k.shape[2]
+
+
+def _added(at: Operands, scores: Scores, part: Part, window: Window, like: Tensor) -> Tensor | None:
+    """What is added to the scores of a window, (b, key heads or 1, group or 1, r, n) in the dtype of the computation."""
+    fill, bias = fill_of(scores, part, window, like), None
+    if at.bias is not None:
+        bias = part.scores(at.bias, window).to(like.dtype)
+    if fill is None:
+        return bias
+    values = fill.values.reshape((1,) * (5 - fill.values.dim()) + fill.values.shape)
+    values = torch.nn.functional.pad(values, (fill.start, 0)) if fill.start else values
+    return values if bias is None else values + bias
+
+
+def _is_whole(call: Call, at: Operands) -> bool:
+    return call.window == (0, at.q.shape[2], 0, at.k.shape[2])
+
+
+def _operands(inputs: Any) -> Operands:
+    """Query, key and value without vmap's axis and without gaps along the last axis, and the bias."""
+    tensors = (_four(t) for t in (inputs.query, inputs.key, inputs.value))
+    return Operands(*(_unit(t) for t in tensors), inputs.bias)
+
+
+def _four(x: Tensor) -> Tensor:
+    """With vmap's axis merged into the batch."""
+    return x.flatten(0, 1) if x.dim() == 5 else x
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _dtype_of_lse(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32

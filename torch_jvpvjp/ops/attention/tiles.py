@@ -1,0 +1,212 @@
+"""Tiles of attention, rows of some heads against keys, in memory that the next tile uses again."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .fills import fill_of
+from .maps import Operands, Scores, Window
+from .stripes import Part
+
+_LOG2E = math.log2(math.e)
+
+
+class Buffers:
+    """Memory for the matrices of one tile."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._memory: dict[str, Tensor] = {}
+
+    def of(self, name: str, shape: Sequence[int]) -> Tensor:
+        """A tensor of this shape, of whatever numbers are there."""
+        numel = math.prod(shape)
+        memory = self._memory.get(name)
+        if memory is None or memory.numel() < numel:
+            memory = self._memory[name] = self._like.new_empty(numel)
+        return memory[:numel].view(shape)
+
+
+class Given:
+    """The arguments and their tangents in the dtype of the computation, query and tangent times s.
+
+    Args:
+        at: The arguments, (B, H, L, d); the bias (b, h, r, n).
+        dots: Their tangents, None for zero.
+        scores: What is done to the scores.
+    """
+
+    def __init__(self, at: Operands, dots: Operands, scores: Scores) -> None:
+        self.at, self.dots, self.scores = at, dots, scores
+        self.q = at.q * scores.scale
+        self.q_base_2 = at.q * (scores.scale * _LOG2E)
+        self.q_dot = None if dots.q is None else dots.q * scores.scale
+        self.turns = any(t is not None for t in (dots.q, dots.k, dots.bias))
+        self.buffers = Buffers(at.q)
+
+
+class Tile:
+    """Some heads, their rows cut into windows.
+
+    Args:
+        given: The arguments.
+        part: Which heads.
+    """
+
+    def __init__(self, given: Given, part: Part) -> None:
+        self.given, self.part = given, part
+        keys = (given.at.k, given.at.v, given.dots.k, given.dots.v)
+        self._k, self._v, self._k_dot, self._v_dot = (None if t is None else part.keys(t) for t in keys)
+        self.window = Window(0, 0, 0, 0)
+
+    def at(self, window: Window) -> "Tile":
+        """Go to a window."""
+        self.window = window
+        return self
+
+    @property
+    def k(self) -> Tensor:
+        """The keys, (batch · heads, n, dk)."""
+        return self._seen(self._k)
+
+    @property
+    def v(self) -> Tensor:
+        """The values, (batch · heads, n, dv)."""
+        return self._seen(self._v)
+
+    @property
+    def k_dot(self) -> Tensor | None:
+        """Their tangents."""
+        return None if self._k_dot is None else self._seen(self._k_dot)
+
+    @property
+    def v_dot(self) -> Tensor | None:
+        """Their tangents."""
+        return None if self._v_dot is None else self._seen(self._v_dot)
+
+    def rows(self, x: Any) -> Any:
+        """The rows of something like the query or the output, (batch · heads, group · r, d); None for None."""
+        return None if x is None else self.part.rows(x, self.window)
+
+    def put(self, into: Tensor, rows: Tensor) -> None:
+        """Write rows in that layout to where they belong."""
+        self.part.put(into, self.window, rows)
+
+    def natural(self, rows: Tensor) -> Tensor:
+        """Logarithms to base 2 as natural ones."""
+        return rows / _LOG2E
+
+    def scores(self) -> Tensor:
+        """S / ln 2, (batch · heads, group · r, n)."""
+        given = self.given
+        s = self.product("p", self.rows(given.q_base_2), self.k)
+        by_head = self.part.by_head(s)
+        if given.at.bias is not None:
+            by_head.add_(self.part.scores(given.at.bias, self.window), alpha=_LOG2E)
+        fill = fill_of(given.scores, self.part, self.window, s)
+        if fill is not None:
+            fill.add_to(by_head, _LOG2E)
+        return s
+
+    def probabilities(self, lse: Tensor) -> Tensor:
+        """P, from ℓ, (B, Hq, L, 1), which is +∞ for rows that see nothing."""
+        return self.scores().sub_(self.rows(lse) * _LOG2E).exp2_()
+
+    def moved_scores(self) -> Tensor | None:
+        """Ṡ = s (q̇ kᵀ + q k̇ᵀ) + ḃ; None for zero."""
+        given, t = self.given, None
+        if not given.turns:
+            return None
+        if given.q_dot is not None:
+            t = self.product("t", self.rows(given.q_dot), self.k)
+        if self.k_dot is not None:
+            t = self.product("t", self.rows(given.q), self.k_dot, t)
+        if given.dots.bias is not None:
+            t = self.filled("t", 0.0) if t is None else t
+            self.part.by_head(t).add_(self.part.scores(given.dots.bias, self.window))
+        return t
+
+    def product(self, name: str, rows: Tensor, keys: Tensor, added: Tensor | None = None) -> Tensor:
+        """Rows times keys transposed in the buffer of that name, which may hold what is added to."""
+        if added is not None:
+            return added.baddbmm_(rows, keys.mT)
+        return torch.bmm(rows, keys.mT, out=self.buffer(name))
+
+    def buffer(self, name: str) -> Tensor:
+        """A matrix of this tile: (batch · heads, group · r, n)."""
+        a, b, c, d = self.window
+        assert self._k is not None
+        return self.given.buffers.of(name, (self._k.shape[0], self.part.group * (b - a), d - c))
+
+    def filled(self, name: str, number: Tensor | float) -> Tensor:
+        """A matrix of this tile with one number in each row."""
+        buffer = self.buffer(name)
+        return buffer.copy_(number) if isinstance(number, Tensor) else buffer.fill_(number)
+
+    def _seen(self, keys: Tensor | None) -> Tensor:
+        assert keys is not None
+        return keys[:, self.window.c : self.window.d]
+
+
+class Gathered:
+    """Cotangents of the arguments, gathered tile by tile.
+
+    Args:
+        at: The arguments.
+        needs: Which are wanted.
+    """
+
+    def __init__(self, at: Operands, needs: Sequence[bool]) -> None:
+        wanted = [None if t is None or not need else torch.zeros_like(t) for t, need in zip(at, needs, strict=True)]
+        self.sums = Operands(*(None if t is None else t.contiguous() for t in wanted))
+        self._k: Tensor | None = None
+        self._v: Tensor | None = None
+
+    def open(self, tile: Tile) -> None:
+        """Begin with some heads."""
+        q, k, v, bias = self.sums
+        self._k, self._v = (None if t is None else tile.part.keys(t) for t in (k, v))
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether the cotangent of the scores is of use."""
+        return any(self.sums[i] is not None for i in (0, 1, 3))
+
+    def add_q(self, tile: Tile, *products: tuple[Tensor, Tensor | None]) -> None:
+        """Write s times a sum of products of scores and keys; what is None is left out."""
+        if self.sums.q is None:
+            return
+        rows: Tensor | None = None
+        for scores, keys in products:
+            if keys is not None:
+                rows = torch.bmm(scores, keys) if rows is None else rows.baddbmm_(scores, keys)
+        if rows is not None:
+            tile.put(self.sums.q, rows.mul_(tile.given.scores.scale))
+
+    def add_k(self, tile: Tile, *products: tuple[Tensor, Tensor | None]) -> None:
+        """Add products of scores transposed and rows, which are scaled."""
+        _add(self._k, tile, products)
+
+    def add_v(self, tile: Tile, *products: tuple[Tensor, Tensor | None]) -> None:
+        """Add products of scores transposed and rows."""
+        _add(self._v, tile, products)
+
+    def add_bias(self, tile: Tile, scores: Tensor) -> None:
+        """Add scores, summed over the axes along which the bias was broadcast."""
+        if self.sums.bias is None:
+            return
+        into, part = tile.part.scores(self.sums.bias, tile.window), tile.part.by_head(scores)
+        axes = [axis for axis in range(5) if into.shape[axis] == 1 != part.shape[axis]]
+        into.add_(part.sum(axes, keepdim=True) if axes else part)
+
+
+def _add(into: Tensor | None, tile: Tile, products: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+    if into is None:
+        return
+    seen = into[:, tile.window.c : tile.window.d]
+    for scores, rows in products:
+        if rows is not None:
+            seen.baddbmm_(scores.mT, rows)
