@@ -13,7 +13,7 @@ _SCORES_IN_STRIPE = 2**20
 _FEWEST_ROWS, _MOST_ROWS = 32, 512
 
 # Scores of a tile, for every thread: with the matrices of one size that a derivative needs, what a core has close by.
-_SCORES_IN_TILE = 2**16
+_SCORES_IN_TILE = 2**17
 _ROWS_IN_TILE = 128
 
 
