@@ -16,7 +16,7 @@ from .arguments import UNBOUNDED
 from .fills import fill_of
 from .inputs import operands_of, scores_of
 from .maps import Operands, Scores, Window
-from .stripes import Part, rows_of_stripe, windows
+from .stripes import Part, rows_of_call, windows
 
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -122,18 +122,14 @@ def backward(w: Tensor, inputs: Any, outputs: Sequence[Tensor]) -> tuple[Tensor,
     calls = _calls(at, scores)
     first = next(calls)
     if first.group == 1 and _is_whole(first, at):
-        found = _BACKWARD(
-            w, at.q, at.k, at.v, o, lse, 0.0, first.causal, attn_mask=first.added, scale=scores.scale
-        )
+        found = _BACKWARD(w, at.q, at.k, at.v, o, lse, 0.0, first.causal, attn_mask=first.added, scale=scores.scale)
         return tuple(t.reshape(shape) for t, shape in zip(found, shapes, strict=True))
     sums = [torch.zeros(t.shape, dtype=lse.dtype) for t in at[:3]]
     for call in chain((first,), calls):
         if call.window.c == call.window.d:
             continue
         rows, keys = [call.rows(t) for t in (w, at.q, o, lse)], [call.keys(t) for t in (at.k, at.v)]
-        found = _BACKWARD(
-            *rows[:2], *keys, *rows[2:], 0.0, call.causal, attn_mask=call.added, scale=scores.scale
-        )
+        found = _BACKWARD(*rows[:2], *keys, *rows[2:], 0.0, call.causal, attn_mask=call.added, scale=scores.scale)
         call.rows(sums[0]).copy_(found[0])
         for part, total_so_far in zip(found[1:], sums[1:], strict=True):
             call.keys(total_so_far).add_(part)
@@ -149,7 +145,7 @@ def _calls(at: Operands, scores: Scores) -> Iterator[Call]:
             yield Call(Window(0, rows, 0, keys), member, group, scores.right == 0, None)
         return
     everything, like = Part(slice(0, batch), slice(0, heads), group), at.q.new_empty(0, dtype=_dtype_of_lse(at.q))
-    for window in windows(at, scores, rows_of_stripe(_numbers_in_row(at, scores)) if _by_row(at, scores) else rows):
+    for window in windows(at, scores, rows_of_call(_numbers_in_row(at, scores)) if _by_row(at, scores) else rows):
         added = _added(at, scores, everything, window, like)
         for member in range(group):
             one = None if added is None else added[:, :, min(member, added.shape[2] - 1)]
@@ -176,7 +172,7 @@ def _numbers_in_row(at: Operands, scores: Scores) -> int:
 
 
 def _added(at: Operands, scores: Scores, part: Part, window: Window, like: Tensor) -> Tensor | None:
-    """What is added to the scores of a window, (b, key heads or 1, group or 1, r, n) in the dtype of the computation."""
+    """What is added to the scores of a window, (b, key heads or 1, group or 1, r, n), in the dtype of ℓ."""
     fill, bias = fill_of(scores, part, window, like), None
     if at.bias is not None:
         bias = part.scores(at.bias, window).to(like.dtype)

@@ -1,21 +1,20 @@
 """Attention up to the second order, tile by tile in a few buffers that a cache holds: fast on a CPU.
 
 The equations are those of `maps`, arranged so that a tile is passed over few times. Scores are in base 2, which is
-cheaper to raise. With what a primal knows already, r = ℓ̇, D = w·o − λ and, since Σ P∘(u vᵀ + w v̇ᵀ + T∘A) is
-u·o + w·ȯ, also C = u·o + w·ȯ − μ, a tile of the second order is
+cheaper to raise. A tile of the second order is, with w, λ cotangents of o, ℓ and u, μ their tangents,
 
-    P = exp(S − ℓ),   T = Ṡ − r,   A = w vᵀ − D,   X = u vᵀ + w v̇ᵀ + T∘A − C,   dS = P∘A,   dṠ = P∘X,   Ṗ = P∘T
+    P = exp(S − ℓ),   T = Ṡ − Σ P∘Ṡ,   A = w vᵀ − D,   X = u vᵀ + w v̇ᵀ + T∘A − C,   dS = P∘A,   dṠ = P∘X,   Ṗ = P∘T
 
-and the cotangents and their tangents are products of these with rows or keys, added up in place.
+where D and C make the rows of dS and dṠ sum to λ and μ: so they are found, as w·o − λ and u·o + w·ȯ − μ are less exact.
+The cotangents and their tangents are products of these with rows or keys, added up in place.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._arithmetic import total, wide
+from .._arithmetic import wide
 from .maps import Adjoint, Operands, Scores
 from .points import NONE, Cotangents
 from .stripes import tiled
@@ -46,16 +45,17 @@ class InPlace:
         outputs: Outputs,
     ) -> tuple[Operands, Operands]:
         """The pullback of w and its tangent."""
-        fits = _fits(scores, (*at, *dots, outputs[0], outputs[2], w.o, u.o), (outputs[1], outputs[3], w.lse, u.lse))
+        fits = _fits(scores, (*at, *dots, w.o, u.o), (outputs[1], w.lse, u.lse))
         if not fits or outputs[1] is None:
             return stripes.engine.second(at, dots, scores, w, u, needs_first, needs_second, outputs)
-        known = _known(outputs)
+        lse = wide(outputs[1], at.q)
+        lse = lse.masked_fill(lse == -torch.inf, torch.inf).unsqueeze(-1)  # of rows that see nothing: P = 0
         w, u = (Cotangents(*(wide(t, at.q) for t in c)) for c in (w, u))
         bends = any(t is not None for t in dots) and any(t is not None for t in w) and any(needs_second)
         given = _given(at, dots if bends else NONE, scores)
         if not bends:
-            return _pull(given, w, needs_first, known), _pull(given, u, needs_second, known)
-        return _second(given, w, u, needs_first, needs_second, known)
+            return _pull(given, w, needs_first, lse), _pull(given, u, needs_second, lse)
+        return _second(given, w, u, needs_first, needs_second, lse)
 
 
 in_place = Tower(InPlace())
@@ -73,30 +73,6 @@ def _fits(scores: Scores, tensors: Sequence[Tensor | None], lses: Sequence[Tenso
 
 def _given(at: Operands, dots: Operands, scores: Scores) -> Given:
     return Given(Operands(*(wide(t, at.q) for t in at)), Operands(*(wide(t, at.q) for t in dots)), scores)
-
-
-class Known(NamedTuple):
-    """What is read off outputs; those that were rounded are not.
-
-    Attributes:
-        lse: ℓ, (B, Hq, L, 1), +∞ for a row that sees nothing: its P is then 0.
-        lse_dot: ℓ̇, likewise, or None.
-        o: o, (B, Hq, L, dv), or None.
-        o_dot: ȯ, or None.
-    """
-
-    lse: Tensor
-    lse_dot: Tensor | None
-    o: Tensor | None
-    o_dot: Tensor | None
-
-
-def _known(outputs: Outputs) -> Known:
-    o, lse, o_dot, lse_dot = outputs
-    assert lse is not None
-    o, o_dot = (t if t is not None and t.dtype == lse.dtype else None for t in (o, o_dot))
-    lse = lse.masked_fill(lse == -torch.inf, torch.inf).unsqueeze(-1)
-    return Known(lse, None if lse_dot is None else lse_dot.unsqueeze(-1), o, o_dot)
 
 
 # ---- points ----------------------------------------------------------------------------------------------------------
@@ -144,17 +120,17 @@ def _forward(given: Given, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor |
     return o, lse.squeeze(-1), o_dot, None if lse_dot is None else lse_dot.squeeze(-1)
 
 
-def _pull(given: Given, w: Cotangents, needs: Sequence[bool], known: Known) -> Operands:
+def _pull(given: Given, w: Cotangents, needs: Sequence[bool], lse: Tensor) -> Operands:
     """The pullback of o and ℓ."""
     if not any(needs) or all(t is None for t in w):
         return NONE
     sums = Gathered(given.at, needs)
     for tile in _tiles(given, sums):
-        p, w_rows = tile.probabilities(known.lse), _adjoint(tile, w)
+        p, w_rows = tile.probabilities(lse), _adjoint(tile, w)
         sums.add_v(tile, (p, w_rows.o))
         if not sums.wants_scores:
             continue
-        s_bar = _inner(tile, p, w_rows, known).mul_(p)
+        s_bar = _inner(tile, p, w_rows).mul_(p)
         sums.add_bias(tile, s_bar)
         sums.add_q(tile, (s_bar, tile.k))
         sums.add_k(tile, (s_bar, tile.rows(given.q)))
@@ -167,17 +143,17 @@ def _second(
     u: Cotangents,
     needs_first: Sequence[bool],
     needs_second: Sequence[bool],
-    known: Known,
+    lse: Tensor,
 ) -> tuple[Operands, Operands]:
     """The pullback of w and its tangent."""
     first, second = Gathered(given.at, needs_first), Gathered(given.at, needs_second)
     for tile in _tiles(given, first, second):
-        p, w_rows, u_rows = tile.probabilities(known.lse), _adjoint(tile, w), _adjoint(tile, u)
+        p, w_rows, u_rows = tile.probabilities(lse), _adjoint(tile, w), _adjoint(tile, u)
         t = tile.moved_scores()
         if t is not None:
-            t.sub_(_sum_of_product(tile, p, t) if known.lse_dot is None else tile.rows(known.lse_dot))
-        a = _inner(tile, p, w_rows, known)
-        x = _moved_inner(tile, (p, t, a), w_rows, u_rows, known)
+            t.sub_(_sum_of_product(tile, p, t))
+        a = _inner(tile, p, w_rows)
+        x = _moved_inner(tile, (p, t, a), w_rows, u_rows)
         s_bar, s_bar_dot, q_rows = a.mul_(p), x.mul_(p), tile.rows(given.q)
         first.add_bias(tile, s_bar)
         first.add_q(tile, (s_bar, tile.k))
@@ -196,37 +172,26 @@ def _adjoint(tile: Tile, w: Cotangents) -> Adjoint:
     return Adjoint(tile.rows(w.o), None if w.lse is None else tile.rows(w.lse.unsqueeze(-1)))
 
 
-def _inner(tile: Tile, p: Tensor, w: Adjoint, known: Known) -> Tensor:
-    """A = w vᵀ − D, D = w·o − λ."""
+def _inner(tile: Tile, p: Tensor, w: Adjoint) -> Tensor:
+    """A = w vᵀ − D."""
     if w.o is None:
         assert w.lse is not None
         return tile.filled("a", w.lse)
     a = tile.product("a", w.o, tile.v)
-    d = _sum_of_product(tile, p, a) if known.o is None else _dot(w.o, tile.rows(known.o))
+    d = _sum_of_product(tile, p, a)
     return a.sub_(d if w.lse is None else d - w.lse)
 
 
-def _moved_inner(
-    tile: Tile, scores: tuple[Tensor, Tensor | None, Tensor], w: Adjoint, u: Adjoint, known: Known
-) -> Tensor:
-    """X = u vᵀ + w v̇ᵀ + T∘A − C, C = u·o + w·ȯ − μ."""
+def _moved_inner(tile: Tile, scores: tuple[Tensor, Tensor | None, Tensor], w: Adjoint, u: Adjoint) -> Tensor:
+    """X = u vᵀ + w v̇ᵀ + T∘A − C."""
     p, t, a = scores
     x = None if u.o is None else tile.product("x", u.o, tile.v)
     if w.o is not None and tile.v_dot is not None:
         x = tile.product("x", w.o, tile.v_dot, x)
     x = tile.filled("x", 0.0) if x is None else x
     x = x if t is None else x.addcmul_(t, a)
-    if known.o is None or known.o_dot is None:
-        c = _sum_of_product(tile, p, x)
-    else:
-        c = total(_dot(u.o, tile.rows(known.o)), _dot(w.o, tile.rows(known.o_dot)))
-    c = total(c, None if u.lse is None else -u.lse)
-    return x if c is None else x.sub_(c)
-
-
-def _dot(x: Tensor | None, y: Tensor | None) -> Tensor | None:
-    """x·y, one number a row."""
-    return None if x is None or y is None else (x * y).sum(-1, keepdim=True)
+    c = _sum_of_product(tile, p, x)
+    return x.sub_(c if u.lse is None else c - u.lse)
 
 
 def _sum_of_product(tile: Tile, p: Tensor, x: Tensor) -> Tensor:

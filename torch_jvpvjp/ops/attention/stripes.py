@@ -8,13 +8,16 @@ from torch import Tensor
 
 from .maps import Operands, Scores, Window
 
-# Scores of a stripe over all batches and heads: a few MiB, near what a core's cache holds.
-_SCORES_IN_STRIPE = 2**20
+# Scores of a stripe over all batches and heads: of formulas, which hold a dozen such matrices at once, and of a fused
+# kernel, which is given one and is slow by few rows.
+_SCORES_IN_STRIPE, _SCORES_IN_CALL = 2**17, 2**19
 _FEWEST_ROWS, _MOST_ROWS = 32, 512
+_NUMBERS_OF_DROPOUT = 8  # that a generator of four words of eight bytes holds for a score, in units of a score
 
 # Scores of a tile, for every thread: with the matrices of one size that a derivative needs, what a core has close by.
 _SCORES_IN_TILE = 2**17
 _ROWS_IN_TILE = 128
+_MOST_THREADS = 32
 
 
 def striped(at: Operands, scores: Scores) -> Iterator[Window]:
@@ -27,19 +30,24 @@ def striped(at: Operands, scores: Scores) -> Iterator[Window]:
     Yields:
         The windows, of all rows in order; at least one.
     """
-    yield from windows(at, scores, rows_of_stripe(at.q.shape[:-2].numel() * at.k.shape[-2]))
+    per_row = at.q.shape[:-2].numel() * at.k.shape[-2] * (1 if scores.dropout_p == 0 else _NUMBERS_OF_DROPOUT)
+    yield from windows(at, scores, _rows(_SCORES_IN_STRIPE, per_row))
 
 
-def rows_of_stripe(per_row: int) -> int:
-    """How many rows make a stripe.
+def rows_of_call(per_row: int) -> int:
+    """How many rows a fused kernel is called with, to which a matrix is given.
 
     Args:
-        per_row: Numbers that are held for each of them.
+        per_row: Numbers of the matrix for each of them.
 
     Returns:
         The number of rows.
     """
-    return max(_FEWEST_ROWS, min(_MOST_ROWS, _SCORES_IN_STRIPE // max(1, per_row)))
+    return _rows(_SCORES_IN_CALL, per_row)
+
+
+def _rows(numbers: int, per_row: int) -> int:
+    return max(_FEWEST_ROWS, min(_MOST_ROWS, numbers // max(1, per_row)))
 
 
 def windows(at: Operands, scores: Scores, step: int) -> Iterator[Window]:
@@ -136,9 +144,9 @@ def tiled(at: Operands, scores: Scores) -> Iterator[tuple[Part, list[Window]]]:
     """
     batch, heads, keys = at.k.shape[:3]
     group = at.q.shape[1] // heads
-    room = _SCORES_IN_TILE * torch.get_num_threads()
-    step = max(1, _ROWS_IN_TILE // group, _FEWEST_ROWS // group)
-    step = min(step, max(room // (group * keys), -(-_FEWEST_ROWS // group)))
+    room = _SCORES_IN_TILE * min(_MOST_THREADS, torch.get_num_threads())
+    fewest, most = -(-_FEWEST_ROWS // group), -(-_ROWS_IN_TILE // group)
+    step = max(fewest, min(most, room // (group * keys)))
     found = list(windows(at, scores, step))
     together = max(1, room // (group * min(step, at.q.shape[2]) * keys))
     if together >= heads:

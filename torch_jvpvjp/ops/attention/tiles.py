@@ -112,8 +112,10 @@ class Tile:
         return s
 
     def probabilities(self, lse: Tensor) -> Tensor:
-        """P, from ℓ, (B, Hq, L, 1), which is +∞ for rows that see nothing."""
-        return self.scores().sub_(self.rows(lse) * _LOG2E).exp2_()
+        """P, near which ℓ, (B, Hq, L, 1), brings the exponents; it is +∞ for rows that see nothing."""
+        p = self.scores().sub_(self.rows(lse) * _LOG2E).exp2_()
+        mass = p.sum(-1, keepdim=True)  # 1, but for the rounding of ℓ, which is relative to ℓ and not to P
+        return p.div_(mass.masked_fill_(mass == 0, 1))
 
     def moved_scores(self) -> Tensor | None:
         """Ṡ = s (q̇ kᵀ + q k̇ᵀ) + ḃ; None for zero."""
