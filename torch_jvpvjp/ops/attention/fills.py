@@ -20,10 +20,10 @@ class Fill(NamedTuple):
     values: Tensor
     start: int
 
-    def add_to(self, scores: Tensor, factor: float) -> None:
-        """Add them, times a positive factor, to scores (batch, heads, group, r, n)."""
+    def add_to(self, scores: Tensor) -> None:
+        """Add them to scores (batch, heads, group, r, n)."""
         part = scores if self.start == 0 else scores[..., self.start :]
-        part.add_(self.values, alpha=factor)
+        part.add_(self.values)
 
 
 def fill_of(scores: Scores, part: Part, window: Window, like: Tensor) -> Fill | None:

@@ -1,7 +1,7 @@
 """Attention up to the second order, tile by tile in a few buffers that a cache holds: fast on a CPU.
 
-The equations are those of `maps`, arranged so that a tile is passed over few times. Scores are in base 2, which is
-cheaper to raise. A tile of the second order is, with w, λ cotangents of o, ℓ and u, μ their tangents,
+The equations are those of `maps`, arranged so that a tile is passed over few times. A tile of the second order is,
+with w, λ cotangents of o, ℓ and u, μ their tangents,
 
     P = exp(S − ℓ),   T = Ṡ − Σ P∘Ṡ,   A = w vᵀ − D,   X = u vᵀ + w v̇ᵀ + T∘A − C,   dS = P∘A,   dṠ = P∘X,   Ṗ = P∘T
 
@@ -18,7 +18,7 @@ from .._arithmetic import wide
 from .maps import Adjoint, Operands, Scores
 from .points import NONE, Cotangents
 from .stripes import tiled
-from .tiles import Gathered, Given, Tile
+from .tiles import Buffers, Gathered, Given, Tile
 from .tower import Outputs, Tower, stripes
 
 
@@ -72,7 +72,8 @@ def _fits(scores: Scores, tensors: Sequence[Tensor | None], lses: Sequence[Tenso
 
 
 def _given(at: Operands, dots: Operands, scores: Scores) -> Given:
-    return Given(Operands(*(wide(t, at.q) for t in at)), Operands(*(wide(t, at.q) for t in dots)), scores)
+    at, dots = (Operands(*(wide(t, at.q) for t in group)) for group in (at, dots))
+    return Given(at, dots, scores, Buffers(at.q))
 
 
 # ---- points ----------------------------------------------------------------------------------------------------------
@@ -101,8 +102,8 @@ def _forward(given: Given, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor |
         e = tile.scores()
         top = e.amax(-1, keepdim=True)
         top.masked_fill_(top == -torch.inf, 0)
-        mass = e.sub_(top).exp2_().sum(-1, keepdim=True)
-        tile.put(lse, tile.natural(mass.log2().add_(top)))
+        mass = e.sub_(top).exp_().sum(-1, keepdim=True)
+        tile.put(lse, mass.log().add_(top))
         mass.masked_fill_(mass == 0, 1)
         o_rows = torch.bmm(e, tile.v).div_(mass)
         tile.put(o, o_rows)
@@ -133,7 +134,7 @@ def _pull(given: Given, w: Cotangents, needs: Sequence[bool], lse: Tensor) -> Op
         s_bar = _inner(tile, p, w_rows).mul_(p)
         sums.add_bias(tile, s_bar)
         sums.add_q(tile, (s_bar, tile.k))
-        sums.add_k(tile, (s_bar, tile.rows(given.q)))
+        sums.add_k(tile, (s_bar, tile.rows(given.at.q)))
     return sums.sums
 
 
@@ -154,14 +155,14 @@ def _second(
             t.sub_(_sum_of_product(tile, p, t))
         a = _inner(tile, p, w_rows)
         x = _moved_inner(tile, (p, t, a), w_rows, u_rows)
-        s_bar, s_bar_dot, q_rows = a.mul_(p), x.mul_(p), tile.rows(given.q)
+        s_bar, s_bar_dot, q_rows = a.mul_(p), x.mul_(p), tile.rows(given.at.q)
         first.add_bias(tile, s_bar)
         first.add_q(tile, (s_bar, tile.k))
         first.add_k(tile, (s_bar, q_rows))
         first.add_v(tile, (p, w_rows.o))
         second.add_bias(tile, s_bar_dot)
         second.add_q(tile, (s_bar_dot, tile.k), (s_bar, tile.k_dot))
-        second.add_k(tile, (s_bar_dot, q_rows), (s_bar, tile.rows(given.q_dot)))
+        second.add_k(tile, (s_bar_dot, q_rows), (s_bar, tile.rows(given.dots.q)))
         second.add_v(tile, (p, u_rows.o))
         if t is not None and w_rows.o is not None:
             second.add_v(tile, (t.mul_(p), w_rows.o))

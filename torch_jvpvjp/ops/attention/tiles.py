@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +10,6 @@ from torch import Tensor
 from .fills import fill_of
 from .maps import Operands, Scores, Window
 from .stripes import Part
-
-_LOG2E = math.log2(math.e)
 
 
 class Buffers:
@@ -30,22 +28,25 @@ class Buffers:
         return memory[:numel].view(shape)
 
 
-class Given:
-    """The arguments and their tangents in the dtype of the computation, query and tangent times s.
+class Given(NamedTuple):
+    """What is computed from.
 
-    Args:
-        at: The arguments, (B, H, L, d); the bias (b, h, r, n).
+    Attributes:
+        at: The arguments in the dtype of the computation, (B, H, L, d); the bias (b, h, r, n).
         dots: Their tangents, None for zero.
         scores: What is done to the scores.
+        buffers: Memory for tiles.
     """
 
-    def __init__(self, at: Operands, dots: Operands, scores: Scores) -> None:
-        self.at, self.dots, self.scores = at, dots, scores
-        self.q = at.q * scores.scale
-        self.q_base_2 = at.q * (scores.scale * _LOG2E)
-        self.q_dot = None if dots.q is None else dots.q * scores.scale
-        self.turns = any(t is not None for t in (dots.q, dots.k, dots.bias))
-        self.buffers = Buffers(at.q)
+    at: Operands
+    dots: Operands
+    scores: Scores
+    buffers: Buffers
+
+    @property
+    def turns(self) -> bool:
+        """Whether the scores have a tangent."""
+        return any(t is not None for t in (self.dots.q, self.dots.k, self.dots.bias))
 
 
 class Tile:
@@ -95,25 +96,21 @@ class Tile:
         """Write rows in that layout to where they belong."""
         self.part.put(into, self.window, rows)
 
-    def natural(self, rows: Tensor) -> Tensor:
-        """Logarithms to base 2 as natural ones."""
-        return rows / _LOG2E
-
     def scores(self) -> Tensor:
-        """S / ln 2, (batch · heads, group · r, n)."""
+        """S, (batch · heads, group · r, n)."""
         given = self.given
-        s = self.product("p", self.rows(given.q_base_2), self.k)
+        s = self.product("p", self.rows(given.at.q), self.k, factor=given.scores.scale)
         by_head = self.part.by_head(s)
         if given.at.bias is not None:
-            by_head.add_(self.part.scores(given.at.bias, self.window), alpha=_LOG2E)
+            by_head.add_(self.part.scores(given.at.bias, self.window))
         fill = fill_of(given.scores, self.part, self.window, s)
         if fill is not None:
-            fill.add_to(by_head, _LOG2E)
+            fill.add_to(by_head)
         return s
 
     def probabilities(self, lse: Tensor) -> Tensor:
         """P, near which ℓ, (B, Hq, L, 1), brings the exponents; it is +∞ for rows that see nothing."""
-        p = self.scores().sub_(self.rows(lse) * _LOG2E).exp2_()
+        p = self.scores().sub_(self.rows(lse)).exp_()
         mass = p.sum(-1, keepdim=True)  # 1, but for the rounding of ℓ, which is relative to ℓ and not to P
         return p.div_(mass.masked_fill_(mass == 0, 1))
 
@@ -122,20 +119,21 @@ class Tile:
         given, t = self.given, None
         if not given.turns:
             return None
-        if given.q_dot is not None:
-            t = self.product("t", self.rows(given.q_dot), self.k)
+        if given.dots.q is not None:
+            t = self.product("t", self.rows(given.dots.q), self.k, factor=given.scores.scale)
         if self.k_dot is not None:
-            t = self.product("t", self.rows(given.q), self.k_dot, t)
+            t = self.product("t", self.rows(given.at.q), self.k_dot, t, given.scores.scale)
         if given.dots.bias is not None:
             t = self.filled("t", 0.0) if t is None else t
             self.part.by_head(t).add_(self.part.scores(given.dots.bias, self.window))
         return t
 
-    def product(self, name: str, rows: Tensor, keys: Tensor, added: Tensor | None = None) -> Tensor:
-        """Rows times keys transposed in the buffer of that name, which may hold what is added to."""
-        if added is not None:
-            return added.baddbmm_(rows, keys.mT)
-        return torch.bmm(rows, keys.mT, out=self.buffer(name))
+    def product(
+        self, name: str, rows: Tensor, keys: Tensor, added: Tensor | None = None, factor: float = 1.0
+    ) -> Tensor:
+        """Rows times keys transposed times a factor in the buffer of that name, which may hold what is added to."""
+        into = self.buffer(name) if added is None else added
+        return torch.baddbmm(into, rows, keys.mT, beta=0 if added is None else 1, alpha=factor, out=into)
 
     def buffer(self, name: str) -> Tensor:
         """A matrix of this tile: (batch · heads, group · r, n)."""
@@ -189,12 +187,12 @@ class Gathered:
             tile.put(self.sums.q, rows.mul_(tile.given.scores.scale))
 
     def add_k(self, tile: Tile, *products: tuple[Tensor, Tensor | None]) -> None:
-        """Add products of scores transposed and rows, which are scaled."""
-        _add(self._k, tile, products)
+        """Add s times products of scores transposed and rows."""
+        _add(self._k, tile, products, tile.given.scores.scale)
 
     def add_v(self, tile: Tile, *products: tuple[Tensor, Tensor | None]) -> None:
         """Add products of scores transposed and rows."""
-        _add(self._v, tile, products)
+        _add(self._v, tile, products, 1.0)
 
     def add_bias(self, tile: Tile, scores: Tensor) -> None:
         """Add scores, summed over the axes along which the bias was broadcast."""
@@ -205,10 +203,10 @@ class Gathered:
         into.add_(part.sum(axes, keepdim=True) if axes else part)
 
 
-def _add(into: Tensor | None, tile: Tile, products: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+def _add(into: Tensor | None, tile: Tile, products: Sequence[tuple[Tensor, Tensor | None]], factor: float) -> None:
     if into is None:
         return
     seen = into[:, tile.window.c : tile.window.d]
     for scores, rows in products:
         if rows is not None:
-            seen.baddbmm_(scores.mT, rows)
+            seen.baddbmm_(scores.mT, rows, alpha=factor)
