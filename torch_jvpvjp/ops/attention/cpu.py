@@ -20,8 +20,8 @@ def primal(*args: Any) -> tuple[Tensor, Tensor]:
 def vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """The cotangents of the arguments, fused or tile by tile, with o and ℓ read off the outputs."""
     w, lse_bar = cotangents
-    is_fused = w is not None and lse_bar is None and any(needs) and not needs[3] and fused.fits(inputs)
-    if is_fused and outputs[1].dtype in (torch.float32, torch.float64):  # not lowered by autocast
+    is_fused = lse_bar is None and any(needs) and not needs[3] and fused.fits(inputs)
+    if w is not None and is_fused and outputs[1].dtype in (torch.float32, torch.float64):  # not lowered by autocast
         found = fused.backward(w, inputs, outputs)
         return *(t.to(like.dtype) for t, like in zip(found, inputs, strict=False)), None
     return in_place.vjp(cotangents, inputs, outputs, needs=needs)

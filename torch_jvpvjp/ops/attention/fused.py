@@ -103,7 +103,7 @@ def forward(inputs: Any) -> tuple[Tensor, Tensor]:
     return o.reshape(shape), lse.reshape(shape[:-1])
 
 
-def backward(w: Tensor, inputs: Any, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def backward(w: Tensor, inputs: Any, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The pullback of o.
 
     Args:
@@ -189,8 +189,8 @@ def _is_whole(call: Call, at: Operands) -> bool:
 
 def _operands(inputs: Any) -> Operands:
     """Query, key and value without vmap's axis and without gaps along the last axis, and the bias."""
-    tensors = (_four(t) for t in (inputs.query, inputs.key, inputs.value))
-    return Operands(*(_unit(t) for t in tensors), inputs.bias)
+    q, k, v = (_unit(_four(t)) for t in (inputs.query, inputs.key, inputs.value))
+    return Operands(q, k, v, inputs.bias)
 
 
 def _four(x: Tensor) -> Tensor:
