@@ -151,6 +151,32 @@ def test_dtypes(dtype: torch.dtype) -> None:
     check_all((3, 9, 1), dtype=dtype, every=True)
 
 
+@pytest.mark.parametrize("limit", [None, 8])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_parts_of_the_classes_add_up(limit: int | None, smoothing: float) -> None:
+    """ℓ = Σ_c ℓ_c + σ_c (L − L_c), and the cotangents of the parts are those of the whole, side by side."""
+    n, cuts = 23, (0, 9, 10, 23)
+    x, c, e = 2 * draw(0, 1, 3, n, 1), draw(1, 1, 3, 1), draw(2, 1, 3, 1)
+    target = torch.tensor([[[4], [IGNORED], [22]]], device=DEVICE)
+    whole = Options(None, IGNORED, smoothing, 2.0)
+    loss, lse, _, _ = cross_entropy_forward(x, target, None, None, whole)
+    x_bar, _ = cross_entropy_vjp(c, e, x, target, lse, whole)
+    total, lses, bars = torch.zeros_like(loss), [], []
+    for first, stop in zip(cuts, cuts[1:], strict=False):
+        part, options = x[:, :, first:stop], whole._replace(first=first, classes=n)
+        part_loss, part_lse, _, _ = cross_entropy_forward(part, target, None, None, options, block_limit=limit)
+        here = ((target >= first) & (target < stop)).double()
+        sigma = ((1 - smoothing) * here + smoothing * (stop - first) / n) * (target != IGNORED)
+        total += part_loss + sigma * (lse - part_lse)
+        lses.append(part_lse)
+        bars.append(cross_entropy_vjp(c, e, part, target, lse, options, block_limit=limit)[0])
+    close(total, loss, torch.float64)
+    together = torch.logsumexp(torch.stack(lses), 0)
+    close(torch.where(target == IGNORED, 0, together), lse, torch.float64)
+    assert x_bar is not None
+    close(torch.cat(bars, 2), x_bar, torch.float64)  # pyright: ignore[reportArgumentType]
+
+
 def test_layouts_are_read_as_they_are_or_copied() -> None:
     def every_second(t: Tensor) -> Tensor:
         return torch.stack((t, torch.full_like(t, torch.nan)), -1)[..., 0]

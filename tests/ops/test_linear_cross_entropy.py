@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torch_jvpvjp import ops
-from torch_jvpvjp.ops.linear_cross_entropy.chunks import chunk_rows
+from torch_jvpvjp.ops.linear_cross_entropy.chunks import chunk_classes, chunk_rows
 
 N, D, V = 12, 3, 40
 
@@ -70,7 +70,7 @@ def test_logits_are_never_in_memory_at_once(point: str, xwb: tuple[Tensor, ...],
     run()  # the first run of a formula is watched by a mode of its own
     with Largest() as largest:
         run()
-    assert 2 * V <= largest.elements < N * V / 2
+    assert V <= largest.elements < N * V / 2
     with Largest() as largest:
         points(theirs, xwb)[point]()
     assert largest.elements >= N * V
@@ -120,10 +120,42 @@ def test_autocast_computes_products_in_its_dtype() -> None:
     assert gradient.dtype == torch.float32
 
 
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("chunk_size", [2, 12])
+def test_first_order_is_one_launch_for_a_chunk_of_classes(
+    chunk_size: int, xwb: tuple[Tensor, ...], target: Tensor
+) -> None:
+    from torch_jvpvjp.triton_kernels._launch import count_launches
+
+    ours = lambda x, w, b: ops.linear_cross_entropy(x, w, target, b, chunk_size=chunk_size)  # noqa: E731
+    chunks = -(-V // chunk_classes(N, V, chunk_size))
+    leaves = tuple(t.clone().requires_grad_() for t in xwb)
+    with count_launches() as forward:
+        loss = ours(*leaves)
+    with count_launches() as backward:
+        torch.autograd.grad(loss, leaves)
+    with count_launches() as push:
+        torch.func.jvp(ours, xwb, xwb)
+    assert forward.total == backward.total == push.total == chunks == (1 if chunk_size == N else 7)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_tangents_of_one_point_share_its_logits(xwb: tuple[Tensor, ...], target: Tensor) -> None:
+    from torch_jvpvjp.triton_kernels._launch import count_launches
+
+    x, w, b = xwb
+    push = lambda d: torch.func.jvp(lambda t: ops.linear_cross_entropy(t, w, target, b), (x,), (d,))[1]  # noqa: E731
+    with count_launches() as launches:
+        torch.func.vmap(push)(torch.stack((x, -x, x + 1)))
+    assert launches.total == 1
+
+
 def test_chunks_hold_about_as_many_logits() -> None:
     assert chunk_rows(8192, 131072, None) == 256
     assert chunk_rows(10, 131072, None) == 10 and chunk_rows(10, 1 << 30, None) == 1
     assert chunk_rows(0, 5, None) == 1 and chunk_rows(10, 5, 3) == 3
+    assert chunk_classes(8192, 262144, None) == 4096 and chunk_classes(8, 262144, None) == 262144
+    assert chunk_classes(12, 40, 2) == 6 and chunk_classes(0, 5, None) == 5 and chunk_classes(100, 5, 1) == 1
 
 
 X, W, T = torch.randn(2, 3), torch.randn(4, 3), torch.tensor([0, 2])

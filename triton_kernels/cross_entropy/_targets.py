@@ -19,12 +19,16 @@ class Options(NamedTuple):
         ignore_index: The class whose rows count for nothing.
         label_smoothing: ε.
         softcap: κ, or None.
+        first: The class of the first column, where columns are a part of all classes; without weights then.
+        classes: How many classes there are in all; None for as many as columns.
     """
 
     weight: Tensor | None
     ignore_index: int
     label_smoothing: float
     softcap: float | None
+    first: int = 0
+    classes: int | None = None
 
     def flags(self, target: Tensor) -> dict[str, bool]:
         """Return the constexprs of a launch that follow from the options."""
@@ -47,19 +51,24 @@ def load_logits(pointers, inside, cap, CAPPED: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def load_class(t_ptr, offset, w_ptr, n, valid, ignore, sharp, PROBABILITIES: tl.constexpr, ACC: tl.constexpr):
-    """Return each row's class t, (1 − ε) w_t (NaN where there is no such class), and whether the row counts."""
+def load_class(
+    t_ptr, offset, w_ptr, first, classes, valid, ignore, sharp, PROBABILITIES: tl.constexpr, ACC: tl.constexpr
+):
+    """Return each row's column t, (1 − ε) w_t (NaN where there is no such class), and whether the row counts.
+
+    The class of a row may have no column here, where columns are a part of all classes.
+    """
     if PROBABILITIES:
         return tl.zeros(valid.shape, tl.int64), tl.zeros(valid.shape, ACC), valid
     else:
         t = tl.load(t_ptr + offset, mask=valid, other=0)
         counts = valid & (t != ignore)
-        exists = counts & (t >= 0) & (t < n)
+        exists = counts & (t >= 0) & (t < classes)
         weight = tl.full(valid.shape, 1.0, ACC) * sharp
         if w_ptr is not None:
             weight *= tl.load(w_ptr + t, mask=exists, other=0.0).to(ACC)
-        weight = tl.where(counts & (t < 0) | counts & (t >= n), float("nan"), weight)
-        return t, tl.where(counts, weight, 0.0), counts
+        weight = tl.where(counts & (t < 0) | counts & (t >= classes), float("nan"), weight)
+        return t - first, tl.where(counts, weight, 0.0), counts
 
 
 @triton.jit

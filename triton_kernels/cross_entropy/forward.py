@@ -35,7 +35,7 @@ from ._targets import (
 )
 
 
-@triton.jit(do_not_specialize=["groups", "tangents", "outer", "ignore"])
+@triton.jit(do_not_specialize=["groups", "tangents", "outer", "ignore", "first"])
 def _forward_kernel(
     x_ptr,  # (groups, outer, n, inner)
     t_ptr,  # (groups, outer, inner) int64, or (groups, outer, n, inner) if PROBABILITIES
@@ -60,6 +60,8 @@ def _forward_kernel(
     q_dot_group,
     q_dot_outer,
     ignore,
+    first,
+    classes,
     epsilon: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
     softcap: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
     PROBABILITIES: tl.constexpr,
@@ -84,9 +86,9 @@ def _forward_kernel(
     t_row = group * t_group + o * (t_outer if PROBABILITIES else inner) + i
     one = tl.full([BLOCK_M, 1], 1.0, ACC)
     sharp = one - tl.full([BLOCK_M, 1], epsilon, ACC)
-    smooth = tl.full([BLOCK_M, 1], epsilon, ACC) / n
+    smooth = tl.full([BLOCK_M, 1], epsilon, ACC) / classes
     cap = tl.full([BLOCK_M, 1], softcap, ACC)
-    t, weight_t, counts = load_class(t_ptr, t_row, w_ptr, n, valid, ignore, sharp, PROBABILITIES, ACC)
+    t, weight_t, counts = load_class(t_ptr, t_row, w_ptr, first, classes, valid, ignore, sharp, PROBABILITIES, ACC)
     stop = BLOCK_N if ONE_PASS else n
     TANGENTS: tl.constexpr = loss_dot_ptr is not None  # pyright: ignore[reportAssignmentType]
 
@@ -193,7 +195,8 @@ def cross_entropy_forward(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Compute ℓ and L, and ℓ̇ and L̇ if there is a tangent, one launch.
 
-    Where all groups of x and target share their memory, a program reads their rows for all tangents.
+    Where all groups of x and target share their memory, a program reads their rows for all tangents. Where columns are
+    a part of all classes, sums are over that part: L is log Σ exp z of it, and ℓ = Σ τ (L − z) over it.
 
     Args:
         x: (K or 1, O, n, I).
@@ -251,6 +254,8 @@ def cross_entropy_forward(
         *outer_strides(x_dot),
         *outer_strides(target_dot),
         options.ignore_index,
+        options.first,
+        n if options.classes is None else options.classes,
         options.label_smoothing,
         options.softcap or 1.0,
         MANY=many,

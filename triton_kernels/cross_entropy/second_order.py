@@ -102,7 +102,7 @@ def _second_order_kernel(
     sharp = 1.0 - tl.full([BLOCK_M, 1], epsilon, ACC)
     smooth = tl.full([BLOCK_M, 1], epsilon, ACC) / n
     cap = tl.full([BLOCK_M, 1], softcap, ACC)
-    t, weight_t, counts = load_class(t_ptr, t_row, w_ptr, n, valid, ignore, sharp, PROBABILITIES, ACC)
+    t, weight_t, counts = load_class(t_ptr, t_row, w_ptr, 0, n, valid, ignore, sharp, PROBABILITIES, ACC)
     a = load_number(a_ptr, group * a_group + at_row, counts, ACC)
     d = load_number(d_ptr, group * d_group + at_row, counts, ACC)
     c = load_number(c_ptr, group * c_group + at_row, counts, ACC)

@@ -27,7 +27,7 @@ from ..softmax._tiles import (
 from ._targets import Options, load_class, load_class_weights, load_logits, load_number, lost, target_weights
 
 
-@triton.jit(do_not_specialize=["groups", "outer", "ignore"])
+@triton.jit(do_not_specialize=["groups", "outer", "ignore", "first"])
 def _vjp_kernel(
     x_ptr,  # (groups, outer, n, inner)
     t_ptr,  # (groups, outer, inner) int64, or (groups, outer, n, inner) if PROBABILITIES
@@ -49,6 +49,8 @@ def _vjp_kernel(
     c_group,
     e_group,
     ignore,
+    first,
+    classes,
     epsilon: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
     softcap: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
     PROBABILITIES: tl.constexpr,
@@ -71,9 +73,9 @@ def _vjp_kernel(
     out_rows = (group * outer + o) * n * inner + i
     t_row = group * t_group + o * (t_outer if PROBABILITIES else inner) + i
     sharp = 1.0 - tl.full([BLOCK_M, 1], epsilon, ACC)
-    smooth = tl.full([BLOCK_M, 1], epsilon, ACC) / n
+    smooth = tl.full([BLOCK_M, 1], epsilon, ACC) / classes
     cap = tl.full([BLOCK_M, 1], softcap, ACC)
-    t, weight_t, counts = load_class(t_ptr, t_row, w_ptr, n, valid, ignore, sharp, PROBABILITIES, ACC)
+    t, weight_t, counts = load_class(t_ptr, t_row, w_ptr, first, classes, valid, ignore, sharp, PROBABILITIES, ACC)
     c = load_number(c_ptr, group * c_group + at_row, counts, ACC)
     e = load_number(e_ptr, group * e_group + at_row, counts, ACC)
     stop = BLOCK_N if ONE_PASS else n
@@ -107,7 +109,7 @@ def _vjp_kernel(
     else:
         lse = tl.load(lse_ptr + group * lse_group + at_row, mask=valid, other=0.0).to(ACC)
     if not SUMS:
-        sigma = weight_t + tl.where(counts, smooth * n, 0.0) if SMOOTH else weight_t
+        sigma = weight_t + tl.where(counts, smooth * classes, 0.0) if SMOOTH else weight_t
     along = c * sigma + e
 
     for start in range(0, stop, BLOCK_N):
@@ -148,7 +150,7 @@ def cross_entropy_vjp(
         e: Cotangent of L, likewise.
         x: (K or 1, O, n, I).
         target: Classes (K or 1, O, I), int64, contiguous; or probabilities (K or 1, O, n, I).
-        lse: L, (K or 1, O, I), contiguous; None to have it computed.
+        lse: L over all classes, (K or 1, O, I), contiguous; None to have it computed, if the columns are all.
         options: Weights of the classes and the like.
         needs_x: Whether to compute x̄.
         needs_target: Whether to compute q̄; for probabilities.
@@ -191,6 +193,8 @@ def cross_entropy_vjp(
         group_stride(c),
         group_stride(e),
         options.ignore_index,
+        options.first,
+        n if options.classes is None else options.classes,
         options.label_smoothing,
         options.softcap or 1.0,
         ACC=accumulator(x.dtype),

@@ -9,6 +9,7 @@ from .._native import pushed_only, reversed_only
 from ..cross_entropy.arguments import check_float_tensor, check_options, check_target
 from ..cross_entropy.native import native_loss
 from ..cross_entropy.reduction import reduced
+from . import kernels as _kernels  # noqa: F401 -- registers them
 from .chunks import chunk_rows
 from .rules import op
 
@@ -32,7 +33,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of the logits of a linear layer, which are never in memory at once.
 
-    With Z = X Wᵀ + b and ℓ the cross-entropy of a row (see ``cross_entropy``), for a chunk of rows at a time:
+    With Z = X Wᵀ + b and ℓ the cross-entropy of a row (see ``cross_entropy``), for a chunk of them at a time:
 
         ℓ = cross_entropy(Z),    ℓ̇ = its J(Ż)  with  Ż = Ẋ Wᵀ + X Ẇᵀ + ḃ
         X̄ = Z̄ W,    W̄ = Z̄ᵀ X,    b̄ = Σ Z̄      with  Z̄ = its Jᵀ(ℓ̄)
@@ -44,7 +45,8 @@ def linear_cross_entropy(
     The value, the JVP, the gradient and the second order hold a few tensors of chunk_size · V logits; the backward
     computes logits again instead of keeping them (on a CPU, where all of them are one chunk, it keeps that chunk).
     Products are taken in the dtype of input, what is done to logits, and sums over chunks, in float32 (float64 for
-    float64 input). On a GPU what is done to a chunk of logits is one kernel.
+    float64 input). On a GPU value, JVP and gradient go by chunks of classes that hold as many logits, one kernel for
+    each beside its products; everywhere else, and at second order, by chunks of rows, with cross-entropy's kernels.
     Third orders, and vmap, run the formulas, in chunks too.
 
     Args:

@@ -37,6 +37,21 @@ def chunk_rows(rows: int, classes: int, chunk_size: int | None) -> int:
     return max(1, min(rows, _CHUNK_LOGITS // max(classes, 1))) if chunk_size is None else chunk_size
 
 
+def chunk_classes(rows: int, classes: int, chunk_size: int | None) -> int:
+    """Classes of a chunk that holds as many logits as a chunk of rows does.
+
+    Args:
+        rows: N.
+        classes: V.
+        chunk_size: Rows of a chunk, or None.
+
+    Returns:
+        The number of classes, at least 1.
+    """
+    held = _CHUNK_LOGITS if chunk_size is None else chunk_size * classes
+    return max(1, min(classes, held // max(rows, 1)))
+
+
 class Factors:
     """X, W and b of one point or direction, any of them absent, cut into chunks of rows.
 

@@ -74,8 +74,8 @@ def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tens
 
 
 @op.vjp
-def _vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """X̄ = Z̄ W, W̄ = Z̄ᵀ X, b̄ = Σ Z̄."""
+def _vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """X̄ = Z̄ W, W̄ = Z̄ᵀ X, b̄ = Σ Z̄; a kernel may read L off the outputs."""
     at = _point(inputs)
     gathered = Gathered(at, needs)
     for span in spans(inputs):
@@ -138,7 +138,7 @@ def _vjp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[
     c_bar, e_bar = (
         None if t is None else p.to(t.dtype) for p, t in zip(pushed, (inputs.y0_bar, inputs.y1_bar), strict=True)
     )
-    return (c_bar, e_bar, *second.results(), None)
+    return (c_bar, e_bar, *second.results(), None, None, None)
 
 
 # ---- shapes: what tracing sees instead of the loops ------------------------------------------------------------------
@@ -165,7 +165,7 @@ def _jvp_fake(primals: Any, tangents: Any) -> Any:
 
 
 @op.vjp.fake
-def _vjp_fake(cotangents: Any, inputs: Any) -> Any:
+def _vjp_fake(cotangents: Any, inputs: Any, outputs: Any) -> Any:
     return _empty(inputs.input, inputs.weight, inputs.bias, None)
 
 
@@ -183,7 +183,8 @@ def _vjp_jvp_fake(primals: Any, tangents: Any) -> Any:
 
 @op.vjp.vjp.fake
 def _vjp_vjp_fake(cotangents: Any, inputs: Any) -> Any:
-    return _empty(inputs.y0_bar, inputs.y1_bar, inputs.input, inputs.weight, inputs.bias, None)
+    outputs = (inputs.y0, inputs.y1)
+    return _empty(inputs.y0_bar, inputs.y1_bar, inputs.input, inputs.weight, inputs.bias, None, *outputs)
 
 
 # ---- small pieces ----------------------------------------------------------------------------------------------------
