@@ -5,9 +5,23 @@ from itertools import pairwise
 
 import pytest
 
-from torch_jvpvjp.accumulation import STRATEGIES, Action, Bracket, Chain, Diagonal, Factor, Fma, Mode, register_strategy
+from torch_jvpvjp.accumulation import (
+    STRATEGIES,
+    Action,
+    Banded,
+    Bracket,
+    Chain,
+    Dense,
+    Diagonal,
+    Factor,
+    Fma,
+    Mode,
+    register_strategy,
+)
 from torch_jvpvjp.accumulation.assemble import assemble
 from torch_jvpvjp.accumulation.planners import dynamic_programming, exhaustive, greedy
+from torch_jvpvjp.accumulation.planners.counts import Kinds
+from torch_jvpvjp.accumulation.planners.tables import SweepPrices
 from torch_jvpvjp.accumulation.problem import Problem
 
 # Two factors n -> k -> m with 100 edges each: all tangent, all adjoint, preaccumulate and multiply, optimum, steps.
@@ -300,3 +314,19 @@ def test_unknown_names_list_the_known():
 def test_consecutive_dims_are_the_factors():
     dims = [4, 9, 2]
     assert [(factor.n, factor.m) for factor in Chain.from_sizes(dims).factors] == list(pairwise(dims))
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_recurring_stages_are_priced_as_each_by_itself(batch):
+    structures = [Diagonal(4), Dense(4, 4), Banded(4, 4, 1, 0)]
+    factors = [
+        Factor(4, 4, 16 + k % 2, 20, 8, structures[k % 3], f"stage {k}", given=k % 4 == 0, shared=k % 5 == 0)
+        for k in range(12)
+    ]
+    problem = Problem(tuple(factors), Fma(), batch=batch)
+    prices = SweepPrices(problem, Kinds(problem))
+    for i in range(1, 12):
+        for index in range(i + 1, 13):
+            assert prices.push(index, i) == problem.push_price(index, i)
+            assert prices.pull(i, index) == problem.pull_price(i, index)
+            assert Kinds(problem).structures[Kinds(problem).of[index - 1, i - 1]] == problem.structure(index, i)

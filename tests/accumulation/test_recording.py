@@ -134,3 +134,26 @@ def test_an_op_that_pytorch_pulls_back_wrongly_in_a_batch_is_pulled_back_row_by_
         for _ in range(2):
             torch.testing.assert_close(plan(x), expected)
     torch.testing.assert_close(jacobian(distances, x), expected)
+
+
+def test_results_that_are_remembered_are_those_of_each_call():
+    weight = randn(5, 3)
+
+    def function(v):
+        first = weight @ v  # a matrix times a vector, twice with one kind of arguments
+        second = weight @ (v * 2)
+        wide = torch.outer(first, second)
+        return (wide.mT @ wide[:, 1] + wide.sum(0)).tanh() * first.double() + second.sum(0, keepdim=True)
+
+    check_jacobian(function, randn(3))
+
+
+def test_a_product_that_does_not_fit_is_not_recorded():
+    with pytest.raises((ValueError, RuntimeError), match=r"size mismatch|shape|must take a tensor"):
+        plan_jacobian(lambda v: randn(5, 4) @ v, randn(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_result_has_the_dtype_of_its_own_operands(dtype):
+    function = lambda v: (v.to(dtype).sin() + 1).to(F64) * v.sin()  # noqa: E731
+    check_jacobian(function, randn(4), tolerance=1e-5 if dtype is torch.float32 else 1e-10)

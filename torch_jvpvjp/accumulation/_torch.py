@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook as any_global_module_hook
+from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "MISBATCHED_NODES", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes", "bare_op",
-    "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "jvp", "jvp_of", "linearize",
-    "load_jvp_rules", "recording_of", "set_grad_enabled", "vjp", "vjp_of", "vmapped", "wraps_transform",
+    "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "is_fake", "jvp", "jvp_of", "linearize",
+    "load_jvp_rules", "new_fake", "recording_of", "set_grad_enabled", "vjp", "vjp_of", "vmapped", "wraps_transform",
 ]  # fmt: skip
 
 
@@ -88,6 +89,20 @@ def autograd_nodes(y: Tensor) -> set[Any]:
                 seen.add(following)
                 pending.append(following)
     return seen
+
+
+def new_fake(
+    mode: FakeTensorMode, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return a tensor without data that says it has these."""
+    with _disable_current_modes():
+        memory = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    return FakeTensor(mode, memory, device)
+
+
+def is_fake(value: Any) -> bool:
+    """Return whether a value is a tensor without data."""
+    return type(value) is FakeTensor
 
 
 def vmapped(function: Callable[..., tuple[Tensor, ...]], vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..problem import Problem
-from ..structure import Structure
+from ..structure import Structure, product
 
 _Array = np.ndarray[Any, Any]
 MOST_PRICES = 2**25  # of all products of a chain
@@ -24,13 +24,26 @@ class Kinds:
         if problem.all_dense:  # nobody asks
             return
         places: dict[Structure, int] = {}
-        for i in range(q):
-            for j in range(i, q):
-                structure = problem.structure(j + 1, i + 1)
-                place = places.setdefault(structure, len(places))
-                if place == len(self.structures):
-                    self.structures.append(structure)
-                self.of[j, i] = place
+
+        def place_of(structure: Structure) -> int:
+            place = places.setdefault(structure, len(places))
+            if place == len(self.structures):
+                self.structures.append(structure)
+            return place
+
+        own = np.array([place_of(factor.jacobian) for factor in problem.factors])
+        np.fill_diagonal(self.of, own)
+        joined: dict[tuple[int, int], int] = {}
+        below = own  # of the blocks of s factors that start at i
+        for s in range(1, q):
+            # J_j · (J_j-1 … J_i), which few pairs of structures stand for in a chain whose stages recur
+            pairs = np.stack([own[s:], below[:-1]], 1)
+            unique, where = np.unique(pairs, axis=0, return_inverse=True)
+            for left, right in map(tuple, unique.tolist()):
+                if (left, right) not in joined:
+                    joined[left, right] = place_of(product(self.structures[left], self.structures[right]).result)
+            below = np.array([joined[left, right] for left, right in map(tuple, unique.tolist())])[where.reshape(-1)]
+            self.of[np.arange(s, q), np.arange(q - s)] = below
 
 
 class ProductCounts:

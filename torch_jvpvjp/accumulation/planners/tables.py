@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import accumulate as running_sum
 from typing import Any
 
@@ -35,7 +36,8 @@ class Tables:
         pushable = [problem.can_push(index) for index in indices]
         pullable = [problem.can_pull(index) and problem.tape_fits(index, index) for index in indices]
         counted = _is_fma(problem)
-        ups, downs = ([], []) if counted else _sweeps(problem, pushable, pullable)
+        self.kinds = Kinds(problem)
+        ups, downs = ([], []) if counted else _sweeps(problem, self.kinds, pushable, pullable)
         # No plan that forms and multiplies all costs more than `formed`, so no optimum does.
         dearest = problem.objective.multiply_dense(*[max(problem.dims)] * 3) * problem.batch
         formed = sum(leaf_prices) + (q - 1) * dearest
@@ -46,13 +48,12 @@ class Tables:
         self.dtype = self._dtype()
         self.leaves = self._scaled(leaf_prices)
         self.dims = np.array(problem.dims, self.dtype if self.exact else np.int64)
-        self.kinds = Kinds(problem)
         self.counts = ProductCounts.of(problem, self.kinds) if counted and self.dtype is np.int64 else None
         if counted and (problem.all_dense or self.counts is not None):
             self.ups = self._counted_sweeps(pushable, up=True)
             self.downs = self._counted_sweeps(pullable, up=False)
         else:
-            ups, downs = (ups, downs) if ups or downs else _sweeps(problem, pushable, pullable)
+            ups, downs = (ups, downs) if ups or downs else _sweeps(problem, self.kinds, pushable, pullable)
             self.ups, self.downs = self._square(ups, q), self._square(downs, q)
         compressible = [can and problem.can_compress(index) for index, can in enumerate(pushable, 1)]
         self.barred_up, self.barred_down = _barred(pushable), _barred(pullable)
@@ -236,12 +237,13 @@ def _barred(allowed: list[bool]) -> Array:
 
 
 def _sweeps(
-    problem: Problem, pushable: list[bool], pullable: list[bool]
+    problem: Problem, kinds: Kinds, pushable: list[bool], pullable: list[bool]
 ) -> tuple[list[list[Price]], list[list[Price]]]:
     """Return the running prices of carrying the block that starts at i up, and the block that ends at j down."""
     q, indices = problem.length, range(1, problem.length + 1)
-    ups: Iterator[list[Price]] = (_running(q - i, i, pushable, problem.push_price, +1) for i in indices)
-    downs: Iterator[list[Price]] = (_running(j - 1, j, pullable, problem.pull_price, -1) for j in indices)
+    prices = SweepPrices(problem, kinds)
+    ups: Iterator[list[Price]] = (_running(q - i, i, pushable, prices.push, +1) for i in indices)
+    downs: Iterator[list[Price]] = (_running(j - 1, j, pullable, prices.pull, -1) for j in indices)
     return list(ups) if any(pushable) else [], list(downs) if any(pullable) else []
 
 
@@ -251,3 +253,41 @@ def _running(
     """Return 0, then the running price of carrying the one-factor block at `start` through its next `steps` factors."""
     passed = (start + direction * step for step in range(1, steps + 1))
     return list(running_sum((price(index, start) if allowed[index - 1] else 0 for index in passed), initial=0))
+
+
+class SweepPrices:
+    """Prices of carrying a block through a factor, each asked for once: those of like factors and blocks are the same.
+
+    Args:
+        problem: What is to be planned.
+        kinds: The structures of its blocks.
+    """
+
+    def __init__(self, problem: Problem, kinds: Kinds) -> None:
+        self.problem = problem
+        numbers: dict[Any, int] = {}
+        # A label is for people, and makes like factors differ.
+        self._factors = [numbers.setdefault(replace(f, label=""), len(numbers)) for f in problem.factors]
+        self._blocks: list[list[int]] = kinds.of.tolist()
+        self._pushes: dict[tuple[int, int, int], Price] = {}
+        self._pulls: dict[tuple[int, int, int], Price] = {}
+
+    def push(self, index: int, i: int) -> Price:
+        """Return the price of pushing the block J_index-1 … J_i through factor `index`, counted from 1."""
+        problem = self.problem
+        block = problem.dims[i - 1] if problem.all_dense else self._blocks[index - 2][i - 1]
+        key = self._factors[index - 1], block, problem.copies(index, i)
+        price = self._pushes.get(key)
+        if price is None:
+            price = self._pushes[key] = problem.push_price(index, i)
+        return price
+
+    def pull(self, index: int, j: int) -> Price:
+        """Return the price of pulling the block J_j … J_index+1 through factor `index`."""
+        problem = self.problem
+        block = problem.dims[j] if problem.all_dense else self._blocks[j - 1][index]
+        key = self._factors[index - 1], block, problem.copies(j, index)
+        price = self._pulls.get(key)
+        if price is None:
+            price = self._pulls[key] = problem.pull_price(index, j)
+        return price

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from .._torch import FakeTensorMode, load_jvp_rules
 from ..measure import Profile
@@ -69,14 +68,8 @@ class Part:
         """Return the op with sizes in the place of tensors."""
         target: Any = self.op.target
         operands = self.op.operands
-        counter = iter(range(len(operands)))
-
-        def numbered(tree: Any) -> Any:
-            return tree_map_only(
-                Ref, lambda _: Operand(next(counter)), tree, is_leaf=lambda leaf: isinstance(leaf, Ref)
-            )
-
-        args, kwargs = numbered(self.op.args), numbered(dict(self.op.kwargs))
+        places = iter(range(len(operands)))
+        args, kwargs = _numbered(self.op.args, places), _numbered(dict(self.op.kwargs), places)
         return Call(
             target,
             args,
@@ -179,3 +172,12 @@ class Part:
     def meta(self, index: int) -> Meta:
         """Return what is known of one of its values."""
         return self.metas[index]
+
+
+def _numbered(tree: Any, places: Iterator[int]) -> Any:
+    """Return a tree of arguments with an `Operand` in the place of each value, numbered in order."""
+    if isinstance(tree, Ref):
+        return Operand(next(places))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_numbered(leaf, places) for leaf in tree)
+    return {key: _numbered(leaf, places) for key, leaf in tree.items()} if isinstance(tree, dict) else tree

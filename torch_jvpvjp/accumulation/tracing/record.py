@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node
 from ..rules.registry import Meta
+from .results import Results
 from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, with_refs
 
 MOST_OPS = 20_000  # a longer tape would take minutes to plan
@@ -83,6 +84,7 @@ class _Recorder(TorchDispatchMode):
         self.mutation: str | None = None
         self.y: Any = None
         self._fake, self._by_autograd = fake, by_autograd
+        self._results = Results(fake)
         self._numbers: dict[int, int] = {}
         self._kept: list[Tensor] = []  # an id is a name only as long as its tensor lives
         self._sharing: Counter[int] = Counter()  # how many tensors look at one memory
@@ -117,7 +119,7 @@ class _Recorder(TorchDispatchMode):
             return index
 
         refs, named = with_refs(args, number), with_refs(kwargs, number)
-        out = func(*args, **kwargs)
+        out = self._results(func, args, kwargs)
         outputs = tuple(None if result is None else self._new(result) for result in flat_outputs(out))
         if not self._by_autograd and active and torch.is_grad_enabled() and func is not _aten.detach.default:
             self._carried.update(index for index in outputs if index is not None and _differentiable(self.tape, index))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from ..rules.registry import Meta
 
@@ -58,11 +59,10 @@ class TapeOp:
         """Whether it draws random numbers."""
         return torch.Tag.nondeterministic_seeded in getattr(self.target, "tags", ())
 
-    @property
-    def operands(self) -> list[int]:
+    @cached_property
+    def operands(self) -> tuple[int, ...]:
         """The values among its arguments, in order, a value once for each place."""
-        leaves = tree_leaves((self.args, dict(self.kwargs)), is_leaf=lambda leaf: isinstance(leaf, Ref))
-        return [leaf.index for leaf in leaves if isinstance(leaf, Ref)]
+        return tuple(refs_of((self.args, dict(self.kwargs))))
 
     def call(self, value: Callable[[int], Tensor]) -> list[Tensor | None]:
         """Run the op on the values that `value` gives; the results are those of `outputs`."""
@@ -103,6 +103,18 @@ def meta_of(tensor: Tensor) -> Meta:
     return Meta(tensor.shape, tensor.dtype, tensor.device)
 
 
+def refs_of(tree: Any) -> Iterator[int]:
+    """Yield the values in a tree of arguments, in order."""
+    if isinstance(tree, Ref):
+        yield tree.index
+    elif isinstance(tree, (tuple, list)):
+        for leaf in tree:
+            yield from refs_of(leaf)
+    elif isinstance(tree, dict):
+        for leaf in tree.values():
+            yield from refs_of(leaf)
+
+
 def fill(tree: Any, value: Callable[[int], Any]) -> Any:
     """Return a tree of arguments with each `Ref` replaced by what `value` gives for it."""
     if isinstance(tree, Ref):
@@ -124,4 +136,9 @@ def flat_outputs(out: Any) -> list[Tensor | None]:
 
 def with_refs(tree: Any, number: Callable[[Tensor], int]) -> Any:
     """Return a tree of arguments with a `Ref` in the place of each tensor."""
-    return tree_map_only(Tensor, lambda tensor: Ref(number(tensor)), tree)
+    if isinstance(tree, Tensor):
+        return Ref(number(tree))
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        return kind([with_refs(leaf, number) for leaf in tree])
+    return {key: with_refs(leaf, number) for key, leaf in tree.items()} if kind is dict else tree
