@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..registration import DifferentiableOp
-from ..registration._torch_private import is_legacy_batched
+from ..registration._torch_private import SingleLevelFunction, is_legacy_batched
 from ..registration.fast_path import is_untransformed, is_unwatched
 from ..registration.push import peel
 from ._arithmetic import FLOATS
@@ -156,7 +156,7 @@ def recorded(
 
     name = f"{op.qualname.replace('::', '_')}_native_node"
     body = {"forward": staticmethod(run_forward), "backward": staticmethod(run_backward), "of_dispatcher_op": True}
-    return type(name, (torch.autograd.Function,), body).apply
+    return type(name, (SingleLevelFunction,), body).apply
 
 
 def records(*tensors: Tensor | None) -> bool:

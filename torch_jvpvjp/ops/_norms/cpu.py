@@ -63,15 +63,20 @@ def _filled(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None) -
 def _native_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = x.shape[x.dim() - ndim :]
-    return _native(x, shape, *_filled(x, shape, weight, bias), eps)
+    shape = (x.shape[-1],) if ndim == 1 else x.shape[x.dim() - ndim :]
+    if weight is None or bias is None:
+        weight, bias = _filled(x, shape, weight, bias)
+    return torch.native_layer_norm(
+        x, shape, weight, bias, eps
+    )  # PyTorch's binding is faster than the op's Python object
 
 
 def _native_pull(y_bar: Tensor, args: Any, kept: Any, needs: Any) -> tuple[Tensor | None, ...]:
     x, weight, bias, ndim = args[:4]
     mean, r = kept
     wanted = [needs[0], weight is not None and needs[1], bias is not None and needs[2]]
-    return _native_backward(y_bar.contiguous(), x, x.shape[x.dim() - ndim :], mean, r, weight, bias, wanted)
+    shape = (x.shape[-1],) if ndim == 1 else x.shape[x.dim() - ndim :]
+    return _native_backward(y_bar.contiguous(), x, shape, mean, r, weight, bias, wanted)
 
 
 recorded_layer_norm = recorded(op, _native_forward, _native_pull)
