@@ -11,9 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointError
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from torch_jvpvjp import differentiable_op, jacobian, ops, plan_jacobian
+from torch_jvpvjp import checkpoint, differentiable_op, jacobian, ops, plan_jacobian
 
 _names = itertools.count()
 
@@ -164,13 +167,39 @@ def test_layer_norm_is_silently_wrong_under_grad_of_jvp(x: Tensor, v: Tensor) ->
         torch.testing.assert_close(second(lambda t: ops.layer_norm(t, (3,))), exact)
 
 
-def test_checkpoint_inside_jvp_raises(x: Tensor, v: Tensor) -> None:
-    from torch.utils.checkpoint import checkpoint
+def test_checkpoint_inside_jvp_and_in_a_dual_level_raises_in_backward(x: Tensor, v: Tensor) -> None:
+    def in_jvp(checkpoint: Callable[..., Tensor], leaf: Tensor) -> Tensor:
+        return torch.func.jvp(lambda t: checkpoint(torch.sin, t, use_reentrant=False), (leaf,), (v,))[1]
+
+    def in_dual_level(checkpoint: Callable[..., Tensor], leaf: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(checkpoint(torch.sin, forward_ad.make_dual(leaf, v), use_reentrant=False))[1]
 
     leaf = x.clone().requires_grad_()
-    block = lambda t: checkpoint(torch.sin, t, use_reentrant=False)  # noqa: E731
-    with pytest.raises(RuntimeError):
-        torch.func.jvp(block, (leaf,), (v,))[1].sum().backward()
+    for tangent in (in_jvp, in_dual_level):
+        with pytest.raises(CheckpointError, match="A different number of tensors was saved"):
+            tangent(torch_checkpoint, leaf).sum().backward()
+        (found,) = torch.autograd.grad(tangent(checkpoint, leaf).sum(), leaf)
+        torch.testing.assert_close(found, -x.sin() * v)
+
+
+def test_checkpoint_forgets_what_functional_call_lent(x: Tensor) -> None:
+    class Model(torch.nn.Module):
+        def __init__(self, checkpoint: Callable[..., Tensor]) -> None:
+            super().__init__()
+            self.weight, self.checkpoint = torch.nn.Parameter(torch.ones_like(x)), checkpoint
+
+        def forward(self, t: Tensor) -> Tensor:
+            return self.checkpoint(lambda t: (t * self.weight).sin(), t, use_reentrant=False)
+
+    def gradient(checkpoint: Callable[..., Tensor]) -> Tensor:
+        lent = (2 * x).requires_grad_()
+        y = torch.func.functional_call(Model(checkpoint), {"weight": lent}, (x,))
+        return torch.autograd.grad(y.sum(), lent)[0]
+
+    exact = (2 * x * x).cos() * x
+    assert not torch.allclose(gradient(torch_checkpoint), exact)
+    torch.testing.assert_close(gradient(checkpoint), exact)
 
 
 def test_jacrev_of_cdist_is_silently_wrong() -> None:

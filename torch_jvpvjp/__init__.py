@@ -3,6 +3,7 @@
 from . import ops, testing
 from ._version import __version__
 from .accumulation import Chain, InfeasiblePlanError, Plan, gauss_newton, jacobian, plan_jacobian
+from .checkpoint import checkpoint
 from .registration import DifferentiableOp, differentiable_op
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "InfeasiblePlanError",
     "Plan",
     "__version__",
+    "checkpoint",
     "differentiable_op",
     "gauss_newton",
     "jacobian",

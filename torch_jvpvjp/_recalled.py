@@ -145,7 +145,7 @@ def _references(function: Any) -> Iterator[tuple[_Slot, Any]]:
         elif isinstance(value, partial):
             pending += [value.func, *pytree.tree_leaves((value.args, value.keywords))]
         elif value is function:  # an object that can be called
-            pending.append(getattr(type(value), "__call__", None))
+            pending.append(type(value).__call__)
             slots = _attributes(value)
         for slot in slots:
             content = slot.read()

@@ -20,13 +20,6 @@ from .registration import _torch_private as private
 
 __all__ = ["checkpoint"]
 
-_interpreters: Any = private._lookup("torch._C._functorch.get_interpreter_stack")
-_level_of: Any = private._lookup("torch._C._functorch.maybe_get_level")
-_unwrap: Any = private._lookup("torch._C._functorch._unwrap_for_grad")
-_Transform: Any = private._lookup("torch._C._functorch.TransformType")
-_cleared: Any = private._lookup("torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack")
-_put_back: Any = private._lookup("torch._functorch.pyfunctorch.temporarily_restore_interpreter_stack")
-
 _Run = Callable[..., list[Tensor]]  # tensors in, tensors out
 _Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 
@@ -70,9 +63,9 @@ def checkpoint(
 
     Raises:
         ValueError: If use_reentrant is True.
-        NotImplementedError: Inside of `torch.func.grad`, `vjp`, `jacrev` and `hessian`, in which PyTorch allows no hooks
-            on saved tensors; or if a result depends on a dual or batched tensor that is no argument and is referred to
-            in a way that is not seen (a global, an attribute of an attribute).
+        NotImplementedError: Inside of `torch.func.grad`, `vjp`, `jacrev` and `hessian`, in which PyTorch allows no
+            hooks on saved tensors; or if a result depends on a dual or batched tensor that is no argument and is
+            referred to in a way that is not seen (a global, an attribute of an attribute).
 
     Source: Griewank and Walther (2000), Algorithm 799: Revolve (recomputation, here of one stage).
     """
@@ -107,7 +100,7 @@ def _checkpointed(call: Call, options: dict[str, Any]) -> Any:
     for level in levels:
         if any(level.lifted):
             run = level.transformed(run)
-    with _cleared() as interpreters:
+    with private.without_interpreters() as interpreters:
         results = plain_checkpoint(_first_inside(interpreters, run), *operands, **options)
     return call.result(_restore(levels, results))
 
@@ -118,18 +111,18 @@ def _first_inside(interpreters: list[Any], run: _Run) -> _Run:
 
     def first(*operands: Tensor) -> list[Tensor]:
         present, interpreters[:] = interpreters.copy(), []
-        with _put_back(present):
+        with private.with_interpreters(present):
             return run(*operands)
 
     return first if interpreters else run
 
 
 def _refuse_reverse_transforms() -> None:
-    if any(interpreter.key() == _Transform.Grad for interpreter in _interpreters() or ()):
+    if any(interpreter.key() == private.TransformType.Grad for interpreter in private.interpreter_stack() or ()):
         raise NotImplementedError(
-            "checkpoint: cannot run inside of torch.func.grad, vjp, jacrev or hessian, in which PyTorch allows no hooks "
-            "on saved tensors. Differentiate with loss.backward() or torch.autograd.grad instead (of torch.func.jvp too), "
-            "or call the function without checkpoint."
+            "checkpoint: cannot run inside of torch.func.grad, vjp, jacrev or hessian, in which PyTorch allows no "
+            "hooks on saved tensors. Differentiate with loss.backward() or torch.autograd.grad instead (of "
+            "torch.func.jvp too), or call the function without checkpoint."
         )
 
 
@@ -166,7 +159,8 @@ class _Forward(_Level):
                 return (*_chosen(self.results, results), duals[0]), _chosen([not r for r in self.results], results)
 
             moving = tuple(_chosen(self.lifted, primals))
-            results, dots, still = torch.func.jvp(dual_run, moving, tangents, has_aux=True)
+            pushed_forward: Any = torch.func.jvp(dual_run, moving, tangents, has_aux=True)
+            results, dots, still = pushed_forward
             others = iter(still)
             return [*_merge(self.results, [r or next(others) for r in self.results], results), *dots[:-1]]
 
@@ -234,9 +228,9 @@ def _peel(tensors: list[Tensor], in_jvp: bool = False) -> tuple[list[_Level], li
         level, tensors = _split(tensors, _DualLevel)
         return [level], tensors
     interpreter = private.retrieve_current_interpreter()
-    if interpreter.key() == _Transform.Jvp:
+    if interpreter.key() == private.TransformType.Jvp:
         level, tensors = _split(tensors, _Forward)
-        tensors = [_unwrap(x, interpreter.level()) for x in tensors]
+        tensors = [private.unwrap_for_grad(x, interpreter.level()) for x in tensors]
         in_jvp = True
     else:
         unwrapped, axes = private.unwrap_batched(tuple(tensors), interpreter.level())
@@ -259,10 +253,10 @@ def _restore(levels: Sequence[_Level], results: list[Tensor]) -> list[Tensor]:
     if private.peek_interpreter_stack() is None:
         return levels[0].restored(results) if levels and any(levels[0].lifted) else results
     interpreter = private.retrieve_current_interpreter()
-    if interpreter.key() == _Transform.Jvp:
+    if interpreter.key() == private.TransformType.Jvp:
         if any(_tangent(y) is not None for y in results):
             raise _unseen_error("a tangent")
-        results = [_unwrap(y, interpreter.level()) for y in results]
+        results = [private.unwrap_for_grad(y, interpreter.level()) for y in results]
     elif any(axis is not None for axis in private.unwrap_batched(tuple(results), interpreter.level())[1]):
         raise _unseen_error("a batch axis of vmap (or draws random numbers under randomness='different')")
     with interpreter.lower():
@@ -305,7 +299,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, given: Sequence[Tensor]) -> None:
         super().__init__()
         self.known = {id(x) for x in given}  # a stranger lives longer than this, so no id of one is used again
-        self.depth = len(_interpreters() or ())
+        self.depth = len(private.interpreter_stack() or ())
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -313,7 +307,7 @@ class _Watch(TorchFunctionMode):
         for x in pytree.tree_leaves((args, kwargs)):
             if isinstance(x, Tensor) and id(x) not in self.known:
                 # Deeper levels are those of a transform inside the function, which lifts what was looked at before.
-                if _level_of(x) <= self.depth and _tangent(x) is not None:
+                if private.level_of(x) <= self.depth and _tangent(x) is not None:
                     raise _unseen_error("a tangent")
         result = func(*args, **(kwargs or {}))
         self.known.update(id(y) for y in pytree.tree_leaves(result) if isinstance(y, Tensor))
@@ -322,7 +316,8 @@ class _Watch(TorchFunctionMode):
 
 def _unseen_error(what: str) -> NotImplementedError:
     return NotImplementedError(
-        f"checkpoint: the function uses a tensor that has {what}, is no argument and is found in no closure or module of "
-        "it; in backward it would be a constant. Pass the tensor as an argument of checkpoint. (In a dual_level, results "
-        "of an autograd.Function are such tensors, whose own arguments cannot be seen: use torch.func.jvp.)"
+        f"checkpoint: the function uses a tensor that has {what}, is no argument and is found in no closure or "
+        "module of it; in backward it would be a constant. Pass the tensor as an argument of checkpoint. (In a "
+        "dual_level, results of an autograd.Function are such tensors, whose own arguments cannot be seen: use "
+        "torch.func.jvp.)"
     )

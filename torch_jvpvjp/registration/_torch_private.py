@@ -81,6 +81,14 @@ is_functorch_wrapped_tensor = _lookup("torch._C._functorch.is_functorch_wrapped_
 temporarily_clear_interpreter_stack = _lookup("torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack")
 VmapInfo = _lookup("torch._functorch.autograd_function.VmapInfo")
 
+# Checkpoints peel tensors off the levels that are open and put them on again.
+interpreter_stack = _lookup("torch._C._functorch.get_interpreter_stack")
+level_of = _lookup("torch._C._functorch.maybe_get_level")
+unwrap_for_grad = _lookup("torch._C._functorch._unwrap_for_grad")
+TransformType = _lookup("torch._C._functorch.TransformType")
+without_interpreters = _lookup("torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack")
+with_interpreters = _lookup("torch._functorch.pyfunctorch.temporarily_restore_interpreter_stack")
+
 # torch.autograd.grad(is_grads_batched=True) and torch.autograd.functional still use the vmap before functorch.
 dispatch_keys = _lookup("torch._C._dispatch_keys")
 _LEGACY_BATCHED = _lookup("torch._C._parse_dispatch_key")("Batched")
