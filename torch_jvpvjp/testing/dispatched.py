@@ -13,6 +13,7 @@ from ..registration import _torch_private as private
 from .budget import NEIGHBOURS, assert_equal, assert_in_budget
 from .case import Case
 from .compositions import EAGER
+from .products import products_in
 
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 # Together they call every point up to second order in every way. Those under vmap come first: of the calls of one
@@ -93,18 +94,43 @@ def checks_of(call: Call) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def _kernel_is_formula(call: Call) -> None:
-    """The kernel agrees with the formula it accelerates, in float64 and in every lower dtype within the budget."""
+    """The kernel agrees with the formula it accelerates, in float64 and in every lower dtype within the budget.
+
+    The budget is twice the formula's own error in that dtype, of its matrix products as well: see `products_in`.
+    """
     formula = call.op.convention.flatten(call.op.formula)
     expected = formula(call.args)
     assert_equal(call.op.compute(call.args), expected)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         low, high = [], []
         for factor in NEIGHBOURS:
-            rounded = tuple(_cast(a, dtype, factor) for a in call.args)
-            low.append(formula(rounded))
+            rounded = _with_own_results(call.op, tuple(_cast(a, dtype, factor) for a in call.args))
+            with products_in(dtype):
+                low.append(formula(rounded))
             high.append(formula(tuple(_cast(a, torch.float64) for a in rounded)))
-        actual = call.op.compute(tuple(_cast(a, dtype) for a in call.args))
+        actual = call.op.compute(_with_own_results(call.op, tuple(_cast(a, dtype) for a in call.args)))
         assert_in_budget(actual, low, high, dtype, f"{dtype}: ")
+
+
+def _with_own_results(op: DifferentiableOp, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments among which the saved results are those that the op gives, in its dtypes, for the other arguments."""
+    convention = op.convention
+    while hasattr(convention, "base"):
+        convention = convention.base  # pyright: ignore[reportAttributeAccessIssue]
+    root = registered_ops()[convention.qualname]
+    named = dict(zip((a.name for a in op.signature.arguments), args, strict=True))
+    for point, names in ((root, "{}"), (root.jvp_op, "{}_dot")):
+        saved = [names.format(r.name) for r in root.signature.results]
+        if point is None or not any(isinstance(named.get(name), Tensor) for name in saved):
+            continue
+        own = [named.get(a.name) for a in point.signature.arguments]
+        required = [a.kind != "Tensor?" for a in point.signature.arguments]
+        if any(value is None and needed for value, needed in zip(own, required, strict=True)):
+            continue  # an argument that the rule does not read was not kept
+        for result, value in zip(point.signature.results, point.compute(tuple(own)), strict=True):
+            if result.name in saved and isinstance(named.get(result.name), Tensor):
+                named[result.name] = value.expand(named[result.name].shape)
+    return tuple(named.values())
 
 
 def _cast(value: Any, dtype: torch.dtype, factor: float = 1.0) -> Any:

@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from ._scores import LOG2E, Row, limits
+from ._scores import LOG2E, Row
 from ._tiles import load_rows
 
 
@@ -27,12 +27,17 @@ class Facts(NamedTuple):
         BLOCK_N: Columns of a tile.
         FIRST: Whether cotangents are stored.
         SECOND: Whether their tangents are.
+        KEYS: Whether those of keys are, where keys and values are summed.
+        VALUES: Whether those of values are, likewise.
         HAS_Q: Whether there are tangents of queries, of keys, of values.
         HAS_K: See HAS_Q.
         HAS_V: See HAS_Q.
         HAS_W: Whether there is a cotangent of o, and a tangent of it.
         HAS_U: See HAS_W.
         CAPPED: Whether there is a softcap.
+        LEFT: Whether a row may not see a key before its last.
+        WIDE: Whether a matrix has elements 2³¹ or more behind its first.
+        ALIKE: Whether k, v and their tangents have the same stride between vectors, and q and its tangent.
         PRECISION: How float32 is multiplied.
         ACC: What is computed in.
     """
@@ -45,58 +50,78 @@ class Facts(NamedTuple):
     BLOCK_N: int
     FIRST: bool
     SECOND: bool
+    KEYS: bool
+    VALUES: bool
     HAS_Q: bool
     HAS_K: bool
     HAS_V: bool
     HAS_W: bool
     HAS_U: bool
     CAPPED: bool
+    LEFT: bool
+    WIDE: bool
+    ALIKE: bool
     PRECISION: str
     ACC: tl.dtype
 
 
+class Known(NamedTuple):
+    """Pointers to what is known of the rows of one head, as the kernel below leaves it: `Row`, one number each."""
+
+    lse: Any
+    delta: Any
+    lse_dot: Any
+    delta_dot: Any
+
+
 @triton.jit
-def known_rows(rules, index, lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, AXIS: tl.constexpr, SECOND: tl.constexpr):
-    """Return what is known of rows; those that do not exist see nothing. AXIS: where columns stand in the tile."""
-    exists = index < rules.rows
-    lse = tl.load(lse_ptr + index, mask=exists, other=-float("inf"))
-    lse = tl.where(lse == -float("inf"), float("inf"), lse * LOG2E)
-    delta = tl.load(delta_ptr + index, mask=exists, other=0.0)
+def known_of(lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, head, stored, SECOND: tl.constexpr):
+    """Return the pointers of a head, by its number among those of all n and batches."""
+    here = head * stored
+    if SECOND:
+        known = Known(lse_ptr + here, delta_ptr + here, lse_dot_ptr + here, delta_dot_ptr + here)
+    else:
+        known = Known(lse_ptr + here, delta_ptr + here, None, None)
+    return known
+
+
+@triton.jit
+def known_rows(known, index, AXIS: tl.constexpr, SECOND: tl.constexpr):
+    """Return what is known of rows, with an axis for columns; whole tiles are stored."""
+    lse = tl.expand_dims(tl.load(known.lse + index), AXIS)
+    delta = tl.expand_dims(tl.load(known.delta + index), AXIS)
     lse_dot = delta
     delta_dot = delta
     if SECOND:
-        lse_dot = tl.load(lse_dot_ptr + index, mask=exists, other=0.0)
-        delta_dot = tl.load(delta_dot_ptr + index, mask=exists, other=0.0)
-    begin, end, position = limits(rules, index)
-    return Row(
-        tl.expand_dims(index, AXIS),
-        tl.expand_dims(lse, AXIS),
-        tl.expand_dims(delta, AXIS),
-        tl.expand_dims(delta_dot, AXIS),
-        tl.expand_dims(lse_dot, AXIS),
-        tl.expand_dims(begin, AXIS),
-        tl.expand_dims(end, AXIS),
-        tl.expand_dims(position, AXIS),
-    )
+        lse_dot = tl.expand_dims(tl.load(known.lse_dot + index), AXIS)
+        delta_dot = tl.expand_dims(tl.load(known.delta_dot + index), AXIS)
+    return Row(lse, delta, lse_dot, delta_dot)
 
 
-@triton.jit(do_not_specialize=["rows", "row_blocks", "heads"])
+@triton.jit(do_not_specialize=["rows", "stored", "row_blocks", "heads", "lse_n", "ld_n", "lb_n", "lbd_n"])
 def _delta_kernel(
     o_ptr,  # (n, heads, rows, DV), contiguous but for n, as all here; heads of all the batch
     o_dot_ptr,  # its tangent, or None
     w_ptr,  # cotangents of o, or None
     u_ptr,  # their tangents, or None
+    lse_ptr,  # (n, heads, rows): ℓ
+    lse_dot_ptr,  # its tangent, or None
     lse_bar_ptr,  # (n, heads, rows): cotangents of ℓ, or None
     lse_bar_dot_ptr,
-    delta_ptr,  # (n, heads, rows)
-    delta_dot_ptr,  # the same, or None
+    known_ptr,  # (n, heads, stored): ℓ · log₂e
+    delta_ptr,  # the same, D
+    known_dot_ptr,  # the same, ℓ̇, or None
+    delta_dot_ptr,  # the same, Ḋ, or None
     o_n,
     od_n,
     w_n,
     u_n,
+    lse_n,
+    ld_n,
     lb_n,
     lbd_n,
     rows,
+    stored,
     row_blocks,
     heads,
     DV: tl.constexpr,
@@ -104,31 +129,41 @@ def _delta_kernel(
     BLOCK_M: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """One program: D = w·o − λ and Ḋ = u·o + w·ȯ − μ of BLOCK_M rows; reads up to four rows, stores two numbers."""
+    """One program: ℓ · log₂e, D = w·o − λ, ℓ̇ and Ḋ = u·o + w·ȯ − μ of BLOCK_M rows.
+
+    Reads up to four rows and as many numbers, stores up to four numbers. Rows that see nothing or do not exist get
+    ℓ = ∞ and zeros, hence P = 0: tiles need not ask whether a row exists.
+    """
     pid = tl.program_id(0)
     start = pid % row_blocks * BLOCK_M
     index = start + tl.arange(0, BLOCK_M)
     head = (pid // row_blocks % heads).to(tl.int64)
     n = (pid // row_blocks // heads).to(tl.int64)
     here = head * rows
+    exists = index < rows
+    out = (n * heads + head) * stored + index
+    lse = tl.load(lse_ptr + n * lse_n + here + index, mask=exists, other=-float("inf"))
+    tl.store(known_ptr + out, tl.where(lse == -float("inf"), float("inf"), lse * LOG2E))
+    if known_dot_ptr is not None:
+        tl.store(known_dot_ptr + out, tl.load(lse_dot_ptr + n * ld_n + here + index, mask=exists, other=0.0))
     delta = tl.zeros([BLOCK_M], ACC)
     delta_dot = tl.zeros([BLOCK_M], ACC)
-    o = load_rows(o_ptr + n * o_n + here * DV, start, DV, rows, BLOCK_M, DV, BLOCK_DV, False).to(ACC)
+    o = load_rows(o_ptr + n * o_n + here * DV, start, DV, rows, BLOCK_M, DV, BLOCK_DV, False, True).to(ACC)
     if w_ptr is not None:
-        w = load_rows(w_ptr + n * w_n + here * DV, start, DV, rows, BLOCK_M, DV, BLOCK_DV, False).to(ACC)
+        w = load_rows(w_ptr + n * w_n + here * DV, start, DV, rows, BLOCK_M, DV, BLOCK_DV, False, True).to(ACC)
         delta += tl.sum(w * o, 1)
         if o_dot_ptr is not None:
-            o_dot = load_rows(o_dot_ptr + n * od_n + here * DV, start, DV, rows, BLOCK_M, DV, BLOCK_DV, False).to(ACC)
+            o_dot = load_rows(o_dot_ptr + n * od_n + here * DV, start, DV, rows, BLOCK_M, DV, BLOCK_DV, False, True).to(
+                ACC
+            )
             delta_dot += tl.sum(w * o_dot, 1)
     if u_ptr is not None:
-        u = load_rows(u_ptr + n * u_n + here * DV, start, DV, rows, BLOCK_M, DV, BLOCK_DV, False).to(ACC)
+        u = load_rows(u_ptr + n * u_n + here * DV, start, DV, rows, BLOCK_M, DV, BLOCK_DV, False, True).to(ACC)
         delta_dot += tl.sum(u * o, 1)
-    exists = index < rows
     if lse_bar_ptr is not None:
         delta -= tl.load(lse_bar_ptr + n * lb_n + here + index, mask=exists, other=0.0).to(ACC)
     if lse_bar_dot_ptr is not None:
         delta_dot -= tl.load(lse_bar_dot_ptr + n * lbd_n + here + index, mask=exists, other=0.0).to(ACC)
-    out = (n * heads + head) * rows + index
-    tl.store(delta_ptr + out, delta, mask=exists)
+    tl.store(delta_ptr + out, delta)
     if delta_dot_ptr is not None:
-        tl.store(delta_dot_ptr + out, delta_dot, mask=exists)
+        tl.store(delta_dot_ptr + out, delta_dot)

@@ -4,7 +4,7 @@ A tile is rows by columns or, in the kernel that sums over rows, columns by rows
 that broadcast to it, and whatever belongs to a row has the axes of `row`.
 """
 
-# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportArgumentType=false
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # Constexprs decide what is bound.
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Rules(NamedTuple):
     """What is done to the scores of one head; pointers are those of its matrices, None where there is nothing.
 
     Attributes:
-        scale: Factor of the scores, float of the accumulator's type, as the following four.
+        scale: Factor of the scores, a scalar of the accumulator's type, as the following four.
         softcap: κ; read if CAPPED.
         slope: ALiBi's, or None.
         dropout_p: Probability of dropout; read if there is a seed.
@@ -71,27 +71,68 @@ class Rules(NamedTuple):
     columns: Any
 
 
+class Tile(NamedTuple):
+    """Where a tile stands, and what of it is visible.
+
+    Attributes:
+        row: Numbers of its rows, with an axis for columns.
+        column: Numbers of its columns, with an axis for rows.
+        low: What of it is visible lies between: first key of each row or, by columns, first row of each key.
+        high: The end of those.
+    """
+
+    row: Any
+    column: Any
+    low: Any
+    high: Any
+
+
 @triton.jit
-def limits(rules, row):
-    """Return first key, end of keys and position of rows."""
+def keys_seen(rules, row):
+    """Return first key and end of keys of rows."""
     if rules.ranges_ptr is not None:
         inside = row < rules.rows
         begin = tl.load(rules.ranges_ptr + row, mask=inside, other=0)
         end = tl.load(rules.ranges_ptr + rules.rows + row, mask=inside, other=0)
-        position = tl.load(rules.ranges_ptr + 2 * rules.rows + row, mask=inside, other=0)
     else:
         position = row + rules.offset
         begin = tl.maximum(position - rules.left, 0)
         end = tl.minimum(position + rules.right + 1, rules.columns)
-    return begin, end, position
+    return begin, end
 
 
 @triton.jit
-def scores(rules, z, row, column, begin, end, position, CAPPED: tl.constexpr, MASKED: tl.constexpr):
-    """Return S · log₂e of a tile of q·k, −∞ where not visible, and tanh(z / κ).
+def visible(tile, BY_COLUMNS: tl.constexpr, LEFT: tl.constexpr):
+    """Return what of a tile is visible. Without LEFT nothing is hidden before a row's keys or behind a key's rows."""
+    if BY_COLUMNS:
+        seen = tile.row >= tile.low
+        if LEFT:
+            seen = seen & (tile.row < tile.high)
+    else:
+        seen = tile.column < tile.high
+        if LEFT:
+            seen = seen & (tile.column >= tile.low)
+    return seen
 
-    With MASKED, columns outside of [begin, end) are hidden; else the tile is known to lie inside.
-    """
+
+@triton.jit
+def _place(tile, row_stride, column_stride, WIDE: tl.constexpr):
+    """Return where the elements of a tile stand in a matrix; WIDE: where 32 bits may be too few."""
+    if WIDE:
+        place = tile.row.to(tl.int64) * row_stride + tile.column.to(tl.int64) * column_stride
+    else:
+        place = tile.row * row_stride + tile.column * column_stride
+    return place
+
+
+@triton.jit
+def _inside(rules, tile):
+    return (tile.row < rules.rows) & (tile.column < rules.columns)
+
+
+@triton.jit
+def scores(rules, z, tile, CAPPED: tl.constexpr, WIDE: tl.constexpr):
+    """Return S · log₂e of a tile of q·k, −∞ where a mask hides it, and tanh(z / κ)."""
     t = 0.0
     if CAPPED:
         # tanh x = 1 − 2 / (1 + exp 2x), with neither overflow nor a library call
@@ -99,41 +140,42 @@ def scores(rules, z, row, column, begin, end, position, CAPPED: tl.constexpr, MA
         s = t * (rules.softcap * LOG2E)
     else:
         s = z * (rules.scale * LOG2E)
-    if MASKED:
-        visible = (column >= begin) & (column < end)
     if rules.bias_ptr is not None:
-        place = row.to(tl.int64) * rules.bias_row + column.to(tl.int64) * rules.bias_column
-        inside = (row < rules.rows) & (column < rules.columns)
-        s += tl.load(rules.bias_ptr + place, mask=inside, other=0.0).to(z.dtype) * LOG2E
+        place = rules.bias_ptr + _place(tile, rules.bias_row, rules.bias_column, WIDE)
+        bias = tl.load(place, mask=_inside(rules, tile), other=0.0)
+        s += bias.to(z.dtype) * LOG2E
     if rules.slope is not None:
-        s -= tl.abs(position - column).to(z.dtype) * (rules.slope * LOG2E)
+        if rules.ranges_ptr is not None:
+            inside = tile.row < rules.rows
+            position = tl.load(rules.ranges_ptr + 2 * rules.rows + tile.row, mask=inside, other=0)
+        else:
+            position = tile.row + rules.offset
+        s -= tl.abs(position - tile.column).to(z.dtype) * (rules.slope * LOG2E)
     if rules.mask_ptr is not None:
-        place = row.to(tl.int64) * rules.mask_row + column.to(tl.int64) * rules.mask_column
-        inside = (row < rules.rows) & (column < rules.columns)
-        s = tl.where(tl.load(rules.mask_ptr + place, mask=inside, other=0) != 0, s, -float("inf"))
-    if MASKED:
-        s = tl.where(visible, s, -float("inf"))
+        place = rules.mask_ptr + _place(tile, rules.mask_row, rules.mask_column, WIDE)
+        shown = tl.load(place, mask=_inside(rules, tile), other=0)
+        s = tl.where(shown != 0, s, -float("inf"))
     return s, t
 
 
 @triton.jit
-def tangent_scores(rules, z_dot, t, row, column, CAPPED: tl.constexpr, WHICH: tl.constexpr):
-    """Return Ṡ of a tile from q̇·k + q·k̇ and tanh(z / κ), for one of several tangents."""
+def tangent_scores(rules, z_dot, t, tile, origin, CAPPED: tl.constexpr, WIDE: tl.constexpr, WHICH: tl.constexpr):
+    """Return Ṡ of a tile minus `origin`, from q̇·k + q·k̇ and tanh(z / κ), for one of several tangents."""
     s_dot = z_dot * rules.scale
     if CAPPED:
         s_dot *= 1.0 - t * t
     if rules.bias_dot_ptr is not None:
-        place = row.to(tl.int64) * rules.dot_row + column.to(tl.int64) * rules.dot_column + WHICH * rules.dot_next
-        inside = (row < rules.rows) & (column < rules.columns)
-        s_dot += tl.load(rules.bias_dot_ptr + place, mask=inside, other=0.0).to(s_dot.dtype)
-    return s_dot
+        place = rules.bias_dot_ptr + WHICH * tl.cast(rules.dot_next, tl.int64)
+        place += _place(tile, rules.dot_row, rules.dot_column, WIDE)
+        s_dot += tl.load(place, mask=_inside(rules, tile), other=0.0).to(s_dot.dtype)
+    return s_dot - origin
 
 
 @triton.jit
-def survival(rules, row, column):
+def survival(rules, tile):
     """Return the mask of dropout over 1 − p: Philox 4x32-10 of the seed at (column, row, stream)."""
-    c0 = column + 0 * row
-    c1 = row + 0 * column
+    c0 = tile.column + 0 * tile.row
+    c1 = tile.row + 0 * tile.column
     word, _, _, _ = tl.philox(rules.seed, c0, c1, 0 * c0 + rules.stream, 0 * c0)
     signed = word.to(tl.int32, bitcast=True)
     uniform = tl.where(signed < 0, -signed - 1, signed).to(tl.float32) * _UNIT
@@ -142,47 +184,42 @@ def survival(rules, row, column):
 
 
 class Row(NamedTuple):
-    """What pullbacks know of rows, with the axes of `row`.
+    """What pullbacks know of rows, with the axes of `Tile.row`.
 
     Attributes:
-        index: Numbers of the rows.
         lse: ℓ · log₂e, +∞ where nothing is visible.
         delta: D = w·o − λ.
-        delta_dot: u·o + w·ȯ − μ, if SECOND.
         lse_dot: ℓ̇, if SECOND.
-        begin: First key.
-        end: End of keys.
-        position: Position among the keys.
+        delta_dot: u·o + w·ȯ − μ, if SECOND.
     """
 
-    index: Any
     lse: Any
     delta: Any
-    delta_dot: Any
     lse_dot: Any
-    begin: Any
-    end: Any
-    position: Any
+    delta_dot: Any
 
 
 @triton.jit
-def adjoints(
-    rules, rows, column, z, z_dot, w_v, moved_v, CAPPED: tl.constexpr, SECOND: tl.constexpr, MASKED: tl.constexpr
-):
-    """Return P∘M, Ṗ∘M, dS, dṠ, dz and dż of a tile.
+def adjoints(rules, known, tile, z, z_dot, w_v, moved_v, FACTS: tl.constexpr, HIDES: tl.constexpr, BY: tl.constexpr):
+    """Return P∘M, Ṗ∘M, dS, dṠ, dz and dż of a tile; BY columns: of one whose first axis they are.
 
-    From q·k, q̇·k + q·k̇, w·v and u·v + w·v̇. Without SECOND the dotted ones are zeros that nobody reads.
+    From q·k, q̇·k + q·k̇, w·v and u·v + w·v̇. HIDES: whether some of it is not visible. Without SECOND the dotted ones
+    are others, that nobody reads.
     """
-    s, t = scores(rules, z, rows.index, column, rows.begin, rows.end, rows.position, CAPPED, MASKED)
-    p = tl.exp2(s - rows.lse)
+    CAPPED: tl.constexpr = FACTS.CAPPED
+    SECOND: tl.constexpr = FACTS.SECOND
+    s, t = scores(rules, z, tile, CAPPED, FACTS.WIDE)
+    p = tl.exp2(s - known.lse)
+    if HIDES:
+        p = tl.where(visible(tile, BY, FACTS.LEFT), p, 0.0)
     kept = p
     moved_kept = p
     if rules.seed is not None:
-        drop = survival(rules, rows.index, column)
+        drop = survival(rules, tile)
         kept = p * drop
         w_v = w_v * drop
         moved_v = moved_v * drop
-    inner = w_v - rows.delta
+    inner = w_v - known.delta
     ds = p * inner
     ds_dot = ds
     dz = ds
@@ -190,9 +227,8 @@ def adjoints(
     if CAPPED:
         dz = ds * (1.0 - t * t)
     if SECOND:
-        s_dot = tangent_scores(rules, z_dot, t, rows.index, column, CAPPED, 0)
-        p_dot = p * (s_dot - rows.lse_dot)
-        ds_dot = p_dot * inner + p * (moved_v - rows.delta_dot)
+        p_dot = p * tangent_scores(rules, z_dot, t, tile, known.lse_dot, CAPPED, FACTS.WIDE, 0)
+        ds_dot = p_dot * inner + p * (moved_v - known.delta_dot)
         dz_dot = ds_dot
         if CAPPED:
             g = 1.0 - t * t

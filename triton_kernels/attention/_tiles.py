@@ -17,23 +17,26 @@ def head_offset(n, b, h, n_stride, b_stride, h_stride):
 
 @triton.jit
 def load_rows(
-    ptr, start, stride, count, LENGTH: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr
+    ptr,
+    start,
+    stride,
+    count,
+    LENGTH: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """Load LENGTH vectors of a matrix from `start` as rows of a tile, zeros where there are none; WHOLE: all exist."""
+    # WIDE: elements stand 2³¹ or more behind the first. Only then is start · stride added to the pointer: the compiler
+    # would add the rest before it, outside of the loop, and keep an address of 64 bits for every load of a thread. In
+    # 32 bits the offsets inside of a tile stay what they are, and matrices of the same strides share them.
     number = tl.arange(0, LENGTH)[:, None]
     element = tl.arange(0, BLOCK)[None, :]
-    place = ptr + tl.cast(start, tl.int64) * stride + (number * stride + element)  # launchers see to it that that fits
-    return _load(place, start + number < count, element < SIZE, SIZE, BLOCK, WHOLE)
-
-
-@triton.jit
-def load_columns(
-    ptr, start, stride, count, LENGTH: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr
-):
-    """Load LENGTH vectors of a matrix from `start` as columns of a tile, as `load_rows` does."""
-    number = tl.arange(0, LENGTH)[None, :]
-    element = tl.arange(0, BLOCK)[:, None]
-    place = ptr + tl.cast(start, tl.int64) * stride + (number * stride + element)
+    if WIDE:
+        place = ptr + tl.cast(start, tl.int64) * stride + (number * stride + element)
+    else:
+        place = ptr + (start * stride + (number * stride + element))
     return _load(place, start + number < count, element < SIZE, SIZE, BLOCK, WHOLE)
 
 

@@ -8,7 +8,14 @@ from torch import Tensor
 
 _UNBOUNDED = 2**30
 _FARTHEST = 2**23  # elements between two vectors: those of a tile, 128 of them, are addressed by 32 bits
+_LARGEST_TILE = 256
 _NO_LISTS = ((None, None), (0, 0, 0))
+# Sizes and strides in which kernels do not differ: lengths change without a compilation. Of other strides it counts
+# whether they are multiples of 16, as those of aligned tensors are at all lengths.
+NOT_SPECIALIZED = [
+    *("batch", "heads", "group", "rows", "columns", "left", "right", "offset", "stored", "row_blocks", "column_blocks"),
+    *("bias_batch", "bias_heads", "slopes_b", "ranges_b", "spans_b", "seed_n", "list_b", "list_h", "listed"),
+]
 
 
 class Blocks(NamedTuple):
@@ -156,6 +163,20 @@ def unit_last(tensor: Tensor | None) -> Any:
     if tensor is None or ((tensor.stride(-1) == 1 or tensor.shape[-1] <= 1) and tensor.stride(-2) < _FARTHEST):
         return tensor
     return tensor.contiguous()
+
+
+def is_wide(*tensors: Tensor | None) -> bool:
+    """Whether the last two axes of some tensor, or tiles at their ends, span more elements than 31 bits can number."""
+    return any(
+        (t.shape[-2] + _LARGEST_TILE) * t.stride(-2) + (t.shape[-1] + _LARGEST_TILE) * t.stride(-1) >= 2**31
+        for t in tensors
+        if t is not None
+    )
+
+
+def are_alike(*tensors: Tensor | None) -> bool:
+    """Whether those that there are have the same stride between vectors."""
+    return len({t.stride(-2) for t in tensors if t is not None}) <= 1
 
 
 def padded(size: int) -> int:

@@ -13,14 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .._launch import launch
-from ._adjoint_tiles import Facts, known_rows
-from ._scores import Rules, adjoints
+from ._adjoint_tiles import Facts, known_of, known_rows
+from ._scores import Rules, Tile, adjoints, keys_seen
 from ._tiles import head_offset, load_rows
-from .arguments import RuleArguments
+from .arguments import NOT_SPECIALIZED, RuleArguments
 from .config import Config
 
 
-@triton.jit(do_not_specialize=["batch", "heads", "group", "rows", "columns", "left", "right", "offset", "bias_batch"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _bias_kernel(
     q_ptr,  # (n, batch, heads, rows, DK)
     k_ptr,  # (n, batch, heads / group, columns, DK)
@@ -30,9 +30,9 @@ def _bias_kernel(
     v_dot_ptr,
     w_ptr,  # (n, batch, heads, rows, DV), contiguous but for n, as the following: cotangents of o, or None
     u_ptr,  # their tangents, or None
-    lse_ptr,  # (n, batch, heads, rows)
-    lse_dot_ptr,
+    lse_ptr,  # (n, batch, heads, stored): what the kernel of row scalars left, see `Row`
     delta_ptr,
+    lse_dot_ptr,
     delta_dot_ptr,
     bias_ptr,  # (n, batch, heads, rows, columns) by its strides, or None
     bias_dot_ptr,
@@ -68,8 +68,7 @@ def _bias_kernel(
     vd_row,
     w_n,
     u_n,
-    lse_n,
-    ld_n,
+    stored,
     bias_n,
     bias_b_stride,
     bias_h_stride,
@@ -121,7 +120,6 @@ def _bias_kernel(
     SECOND: tl.constexpr = FACTS.SECOND
     HAS_W: tl.constexpr = FACTS.HAS_W
     HAS_U: tl.constexpr = FACTS.HAS_U
-    CAPPED: tl.constexpr = FACTS.CAPPED
     PRECISION: tl.constexpr = FACTS.PRECISION
     ACC: tl.constexpr = FACTS.ACC
     pid = tl.program_id(0)
@@ -162,10 +160,10 @@ def _bias_kernel(
         if mask_ptr is not None:
             mask_here = mask_ptr + head_offset(n, b, h, mask_n, mask_b, mask_h)
         rules = Rules(
-            tl.full([1, 1], scale, ACC),
-            tl.full([1, 1], softcap, ACC),
+            tl.full([], scale, ACC),
+            tl.full([], softcap, ACC),
             slope,
-            tl.full([1, 1], dropout_p, ACC),
+            tl.full([], dropout_p, ACC),
             seed,
             b * heads + h,
             bias_ptr + head_offset(n, b, h, bias_n, bias_b_stride, bias_h_stride),
@@ -188,51 +186,73 @@ def _bias_kernel(
         index = block * BLOCK_M + tl.arange(0, BLOCK_M)
         key = j + tl.arange(0, BLOCK_N)
         head = (b * heads + h).to(tl.int64)
-        out = (n.to(tl.int64) * batch * heads + head) * rows
+        out = n.to(tl.int64) * batch * heads + head
         here = head * rows
-        known = known_rows(
-            rules,
-            index,
-            lse_ptr + n.to(tl.int64) * lse_n + here,
-            delta_ptr + out,
-            lse_dot_ptr + n.to(tl.int64) * ld_n + here if SECOND else None,
-            delta_dot_ptr + out if SECOND else None,
-            1,
-            SECOND,
-        )
+        known = known_of(lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, out, stored, SECOND)
+        known = known_rows(known, index, 1, SECOND)
+        begin, end = keys_seen(rules, index[:, None])
+        tile = Tile(index[:, None], key[None, :], begin, end)
         q = load_rows(
-            q_ptr + head_offset(n, b, h, q_n, q_b, q_h), block * BLOCK_M, q_row, rows, BLOCK_M, DK, BLOCK_DK, False
+            q_ptr + head_offset(n, b, h, q_n, q_b, q_h),
+            block * BLOCK_M,
+            q_row,
+            rows,
+            BLOCK_M,
+            DK,
+            BLOCK_DK,
+            False,
+            FACTS.WIDE,
         )
-        k = load_rows(k_ptr + head_offset(n, b, kv, k_n, k_b, k_h), j, k_row, columns, BLOCK_N, DK, BLOCK_DK, False)
-        v = load_rows(v_ptr + head_offset(n, b, kv, v_n, v_b, v_h), j, v_row, columns, BLOCK_N, DV, BLOCK_DV, False)
+        k = load_rows(
+            k_ptr + head_offset(n, b, kv, k_n, k_b, k_h), j, k_row, columns, BLOCK_N, DK, BLOCK_DK, False, FACTS.WIDE
+        )
+        v = load_rows(
+            v_ptr + head_offset(n, b, kv, v_n, v_b, v_h), j, v_row, columns, BLOCK_N, DV, BLOCK_DV, False, FACTS.WIDE
+        )
         z = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
         z_dot = tl.zeros([BLOCK_M, BLOCK_N], ACC)
         w_v = tl.zeros([BLOCK_M, BLOCK_N], ACC)
         moved_v = tl.zeros([BLOCK_M, BLOCK_N], ACC)
         if HAS_W:
             w = load_rows(
-                w_ptr + n.to(tl.int64) * w_n + here * DV, block * BLOCK_M, DV, rows, BLOCK_M, DV, BLOCK_DV, False
+                w_ptr + n.to(tl.int64) * w_n + here * DV,
+                block * BLOCK_M,
+                DV,
+                rows,
+                BLOCK_M,
+                DV,
+                BLOCK_DV,
+                False,
+                FACTS.WIDE,
             )
             w_v = tl.dot(w, tl.trans(v), w_v, input_precision=PRECISION, out_dtype=ACC)
         if SECOND:
             if q_dot_ptr is not None:
                 place = q_dot_ptr + head_offset(n, b, h, qd_n, qd_b, qd_h)
-                q_dot = load_rows(place, block * BLOCK_M, qd_row, rows, BLOCK_M, DK, BLOCK_DK, False)
+                q_dot = load_rows(place, block * BLOCK_M, qd_row, rows, BLOCK_M, DK, BLOCK_DK, False, FACTS.WIDE)
                 z_dot = tl.dot(q_dot, tl.trans(k), z_dot, input_precision=PRECISION, out_dtype=ACC)
             if k_dot_ptr is not None:
                 place = k_dot_ptr + head_offset(n, b, kv, kd_n, kd_b, kd_h)
-                k_dot = load_rows(place, j, kd_row, columns, BLOCK_N, DK, BLOCK_DK, False)
+                k_dot = load_rows(place, j, kd_row, columns, BLOCK_N, DK, BLOCK_DK, False, FACTS.WIDE)
                 z_dot = tl.dot(q, tl.trans(k_dot), z_dot, input_precision=PRECISION, out_dtype=ACC)
             if HAS_U:
                 u = load_rows(
-                    u_ptr + n.to(tl.int64) * u_n + here * DV, block * BLOCK_M, DV, rows, BLOCK_M, DV, BLOCK_DV, False
+                    u_ptr + n.to(tl.int64) * u_n + here * DV,
+                    block * BLOCK_M,
+                    DV,
+                    rows,
+                    BLOCK_M,
+                    DV,
+                    BLOCK_DV,
+                    False,
+                    FACTS.WIDE,
                 )
                 moved_v = tl.dot(u, tl.trans(v), moved_v, input_precision=PRECISION, out_dtype=ACC)
             if (v_dot_ptr is not None) and HAS_W:
                 place = v_dot_ptr + head_offset(n, b, kv, vd_n, vd_b, vd_h)
-                v_dot = load_rows(place, j, vd_row, columns, BLOCK_N, DV, BLOCK_DV, False)
+                v_dot = load_rows(place, j, vd_row, columns, BLOCK_N, DV, BLOCK_DV, False, FACTS.WIDE)
                 moved_v = tl.dot(w, tl.trans(v_dot), moved_v, input_precision=PRECISION, out_dtype=ACC)
-        _, _, ds, ds_dot, _, _ = adjoints(rules, known, key[None, :], z, z_dot, w_v, moved_v, CAPPED, SECOND, True)
+        _, _, ds, ds_dot, _, _ = adjoints(rules, known, tile, z, z_dot, w_v, moved_v, FACTS, True, False)
         first += ds
         second += ds_dot
 
@@ -282,7 +302,7 @@ def attention_bias(
         bias: The bias, (N, B, Hq, Lq, Lk) with axes full or 1.
         n: N of the results.
         tensors: q, k, v and their tangents.
-        known: w, u, ℓ, ℓ̇, D and Ḋ.
+        known: w, u, and what the kernel of row scalars left.
         strides: Of all those.
         rules: What is done to the scores.
         bias_dot: Tangent of the bias, or None.

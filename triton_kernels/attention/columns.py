@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ._adjoint_tiles import known_rows
-from ._scores import Rules, adjoints
+from ._adjoint_tiles import known_of, known_rows
+from ._scores import Rules, Tile, adjoints
 from ._tiles import head_offset, load_rows, store_rows
+from .arguments import NOT_SPECIALIZED
 
 
 class Keys(NamedTuple):
@@ -34,15 +35,12 @@ class Queries(NamedTuple):
     q_dot_stride: Any
     w: Any
     u: Any
-    lse: Any
-    delta: Any
-    lse_dot: Any
-    delta_dot: Any
+    known: Any
 
 
 @triton.jit
-def _visit(state, keys, queries, rules, column, j, FACTS: tl.constexpr, MASKED: tl.constexpr):
-    """Take in the tile of rows that begins at j; tiles are columns by rows."""
+def _visit(state, keys, queries, rules, tile, j, FACTS: tl.constexpr, HIDES: tl.constexpr):
+    """Take in the tile of rows that begins at j; tiles are columns by rows. HIDES: whether some may not see a key."""
     DK: tl.constexpr = FACTS.DK
     BLOCK_DK: tl.constexpr = FACTS.BLOCK_DK
     DV: tl.constexpr = FACTS.DV
@@ -51,56 +49,62 @@ def _visit(state, keys, queries, rules, column, j, FACTS: tl.constexpr, MASKED: 
     BLOCK_N: tl.constexpr = FACTS.BLOCK_N
     FIRST: tl.constexpr = FACTS.FIRST
     SECOND: tl.constexpr = FACTS.SECOND
+    KEYS: tl.constexpr = FACTS.KEYS
+    VALUES: tl.constexpr = FACTS.VALUES
     HAS_Q: tl.constexpr = FACTS.HAS_Q
     HAS_K: tl.constexpr = FACTS.HAS_K
     HAS_V: tl.constexpr = FACTS.HAS_V
     HAS_W: tl.constexpr = FACTS.HAS_W
     HAS_U: tl.constexpr = FACTS.HAS_U
-    CAPPED: tl.constexpr = FACTS.CAPPED
     PRECISION: tl.constexpr = FACTS.PRECISION
     ACC: tl.constexpr = FACTS.ACC
     k_bar, v_bar, k_bar_dot, v_bar_dot = state
     index = j + tl.arange(0, BLOCK_M)
-    known = known_rows(rules, index, queries.lse, queries.delta, queries.lse_dot, queries.delta_dot, 0, SECOND)
-    q = load_rows(queries.q, j, queries.q_stride, rules.rows, BLOCK_M, DK, BLOCK_DK, False)
+    tile = Tile(index[None, :], tile.column, tile.low, tile.high)
+    known = known_rows(queries.known, index, 0, SECOND)
+    q = load_rows(queries.q, j, queries.q_stride, rules.rows, BLOCK_M, DK, BLOCK_DK, False, FACTS.WIDE)
     z = tl.dot(keys.k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC)
     z_dot = tl.zeros([BLOCK_N, BLOCK_M], ACC)
     w_v = tl.zeros([BLOCK_N, BLOCK_M], ACC)
     moved_v = tl.zeros([BLOCK_N, BLOCK_M], ACC)
     if HAS_W:
-        w = load_rows(queries.w, j, DV, rules.rows, BLOCK_M, DV, BLOCK_DV, False)
+        w = load_rows(queries.w, j, DV, rules.rows, BLOCK_M, DV, BLOCK_DV, False, FACTS.WIDE)
+    if HAS_W and KEYS:
         w_v = tl.dot(keys.v, tl.trans(w), w_v, input_precision=PRECISION, out_dtype=ACC)
     if SECOND:
         if HAS_Q:
-            q_dot = load_rows(queries.q_dot, j, queries.q_dot_stride, rules.rows, BLOCK_M, DK, BLOCK_DK, False)
+            q_dot = load_rows(
+                queries.q_dot, j, queries.q_dot_stride, rules.rows, BLOCK_M, DK, BLOCK_DK, False, FACTS.WIDE
+            )
             z_dot = tl.dot(keys.k, tl.trans(q_dot), z_dot, input_precision=PRECISION, out_dtype=ACC)
         if HAS_K:
             z_dot = tl.dot(keys.k_dot, tl.trans(q), z_dot, input_precision=PRECISION, out_dtype=ACC)
         if HAS_U:
-            u = load_rows(queries.u, j, DV, rules.rows, BLOCK_M, DV, BLOCK_DV, False)
+            u = load_rows(queries.u, j, DV, rules.rows, BLOCK_M, DV, BLOCK_DV, False, FACTS.WIDE)
+        if HAS_U and KEYS:
             moved_v = tl.dot(keys.v, tl.trans(u), moved_v, input_precision=PRECISION, out_dtype=ACC)
-        if HAS_V and HAS_W:
+        if HAS_V and HAS_W and KEYS:
             moved_v = tl.dot(keys.v_dot, tl.trans(w), moved_v, input_precision=PRECISION, out_dtype=ACC)
-    p, p_dot, _, _, dz, dz_dot = adjoints(rules, known, column, z, z_dot, w_v, moved_v, CAPPED, SECOND, MASKED)
+    p, p_dot, _, _, dz, dz_dot = adjoints(rules, known, tile, z, z_dot, w_v, moved_v, FACTS, HIDES, True)
     low, low_p = dz.to(q.dtype), p.to(keys.v.dtype)
     if FIRST:
-        k_bar = tl.dot(low, q, k_bar, input_precision=PRECISION, out_dtype=ACC)
-        if HAS_W:
+        if KEYS:
+            k_bar = tl.dot(low, q, k_bar, input_precision=PRECISION, out_dtype=ACC)
+        if HAS_W and VALUES:
             v_bar = tl.dot(low_p, w, v_bar, input_precision=PRECISION, out_dtype=ACC)
     if SECOND:
-        k_bar_dot = tl.dot(dz_dot.to(q.dtype), q, k_bar_dot, input_precision=PRECISION, out_dtype=ACC)
-        if HAS_Q:
+        if KEYS:
+            k_bar_dot = tl.dot(dz_dot.to(q.dtype), q, k_bar_dot, input_precision=PRECISION, out_dtype=ACC)
+        if HAS_Q and KEYS:
             k_bar_dot = tl.dot(low, q_dot, k_bar_dot, input_precision=PRECISION, out_dtype=ACC)
-        if HAS_W:
+        if HAS_W and VALUES:
             v_bar_dot = tl.dot(p_dot.to(keys.v.dtype), w, v_bar_dot, input_precision=PRECISION, out_dtype=ACC)
-        if HAS_U:
+        if HAS_U and VALUES:
             v_bar_dot = tl.dot(low_p, u, v_bar_dot, input_precision=PRECISION, out_dtype=ACC)
     return k_bar, v_bar, k_bar_dot, v_bar_dot
 
 
-@triton.jit(
-    do_not_specialize=["batch", "heads", "group", "rows", "columns", "left", "right", "offset", "column_blocks"]
-)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _columns_kernel(
     q_ptr,  # (n, batch, heads, rows, DK)
     k_ptr,  # (n, batch, heads / group, columns, DK)
@@ -110,9 +114,9 @@ def _columns_kernel(
     v_dot_ptr,
     w_ptr,  # (n, batch, heads, rows, DV), contiguous but for n, as the following: cotangents of o, or None
     u_ptr,  # their tangents, or None
-    lse_ptr,  # (n, batch, heads, rows)
-    lse_dot_ptr,
+    lse_ptr,  # (n, batch, heads, stored): what the kernel of row scalars left, see `Row`
     delta_ptr,
+    lse_dot_ptr,
     delta_dot_ptr,
     bias_ptr,  # (n, batch, heads, rows, columns) by its strides, or None
     bias_dot_ptr,
@@ -153,8 +157,7 @@ def _columns_kernel(
     vd_row,
     w_n,
     u_n,
-    lse_n,
-    ld_n,
+    stored,
     bias_n,
     bias_b,
     bias_h,
@@ -215,37 +218,49 @@ def _columns_kernel(
     n = pid // column_blocks // key_heads // batch
     start = block * BLOCK_N
     column = (start + tl.arange(0, BLOCK_N))[:, None]
-    k = load_rows(k_ptr + head_offset(n, b, kv, k_n, k_b, k_h), start, k_row, columns, BLOCK_N, DK, BLOCK_DK, False)
-    v = load_rows(v_ptr + head_offset(n, b, kv, v_n, v_b, v_h), start, v_row, columns, BLOCK_N, DV, BLOCK_DV, False)
+    k = load_rows(
+        k_ptr + head_offset(n, b, kv, k_n, k_b, k_h), start, k_row, columns, BLOCK_N, DK, BLOCK_DK, False, True
+    )
+    v = load_rows(
+        v_ptr + head_offset(n, b, kv, v_n, v_b, v_h), start, v_row, columns, BLOCK_N, DV, BLOCK_DV, False, True
+    )
     k_dot = k
     v_dot = v
     if k_dot_ptr is not None:
         place = k_dot_ptr + head_offset(n, b, kv, kd_n, kd_b, kd_h)
-        k_dot = load_rows(place, start, kd_row, columns, BLOCK_N, DK, BLOCK_DK, False)
+        k_dot = load_rows(place, start, kd_row, columns, BLOCK_N, DK, BLOCK_DK, False, True)
     if v_dot_ptr is not None:
         place = v_dot_ptr + head_offset(n, b, kv, vd_n, vd_b, vd_h)
-        v_dot = load_rows(place, start, vd_row, columns, BLOCK_N, DV, BLOCK_DV, False)
+        v_dot = load_rows(place, start, vd_row, columns, BLOCK_N, DV, BLOCK_DV, False, True)
     keys = Keys(k, v, k_dot, v_dot)
     if ranges_ptr is not None:
         ranges_ptr += b.to(tl.int64) * ranges_b
 
-    # The rows that see some of these keys, and from where on all rows see all of them.
-    final = tl.minimum(block * BLOCK_N + BLOCK_N, columns) - 1
+    # The rows that see a key lie side by side: from its low to its high, which do not decrease along the keys. Those of
+    # the first and the last key say which rows see some of the keys, and which see all.
+    final = tl.minimum(start + BLOCK_N, columns) - 1
     if ranges_ptr is not None:
         spans_ptr += b.to(tl.int64) * spans_b
-        low = tl.load(spans_ptr + block * BLOCK_N)
-        high = tl.load(spans_ptr + columns + final)
-        shared = rows
+        inside = column < columns
+        low = tl.load(spans_ptr + column, mask=inside, other=0)
+        high = tl.load(spans_ptr + columns + column, mask=inside, other=0)
+        some, some_end = tl.load(spans_ptr + start), tl.load(spans_ptr + columns + final)
+        every, every_end = tl.load(spans_ptr + final), tl.load(spans_ptr + columns + start)
     else:
-        low = block * BLOCK_N - offset - right
-        high = final - offset + left + 1
-        shared = final - offset - right
-        bounded = (final - offset + left < rows) | (block * BLOCK_N + BLOCK_N > columns)
-        shared = tl.where(bounded, rows, shared)
-    low = tl.maximum(low, 0) // BLOCK_M
-    high = tl.maximum((tl.minimum(high, rows) + BLOCK_M - 1) // BLOCK_M, low)
-    shared = tl.minimum(tl.maximum((tl.maximum(shared, 0) + BLOCK_M - 1) // BLOCK_M, low), high)
+        low = column - offset - right
+        high = column - offset + left + 1
+        some, some_end = start - offset - right, final - offset + left + 1
+        every, every_end = final - offset - right, start - offset + left + 1
+    tile = Tile(column, column, low, high)  # rows as they come
+    some, some_end = tl.maximum(some, 0), tl.minimum(some_end, rows)
+    some_tile = some // BLOCK_M
+    last = tl.maximum((some_end + BLOCK_M - 1) // BLOCK_M, some_tile)
+    shared = tl.minimum(tl.maximum((tl.maximum(every, 0) + BLOCK_M - 1) // BLOCK_M, some_tile), last)
+    if FACTS.LEFT:
+        shared = tl.where(every_end < some_end, last, shared)
 
+    if FACTS.ALIKE:
+        qd_row = q_row
     no_k = tl.zeros([BLOCK_N, BLOCK_DK], ACC)
     no_v = tl.zeros([BLOCK_N, BLOCK_DV], ACC)
     state = (no_k, no_v, no_k, no_v)
@@ -267,10 +282,10 @@ def _columns_kernel(
         if mask_ptr is not None:
             mask_here = mask_ptr + head_offset(n, b, h, mask_n, mask_b, mask_h)
         rules = Rules(
-            tl.full([1, 1], scale, ACC),
-            tl.full([1, 1], softcap, ACC),
+            tl.full([], scale, ACC),
+            tl.full([], softcap, ACC),
             slope,
-            tl.full([1, 1], dropout_p, ACC),
+            tl.full([], dropout_p, ACC),
             seed,
             b * heads + h,
             bias_here,
@@ -291,22 +306,18 @@ def _columns_kernel(
             columns,
         )
         head = (b * heads + h).to(tl.int64)
-        out = (n.to(tl.int64) * batch * heads + head) * rows
+        out = n.to(tl.int64) * batch * heads + head
         here = head * rows
         q_dot_here = None
         w_here = None
         u_here = None
-        lse_dot_here = None
-        delta_dot_here = None
         if q_dot_ptr is not None:
             q_dot_here = q_dot_ptr + head_offset(n, b, h, qd_n, qd_b, qd_h)
         if w_ptr is not None:
             w_here = w_ptr + n.to(tl.int64) * w_n + here * DV
         if u_ptr is not None:
             u_here = u_ptr + n.to(tl.int64) * u_n + here * DV
-        if SECOND:
-            lse_dot_here = lse_dot_ptr + n.to(tl.int64) * ld_n + here
-            delta_dot_here = delta_dot_ptr + out
+        known = known_of(lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, out, stored, SECOND)
         queries = Queries(
             q_ptr + head_offset(n, b, h, q_n, q_b, q_h),
             q_row,
@@ -314,10 +325,7 @@ def _columns_kernel(
             qd_row,
             w_here,
             u_here,
-            lse_ptr + n.to(tl.int64) * lse_n + here,
-            delta_ptr + out,
-            lse_dot_here,
-            delta_dot_here,
+            known,
         )
         if count_ptr is not None:
             listing = b * list_b + h * list_h + block * BLOCK_N // LISTED_COLUMNS
@@ -325,15 +333,15 @@ def _columns_kernel(
             for i in tl.range(0, tl.load(count_ptr + listing) * SPLIT, num_stages=STAGES):
                 listed_block = tl.load(index_ptr + listing.to(tl.int64) * listed + i // SPLIT)
                 j = listed_block * LISTED_ROWS + i % SPLIT * BLOCK_M
-                state = _visit(state, keys, queries, rules, column, j, FACTS, True)
+                state = _visit(state, keys, queries, rules, tile, j, FACTS, True)
         else:
-            for i in tl.range(low, shared, num_stages=STAGES):
-                state = _visit(state, keys, queries, rules, column, i * BLOCK_M, FACTS, True)
-            for i in tl.range(shared, high, num_stages=STAGES):
-                state = _visit(state, keys, queries, rules, column, i * BLOCK_M, FACTS, False)
+            for i in tl.range(some_tile, shared, num_stages=STAGES):
+                state = _visit(state, keys, queries, rules, tile, i * BLOCK_M, FACTS, True)
+            for i in tl.range(shared, last, num_stages=STAGES):
+                state = _visit(state, keys, queries, rules, tile, i * BLOCK_M, FACTS, False)
 
     k_bar, v_bar, k_bar_dot, v_bar_dot = state
-    factor = tl.full([1, 1], scale, ACC)
+    factor = tl.full([], scale, ACC)
     base = ((n.to(tl.int64) * batch + b) * key_heads + kv) * columns
     if k_first_ptr is not None:
         store_rows(k_first_ptr + base * DK, start, columns, k_bar * factor, BLOCK_N, DK, BLOCK_DK)

@@ -50,19 +50,22 @@ class _Tables(NamedTuple):
     adjoints: dict[tuple[str, bool], tuple[Config, Config, Config]]
 
 
-# 227 KiB of shared memory and wgmma: sm_90, sm_100. 16-bit operands.
+# 227 KiB of shared memory and wgmma: sm_90, sm_100. 16-bit operands. Four warps are one warp group; each takes 64 of
+# the axis that is kept. An operand that stays in shared memory is read again for every tile, so tiles along the other
+# axis are 64 long where registers allow it. What is spilled is spilled outside of the loops over tiles, but for sums of
+# the second order over rows.
 _LARGE = _Tables(
     (
-        (Config(128, 64, 4, 3), Config(128, 64, 8, 3), Config(64, 32, 8, 2)),
-        (Config(128, 64, 8, 2), Config(128, 32, 8, 3), Config(64, 32, 8, 2)),
-        (Config(64, 32, 8, 2), Config(64, 32, 8, 2), Config(32, 32, 8, 1)),
+        (Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(128, 32, 8, 2)),
+        (Config(128, 128, 8, 2), Config(128, 32, 8, 3), Config(64, 32, 8, 2)),
+        (Config(128, 64, 8, 2), Config(64, 32, 8, 2), Config(32, 32, 8, 1)),
     ),
     {
-        ("rows", False): (Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(32, 32, 8, 1)),
-        ("columns", False): (Config(64, 64, 8, 2), Config(32, 64, 8, 2), Config(32, 32, 8, 1)),
+        ("rows", False): (Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(64, 32, 8, 2)),
+        ("columns", False): (Config(64, 64, 4, 2), Config(64, 128, 8, 2), Config(32, 64, 8, 1)),
         ("bias", False): (Config(64, 64, 8, 1), Config(64, 32, 8, 1), Config(32, 32, 8, 1)),
-        ("rows", True): (Config(64, 32, 8, 2), Config(32, 32, 8, 1), Config(16, 16, 4, 1)),
-        ("columns", True): (Config(32, 32, 8, 1), Config(32, 16, 4, 1), Config(16, 16, 4, 1)),
+        ("rows", True): (Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(64, 16, 8, 1)),
+        ("columns", True): (Config(32, 128, 8, 2), Config(32, 128, 8, 2), Config(16, 64, 8, 1)),
         ("bias", True): (Config(64, 32, 8, 1), Config(32, 16, 4, 1), Config(16, 16, 4, 1)),
     },
 )
@@ -174,6 +177,23 @@ def adjoint_config(head: int, like: Tensor, kind: str, blocks: Blocks | None, *,
         The configuration.
     """
     return _fitted(_tables(like).adjoints[kind, second][_column(head)], blocks)
+
+
+def sums_apart(head: int, like: Tensor, *, second: bool) -> bool:
+    """Whether the sums over rows for keys and those for values are two launches.
+
+    With their tangents they are four: for heads of 128 that is all registers of a program whose tiles are long enough
+    for wgmma. Apart they take 9 and 6 products a tile, together 12.
+
+    Args:
+        head: The greater head size.
+        like: An operand.
+        second: Whether there are tangents of sums.
+
+    Returns:
+        Whether they are.
+    """
+    return second and like.dtype.itemsize <= 2 and padded(head) >= 128
 
 
 def _fitted(config: Config, blocks: Blocks | None) -> Config:

@@ -10,13 +10,24 @@ from torch import Tensor
 from .._dtypes import accumulator, partial_dtype
 from .._launch import launch
 from ._adjoint_tiles import Facts, _delta_kernel
-from .arguments import Operands, Scores, head_strides, padded, rule_arguments, shared_size, unit_last
+from .arguments import (
+    Operands,
+    Scores,
+    are_alike,
+    head_strides,
+    is_wide,
+    padded,
+    rule_arguments,
+    shared_size,
+    unit_last,
+)
 from .bias import attention_bias
 from .columns import _columns_kernel
-from .config import Config, adjoint_config, precision
+from .config import Config, adjoint_config, precision, sums_apart
 from .rows import _rows_kernel
 
 _NONE = Operands()
+_STORED = 128  # rows of the largest tile: what is known of rows is stored for whole tiles
 _NO_NEEDS = Operands(False, False, False, False)  # noqa: FBT003
 
 
@@ -81,8 +92,8 @@ def attention_second_order(
     Returns:
         The cotangents and their tangents, (N, ...), None where not wanted.
     """
-    q, k, v, bias = (unit_last(t) for t in at)
-    q_dot, k_dot, v_dot, bias_dot = (unit_last(t) for t in dots)
+    q, k, v, q_dot, k_dot, v_dot = (unit_last(t) for t in (*at[:3], *dots[:3]))
+    bias, bias_dot = at.bias, dots.bias
     second = any(needs_second)
     batch, heads, rows, dk = q.shape[1:]
     key_heads, columns, dv = v.shape[2:]
@@ -101,29 +112,37 @@ def attention_second_order(
     (o, o_n), (o_dot, od_n), (w, w_n), (u, u_n) = (_rows_of(t) for t in (o, o_dot, w, u))
     (lse, lse_n), (lse_dot, ld_n) = (_rows_of(t) for t in (lse, lse_dot))
     (lse_bar, lb_n), (lse_bar_dot, lbd_n) = (_rows_of(t) for t in (lse_bar, lse_bar_dot))
-    delta = torch.empty((n, batch, heads, rows), dtype=wide, device=q.device)
-    delta_dot = torch.empty_like(delta) if second else None
+    stored = -(-rows // _STORED) * _STORED
+    scalars = torch.empty((4 if second else 2, n, batch * heads, stored), dtype=wide, device=q.device)
+    known_lse, delta, known_dot, delta_dot = (*scalars, *((None, None) if not second else ()))
     scalar_rows = 16 if padded(dv) > 128 else 32
     launch(
         _delta_kernel,
-        n * batch * heads * -(-rows // scalar_rows),
+        n * batch * heads * (stored // scalar_rows),
         q,
         o,
         o_dot if second else None,
         w,
         u if second else None,
+        lse,
+        lse_dot if second else None,
         lse_bar,
         lse_bar_dot if second else None,
+        known_lse,
         delta,
+        known_dot,
         delta_dot,
         o_n,
         od_n,
         w_n,
         u_n,
+        lse_n,
+        ld_n,
         lb_n,
         lbd_n,
         rows,
-        -(-rows // scalar_rows),
+        stored,
+        stored // scalar_rows,
         batch * heads,
         DV=dv,
         BLOCK_DV=padded(dv),
@@ -137,13 +156,18 @@ def attention_second_order(
     moving = (q_dot, k_dot, v_dot) if second else (None, None, None)
     tensors = (q, k, v, *moving)
     tail = (batch, heads, heads // key_heads, rows, columns, *rules.window)
-    known = (w, u if second else None, lse, lse_dot if second else None, delta, delta_dot)
-    strides = (*(stride for t in tensors for stride in head_strides(t)), w_n, u_n, lse_n, ld_n)
+    known = (w, u if second else None, known_lse, delta, known_dot, delta_dot)
+    strides = (*(stride for t in tensors for stride in head_strides(t)), w_n, u_n, stored)
+
+    wide_matrices = is_wide(*tensors, w, u, bias, bias_dot, options.mask)
+    alike = are_alike(k, v, *moving[1:]) and are_alike(q, moving[0])
 
     def config_of(kind: str, second_needed: Any) -> Config:
         return adjoint_config(max(dk, dv), q, kind, options.blocks, second=bool(second_needed))
 
-    def facts(config: Config, first_needed: Any, second_needed: Any) -> Facts:
+    def facts(
+        config: Config, first_needed: Any, second_needed: Any, *, keys: bool = True, values: bool = True
+    ) -> Facts:
         return Facts(
             dk,
             padded(dk),
@@ -153,12 +177,17 @@ def attention_second_order(
             config.block_n,
             bool(first_needed),
             bool(second_needed),
+            keys,
+            values,
             moving[0] is not None,
             moving[1] is not None,
             moving[2] is not None,
             w is not None,
             bool(second_needed) and u is not None,
             options.softcap > 0,
+            options.left >= 0 or options.ranges is not None,
+            wide_matrices,
+            alike,
             precision(q.dtype),
             accumulator(q.dtype),
         )
@@ -189,8 +218,14 @@ def attention_second_order(
             FACTS=facts(config, needs_first.q, needs_second.q),
             **config.options(),
         )
-    if needs_first.k or needs_first.v or needs_second.k or needs_second.v:
-        config = config_of("columns", needs_second.k or needs_second.v)
+    sums_keys, sums_values = needs_first.k or needs_second.k, needs_first.v or needs_second.v
+    apart = sums_keys and sums_values and sums_apart(max(dk, dv), q, second=bool(needs_second.k or needs_second.v))
+    for keys, values in ((True, False), (False, True)) if apart else ((sums_keys, sums_values),):
+        if not (keys or values):
+            continue
+        sums_first = (needs_first.k and keys) or (needs_first.v and values)
+        sums_second = (needs_second.k and keys) or (needs_second.v and values)
+        config = config_of("columns", sums_second)
         column_blocks = -(-columns // config.block_n)
         spans = None if options.ranges is None else spans_of(options.ranges, columns)
         mask, slopes, ranges, seed = rules.pointers
@@ -209,10 +244,10 @@ def attention_second_order(
             seed,
             spans,
             *rules.row_lists,
-            first_results.k,
-            first_results.v,
-            second_results.k,
-            second_results.v,
+            first_results.k if keys else None,
+            first_results.v if values else None,
+            second_results.k if keys else None,
+            second_results.v if values else None,
             *strides,
             *outer,
             0 if spans is None or spans.shape[0] == 1 else spans.stride(0),
@@ -223,7 +258,7 @@ def attention_second_order(
             *rules.numbers,
             LISTED_ROWS=options.blocks.q_block if options.blocks else config.block_m,
             LISTED_COLUMNS=options.blocks.kv_block if options.blocks else config.block_n,
-            FACTS=facts(config, needs_first.k or needs_first.v, needs_second.k or needs_second.v),
+            FACTS=facts(config, sums_first, sums_second, keys=keys, values=values),
             **config.options(),
         )
     if needs_first.bias or needs_second.bias:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ._adjoint_tiles import known_rows
-from ._scores import Rules, adjoints
-from ._tiles import head_offset, keys_of_tile, load_columns, load_rows, store_rows
+from ._adjoint_tiles import known_of, known_rows
+from ._scores import Rules, Tile, adjoints, keys_seen
+from ._tiles import head_offset, keys_of_tile, load_rows, store_rows
+from .arguments import NOT_SPECIALIZED
 
 
 class Queries(NamedTuple):
@@ -39,8 +40,8 @@ class Keys(NamedTuple):
 
 
 @triton.jit
-def _visit(first, second, queries, keys, rules, rows, j, FACTS: tl.constexpr, MASKED: tl.constexpr):
-    """Take in the tile of keys that begins at j."""
+def _visit(first, second, queries, keys, rules, known, tile, j, FACTS: tl.constexpr, HIDES: tl.constexpr):
+    """Take in the tile of keys that begins at j; HIDES: whether some of it may not be visible, or not exist."""
     DK: tl.constexpr = FACTS.DK
     BLOCK_DK: tl.constexpr = FACTS.BLOCK_DK
     DV: tl.constexpr = FACTS.DV
@@ -54,30 +55,34 @@ def _visit(first, second, queries, keys, rules, rows, j, FACTS: tl.constexpr, MA
     HAS_V: tl.constexpr = FACTS.HAS_V
     HAS_W: tl.constexpr = FACTS.HAS_W
     HAS_U: tl.constexpr = FACTS.HAS_U
-    CAPPED: tl.constexpr = FACTS.CAPPED
     PRECISION: tl.constexpr = FACTS.PRECISION
     ACC: tl.constexpr = FACTS.ACC
-    index = j + tl.arange(0, BLOCK_N)
-    k = load_rows(keys.k, j, keys.k_stride, rules.columns, BLOCK_N, DK, BLOCK_DK, not MASKED)
-    v = load_columns(keys.v, j, keys.v_stride, rules.columns, BLOCK_N, DV, BLOCK_DV, not MASKED)
+    column = (j + tl.arange(0, BLOCK_N))[None, :]
+    tile = Tile(tile.row, column, tile.low, tile.high)
+    k = load_rows(keys.k, j, keys.k_stride, rules.columns, BLOCK_N, DK, BLOCK_DK, not HIDES, FACTS.WIDE)
+    v = load_rows(keys.v, j, keys.v_stride, rules.columns, BLOCK_N, DV, BLOCK_DV, not HIDES, FACTS.WIDE)
     z = tl.dot(queries.q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
     z_dot = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     w_v = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     moved_v = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     if HAS_W:
-        w_v = tl.dot(queries.w, v, w_v, input_precision=PRECISION, out_dtype=ACC)
+        w_v = tl.dot(queries.w, tl.trans(v), w_v, input_precision=PRECISION, out_dtype=ACC)
     if SECOND:
         if HAS_Q:
             z_dot = tl.dot(queries.q_dot, tl.trans(k), z_dot, input_precision=PRECISION, out_dtype=ACC)
         if HAS_K:
-            k_dot = load_rows(keys.k_dot, j, keys.k_dot_stride, rules.columns, BLOCK_N, DK, BLOCK_DK, not MASKED)
+            k_dot = load_rows(
+                keys.k_dot, j, keys.k_dot_stride, rules.columns, BLOCK_N, DK, BLOCK_DK, not HIDES, FACTS.WIDE
+            )
             z_dot = tl.dot(queries.q, tl.trans(k_dot), z_dot, input_precision=PRECISION, out_dtype=ACC)
         if HAS_U:
-            moved_v = tl.dot(queries.u, v, moved_v, input_precision=PRECISION, out_dtype=ACC)
+            moved_v = tl.dot(queries.u, tl.trans(v), moved_v, input_precision=PRECISION, out_dtype=ACC)
         if HAS_V and HAS_W:
-            v_dot = load_columns(keys.v_dot, j, keys.v_dot_stride, rules.columns, BLOCK_N, DV, BLOCK_DV, not MASKED)
-            moved_v = tl.dot(queries.w, v_dot, moved_v, input_precision=PRECISION, out_dtype=ACC)
-    _, _, _, _, dz, dz_dot = adjoints(rules, rows, index[None, :], z, z_dot, w_v, moved_v, CAPPED, SECOND, MASKED)
+            v_dot = load_rows(
+                keys.v_dot, j, keys.v_dot_stride, rules.columns, BLOCK_N, DV, BLOCK_DV, not HIDES, FACTS.WIDE
+            )
+            moved_v = tl.dot(queries.w, tl.trans(v_dot), moved_v, input_precision=PRECISION, out_dtype=ACC)
+    _, _, _, _, dz, dz_dot = adjoints(rules, known, tile, z, z_dot, w_v, moved_v, FACTS, HIDES, False)
     low = dz.to(k.dtype)
     if FIRST:
         first = tl.dot(low, k, first, input_precision=PRECISION, out_dtype=ACC)
@@ -88,7 +93,7 @@ def _visit(first, second, queries, keys, rules, rows, j, FACTS: tl.constexpr, MA
     return first, second
 
 
-@triton.jit(do_not_specialize=["batch", "heads", "group", "rows", "columns", "left", "right", "offset", "row_blocks"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _rows_kernel(
     q_ptr,  # (n, batch, heads, rows, DK)
     k_ptr,  # (n, batch, heads / group, columns, DK)
@@ -98,9 +103,9 @@ def _rows_kernel(
     v_dot_ptr,
     w_ptr,  # (n, batch, heads, rows, DV), contiguous but for n, as the following: cotangents of o, or None
     u_ptr,  # their tangents, or None
-    lse_ptr,  # (n, batch, heads, rows)
-    lse_dot_ptr,
+    lse_ptr,  # (n, batch, heads, stored): what the kernel of row scalars left, see `Row`
     delta_ptr,
+    lse_dot_ptr,
     delta_dot_ptr,
     bias_ptr,  # (n, batch, heads, rows, columns) by its strides, or None
     bias_dot_ptr,
@@ -138,8 +143,7 @@ def _rows_kernel(
     vd_row,
     w_n,
     u_n,
-    lse_n,
-    ld_n,
+    stored,
     bias_n,
     bias_b,
     bias_h,
@@ -211,10 +215,10 @@ def _rows_kernel(
     if mask_ptr is not None:
         mask_ptr += head_offset(n, b, h, mask_n, mask_b, mask_h)
     rules = Rules(
-        tl.full([1, 1], scale, ACC),
-        tl.full([1, 1], softcap, ACC),
+        tl.full([], scale, ACC),
+        tl.full([], softcap, ACC),
         slope,
-        tl.full([1, 1], dropout_p, ACC),
+        tl.full([], dropout_p, ACC),
         seed,
         b * heads + h,
         bias_ptr,
@@ -239,27 +243,21 @@ def _rows_kernel(
     head = (b * heads + h).to(tl.int64)
     out = (n.to(tl.int64) * batch * heads + head) * rows
     here = head * rows
-    known = known_rows(
-        rules,
-        index,
-        lse_ptr + n.to(tl.int64) * lse_n + here,
-        delta_ptr + out,
-        lse_dot_ptr + n.to(tl.int64) * ld_n + here if SECOND else None,
-        delta_dot_ptr + out if SECOND else None,
-        1,
-        SECOND,
-    )
-    q = load_rows(q_ptr + head_offset(n, b, h, q_n, q_b, q_h), start, q_row, rows, BLOCK_M, DK, BLOCK_DK, False)
+    here_known = known_of(lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, n * batch * heads + head, stored, SECOND)
+    known = known_rows(here_known, index, 1, SECOND)
+    begin, end = keys_seen(rules, index[:, None])
+    tile = Tile(index[:, None], index[:, None], begin, end)  # columns as they come
+    q = load_rows(q_ptr + head_offset(n, b, h, q_n, q_b, q_h), start, q_row, rows, BLOCK_M, DK, BLOCK_DK, False, True)
     q_dot = q
     w = q
     u = q
     if q_dot_ptr is not None:
         place = q_dot_ptr + head_offset(n, b, h, qd_n, qd_b, qd_h)
-        q_dot = load_rows(place, start, qd_row, rows, BLOCK_M, DK, BLOCK_DK, False)
+        q_dot = load_rows(place, start, qd_row, rows, BLOCK_M, DK, BLOCK_DK, False, True)
     if w_ptr is not None:
-        w = load_rows(w_ptr + n.to(tl.int64) * w_n + here * DV, start, DV, rows, BLOCK_M, DV, BLOCK_DV, False)
+        w = load_rows(w_ptr + n.to(tl.int64) * w_n + here * DV, start, DV, rows, BLOCK_M, DV, BLOCK_DV, False, True)
     if u_ptr is not None:
-        u = load_rows(u_ptr + n.to(tl.int64) * u_n + here * DV, start, DV, rows, BLOCK_M, DV, BLOCK_DV, False)
+        u = load_rows(u_ptr + n.to(tl.int64) * u_n + here * DV, start, DV, rows, BLOCK_M, DV, BLOCK_DV, False, True)
     queries = Queries(q, q_dot, w, u)
     k_here = k_ptr + head_offset(n, b, kv, k_n, k_b, k_h)
     v_here = v_ptr + head_offset(n, b, kv, v_n, v_b, v_h)
@@ -269,22 +267,24 @@ def _rows_kernel(
         k_dot_here = k_dot_ptr + head_offset(n, b, kv, kd_n, kd_b, kd_h)
     if v_dot_ptr is not None:
         v_dot_here = v_dot_ptr + head_offset(n, b, kv, vd_n, vd_b, vd_h)
+    if FACTS.ALIKE:
+        v_row, kd_row, vd_row = k_row, k_row, k_row
     keys = Keys(k_here, k_row, v_here, v_row, k_dot_here, kd_row, v_dot_here, vd_row)
     first = tl.zeros([BLOCK_M, BLOCK_DK], ACC)
     second = tl.zeros([BLOCK_M, BLOCK_DK], ACC)
-    tile, last, shared = keys_of_tile(known.begin, known.end, known.index, rows, columns, BLOCK_N)
+    begin_tile, last, shared = keys_of_tile(begin, end, tile.row, rows, columns, BLOCK_N)
     if count_ptr is not None:
         listing = b * list_b + h * list_h + block * BLOCK_M // LISTED_ROWS
         SPLIT: tl.constexpr = LISTED_COLUMNS // BLOCK_N
         for i in tl.range(0, tl.load(count_ptr + listing) * SPLIT, num_stages=STAGES):
             listed_block = tl.load(index_ptr + listing.to(tl.int64) * listed + i // SPLIT)
             j = listed_block * LISTED_COLUMNS + i % SPLIT * BLOCK_N
-            first, second = _visit(first, second, queries, keys, rules, known, j, FACTS, True)
+            first, second = _visit(first, second, queries, keys, rules, known, tile, j, FACTS, True)
     else:
-        for i in tl.range(tile, shared, num_stages=STAGES):
-            first, second = _visit(first, second, queries, keys, rules, known, i * BLOCK_N, FACTS, False)
+        for i in tl.range(begin_tile, shared, num_stages=STAGES):
+            first, second = _visit(first, second, queries, keys, rules, known, tile, i * BLOCK_N, FACTS, False)
         for i in tl.range(shared, last, num_stages=STAGES):
-            first, second = _visit(first, second, queries, keys, rules, known, i * BLOCK_N, FACTS, True)
+            first, second = _visit(first, second, queries, keys, rules, known, tile, i * BLOCK_N, FACTS, True)
     if first_ptr is not None:
         store_rows(first_ptr + out * DK, start, rows, first * rules.scale, BLOCK_M, DK, BLOCK_DK)
     if second_ptr is not None:
