@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._native import undifferentiated
 from ._norms import op
 from ._norms.arguments import EPS32, EPS64, FLOATS, check_input, check_shape, check_weight, eps_of, is_rounded
 
@@ -86,6 +87,9 @@ def rms_norm(
     rounded = False
     if casting != "torch" or type(weight_offset) is not float:
         rounded = is_rounded("rms_norm", casting, weight_offset, input, weight)
+    plain = weight is None or not weight_offset
+    if plain and not rounded and undifferentiated(input, weight) and input.numel():
+        return torch.rms_norm(input, input.shape[-ndim:], weight, eps)
     arguments = (input, weight, None, ndim, eps, False, float(weight_offset), rounded)
     if _is_compiling():
         return op(*arguments)

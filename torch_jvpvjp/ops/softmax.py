@@ -3,15 +3,12 @@
 import torch
 from torch import Tensor
 
-from ._arithmetic import FLOATS
-from ._native import reversed_only
-from ._softmaxes.arguments import check_dim, prepared
+from ._softmaxes.face import along_axis
 from ._softmaxes.kernels import register_cpu, register_triton
 from ._softmaxes.tower import declare
 
 __all__ = ["op", "softmax"]
 
-_is_compiling = torch.compiler.is_compiling
 op = declare("softmax")
 register_triton(op, "softmax")
 register_cpu(op, "softmax")
@@ -57,26 +54,4 @@ def softmax(
 
     Source: Bridle (1990), Probabilistic interpretation of feedforward classification network outputs.
     """
-    if (
-        mask is None
-        and dtype is None
-        and type(scale) is float
-        and scale == 1.0
-        and dim == -1
-        and type(input) is Tensor
-        and input.dim()
-        and (input.dtype is torch.float32 or (input.dtype in FLOATS and not torch.is_autocast_enabled("cuda")))
-    ):
-        scale = 1.0  # what nearly every call is, decided at once
-    else:
-        input, scale = prepared("softmax", input, scale, mask, dtype)  # noqa: A001
-        dim = check_dim("softmax", input, dim)
-        if not input.dim():
-            return softmax(
-                input.reshape(1), -1, scale=scale, mask=None if mask is None else mask.reshape(1)
-            ).reshape(())
-    if mask is None and scale == 1 and reversed_only(input):
-        return torch.softmax(input, dim)
-    if _is_compiling():
-        return op(input, mask, dim, scale)
-    return op.call_flat((input, mask, dim, scale))[0]  # a call of the op would only look at the arguments again
+    return along_axis(op, torch.softmax, input, dim, scale, mask, dtype)
