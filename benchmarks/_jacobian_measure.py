@@ -37,6 +37,7 @@ class Settings:
         plan_seconds: For making a plan of ours and its first calls.
         compile_ops: A function that runs more ops than this is not compiled by the peers.
         compiled: Whether anything is compiled.
+        compiled_peers: Whether peers are, too.
         everything: Whether to compile what is known to be long or hopeless as well.
         small: Whether at the sizes of the test.
     """
@@ -47,6 +48,7 @@ class Settings:
     plan_seconds: float = 60.0
     compile_ops: int = 400
     compiled: bool = True
+    compiled_peers: bool = True
     everything: bool = False
     small: bool = False
 
@@ -134,7 +136,7 @@ class Measurement:
         for peer in ways:
             best[peer.name] = self._enter_best_chunk(peer)
         eager = {peer.name: self.contenders[peer.name].seconds for peer in ways if peer.name in self.contenders}
-        if not self.settings.compiled:
+        if not (self.settings.compiled and self.settings.compiled_peers):
             return
         ops = count_ops(self.problem)
         for peer in ways:

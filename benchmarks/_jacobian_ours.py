@@ -47,7 +47,10 @@ def ours(problem: Problem, fresh: Callable[[], Function], *, compiled: bool) -> 
 
     def compile_plan() -> Contender:
         plan = planned()[0].compile()
-        return Contender(lambda: plan(x))
+        start = time.perf_counter()
+        plan(x)  # records
+        plan(x)  # compiles
+        return Contender(lambda: plan(x), facts={"compiling_seconds": time.perf_counter() - start})
 
     def one_shot() -> Contender:
         # A function that nobody has seen, made outside of the time: tracing and planning are paid in every call.

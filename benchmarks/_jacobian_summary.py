@@ -74,6 +74,11 @@ def _planning(row: Row) -> str:
     return "-" if seconds is None else number(1e3 * seconds)
 
 
+def _compiling(row: Row) -> str:
+    seconds = row["contenders"].get(COMPILED, {}).get("compiling_seconds")
+    return "-" if seconds is None else number(seconds)
+
+
 COLUMNS: tuple[Column, ...] = (
     ("workload", lambda r: r["workload"]),
     ("m x n", lambda r: f"{r['m']} x {r['n']}" if "m" in r else ""),
@@ -86,6 +91,7 @@ COLUMNS: tuple[Column, ...] = (
     ("/ peer", lambda r: number(ratio(r, REUSED, PEERS))),
     ("/ floor", lambda r: number(ratio(r, REUSED, [FLOOR]))),
     (COMPILED, lambda r: _cell(r, COMPILED)),
+    ("compiling s", _compiling),
     (ONE_SHOT, lambda r: _cell(r, ONE_SHOT)),
     (AGAIN, lambda r: _cell(r, AGAIN)),
     ("predicted", _prediction),

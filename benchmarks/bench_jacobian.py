@@ -66,6 +66,7 @@ def _workloads(args: argparse.Namespace, report: Report, jax: object, start: flo
         plan_seconds=args.plan_seconds,
         compile_ops=args.compile_ops,
         compiled=not args.no_compile,
+        compiled_peers=not args.no_compiled_peers,
         everything=args.all,
     )
     cases = select(args.only, args.quick)
@@ -93,6 +94,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few workloads, nothing compiled by the peers")
     parser.add_argument("--no-jax", action="store_true", help="leave JAX out")
     parser.add_argument("--no-compile", action="store_true", help="compile nothing, our plans neither")
+    parser.add_argument("--no-compiled-peers", action="store_true", help="compile our plans only")
     parser.add_argument("--all", action="store_true", help="compile peers that are known to be long or hopeless too")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; JAX is kept to one where this is 1")
     parser.add_argument("--seconds", type=float, help="timing of one workload; default 10, 3 with --quick")

@@ -250,3 +250,34 @@ def test_gradients_flow_through_long_loops(function):
         (found,) = torch.autograd.grad(plan(x).sum(), x)
         (expected,) = torch.autograd.grad(torch.func.jacrev(function)(x).sum(), x)
         assert_same(found, expected)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("function", [recurrence, euler])
+def test_long_loops_compile(function):
+    x = randn(5)
+    plan = plan_jacobian(function, x).compile()
+    for by in (0.0, 0.0, 0.25):
+        assert_same(plan(x + by), judged(function, x + by))
+
+
+def test_constants_of_equal_bits_are_one():
+    def f(x):
+        # Zeros of either sign are told apart: they are where the reciprocal is not the same.
+        zeros = torch.zeros(4, dtype=x.dtype), -torch.zeros(4, dtype=x.dtype)
+        return sum(torch.tanh(x) * torch.atan(1 / zero) for zero in zeros) + sum(torch.sin(k * x) for k in range(3))
+
+    check_jacobian(f, randn(4))
+    check_jacobian(euler, x := randn(5))
+    program = program_of(plan_jacobian(euler, x), x)
+    assert not [call for call in program.replayed if call.target is ATEN.stack.default and len(call.operands) != STEPS]
+    assert len([call for call in program.replayed if call.target is ATEN.stack.default]) == 1
+
+
+def test_products_of_two_that_depend_on_x_are_pushed_without_their_value():
+    def f(x):
+        left, right = x.view(3, 4).sin(), x.view(4, 3).cos()
+        return (left @ right) @ (left @ left.mT) @ left.mv(right.sum(1))
+
+    for strategy in ("forward", "reverse", "dynamic_programming"):
+        check_jacobian(f, randn(12), strategy=strategy)

@@ -154,6 +154,21 @@ MISBATCHED_NODES = frozenset({"CdistBackward0", "EuclideanDistBackward0", "AsStr
 """Nodes of autograd whose derivative under `vmap` is not that of each vector, in some release from 2.11 to 2.15."""
 
 
+def compile_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor], mode: str | None) -> Callable[..., Any]:
+    """A graph of ATen ops, compiled by Inductor without Dynamo in front.
+
+    Args:
+        graph: The graph.
+        examples: Inputs of the shapes, dtypes, devices and strides of all that will come.
+        mode: As in `torch.compile`.
+
+    Returns:
+        A function of such inputs.
+    """
+    inductor: Any = importlib.import_module("torch._inductor")
+    return inductor.compile(graph, list(examples), options=inductor.list_mode_options(mode or "default"))
+
+
 def bare_op(target: Any) -> Callable[..., Any]:
     """Return what an ATen op calls in C++, without the Python around it."""
     return getattr(target, "_op", target) if type(target) is torch._ops.OpOverload else target

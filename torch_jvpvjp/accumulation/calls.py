@@ -163,6 +163,32 @@ def folded(
     return kept, known
 
 
+def with_equal_values_once(
+    calls: Sequence[ProgramCall], fixed: Mapping[int, Tensor], results: Sequence[int]
+) -> list[ProgramCall]:
+    """Return the calls with one fixed value in the place of all that hold its bits, such as the ones of each step."""
+    made = {index for call in calls for index in call.outputs}
+    used = {index for call in calls for index in call.operands if index in fixed and index not in made}
+    first: dict[Any, int] = {}
+    same = {index: first.setdefault(_bits(index, fixed[index]), index) for index in sorted(used - set(results))}
+    return [
+        ProgramCall(call.target, renamed(call.args, same), renamed(dict(call.kwargs), same), call.outputs, call.segment)
+        for call in calls
+    ]
+
+
+_MOST_COMPARED = 4096  # entries
+
+
+def _bits(index: int, tensor: Tensor) -> Any:
+    """Return what is the same for tensors that cannot be told apart."""
+    plain = tensor.layout is torch.strided and not (tensor.is_conj() or tensor.is_neg())
+    if not plain or tensor.is_meta or tensor.numel() > _MOST_COMPARED:
+        return index
+    bits = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, bits
+
+
 def shown(calls: Sequence[ProgramCall], results: Sequence[int]) -> set[int]:
     """Return the results, and the values whose memory they may share."""
     found = set(results)

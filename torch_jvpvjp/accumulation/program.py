@@ -20,16 +20,17 @@ from .calls import (
     ProgramCall,
     folded,
     refs_in,
+    with_equal_values_once,
     without_idle_views,
     without_repetitions,
     without_unused,
 )
 from .replay import (
+    CompiledProgram,
     Layouts,
     Spelling,
     Worth,
     by_hand,
-    by_schema,
     by_vectors,
     joined,
     layout_of,
@@ -93,7 +94,7 @@ class Program:
 
     def compiled(self, mode: str | None) -> Callable[..., tuple[Tensor, ...]]:
         """Return the program, to be compiled when it first runs; mode is as in `torch.compile`."""
-        return torch.compile(self._written(self.replayed, by_schema), fullgraph=True, dynamic=False, mode=mode)
+        return CompiledProgram(self.replayed, self.inputs, self.fixed, self.results, mode)
 
     def _written(
         self,
@@ -182,6 +183,8 @@ class ProgramRecorder(TorchDispatchMode):
             calls, numbers = without_idle_views(calls, numbers, layouts.shapes())
             calls, numbers = without_repetitions(calls, numbers)
             calls, fixed = folded(calls, fixed | self._filled, numbers)
+            calls = with_equal_values_once(calls, fixed, numbers)
+            calls, numbers = without_repetitions(calls, numbers)
             calls = without_copies_of_shared(calls, layouts, self._next)
             calls, numbers = without_idle_moves(calls, numbers, layouts)
             calls = joined(without_unused(calls, numbers), numbers, layouts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -84,6 +85,9 @@ class Tensors:
         def push(*tangents: Tensor) -> tuple[Tensor, ...]:
             if part.is_linear_in(operands):  # J ẋ = f(ẋ)
                 return function(*tangents)
+            if part.is_linear_in_each_of(operands):  # J ẋ = f(ẋ_1, x_2) + f(x_1, ẋ_2)
+                terms = [part.function(value, [i])(tangent) for i, tangent in zip(operands, tangents, strict=True)]
+                return tuple(reduce(torch.add, outputs) for outputs in zip(*terms, strict=True))
             results: Any = torch.func.jvp(function, primals, tangents)
             return results[1]
 

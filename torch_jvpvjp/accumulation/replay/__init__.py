@@ -1,13 +1,14 @@
 """Recorded programs made quick: what is idle goes, like calls run as one, and the rest is written as by hand."""
 
+from .graph import CompiledProgram
 from .joined import joined
 from .layout import Layout, Layouts, layout_of
 from .one_row import by_vectors
 from .tidying import without_idle_moves
 from .together import Worth, run_together
-from .writing import Spelling, by_hand, by_schema, written
+from .writing import Spelling, by_hand, written
 
 __all__ = [
-    "Layout", "Layouts", "Spelling", "Worth", "by_hand", "by_schema", "by_vectors", "joined", "layout_of",
+    "CompiledProgram", "Layout", "Layouts", "Spelling", "Worth", "by_hand", "by_vectors", "joined", "layout_of",
     "run_together", "without_idle_moves", "written",
 ]  # fmt: skip

@@ -18,12 +18,6 @@ def by_hand(layouts: Mapping[int, Layout]) -> Spelling:
     return lambda call, place: spelled(call, place, layouts)
 
 
-def by_schema(call: ProgramCall, place: int) -> tuple[str, dict[str, Any]]:
-    """Return a call of the op itself, which is what a compiler takes."""
-    literals = {f"a{place}_{name}": value for name, value in call.literals.items()}
-    return f"f{place}({call.arguments.replace('@', f'a{place}_')})", {f"f{place}": call.target, **literals}
-
-
 def written(
     calls: Sequence[ProgramCall],
     inputs: Sequence[int],

@@ -29,6 +29,9 @@ _LINEAR = frozenset({
 })  # fmt: skip
 
 
+_BILINEAR = frozenset({_aten.mm.default, _aten.bmm.default, _aten.mv.default, _aten.dot.default})
+
+
 class Arc(NamedTuple):
     """The Jacobian of one output of an op in one operand, in closed form."""
 
@@ -155,6 +158,10 @@ class Part:
     def is_linear_in(self, operands: Sequence[int]) -> bool:
         """Return whether the op is a linear map of these operands, with no others."""
         return self.op.target in _LINEAR and set(self.op.operands) == set(operands)
+
+    def is_linear_in_each_of(self, operands: Sequence[int]) -> bool:
+        """Return whether the op is linear in each of these operands while the others stay."""
+        return self.op.target in _BILINEAR and all(self.op.operands.count(index) == 1 for index in operands)
 
     def function(
         self, value: Callable[[int], Tensor], operands: Sequence[int] | None = None
