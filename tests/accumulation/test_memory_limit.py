@@ -5,7 +5,8 @@ import torch
 from jacobian_checks import F64, assert_same, judged, parameters_judged, randn
 from torch import nn
 
-from torch_jvpvjp.accumulation import STRATEGIES, jacobian, plan_jacobian
+from torch_jvpvjp.accumulation import STRATEGIES, Chain, jacobian, plan_jacobian
+from torch_jvpvjp.accumulation.footprint import Footprint
 from torch_jvpvjp.accumulation.infeasible import InfeasiblePlanError
 from torch_jvpvjp.accumulation.memory import read_memory
 
@@ -97,3 +98,43 @@ def test_bad_chunk_sizes_are_refused():
         jacobian(torch.sin, randn(3), chunk_size=0)
     with pytest.raises(TypeError, match="chunk_size must be an integer, got 2.0"):
         jacobian(torch.sin, randn(3), chunk_size=2.0)
+
+
+def test_a_plan_says_how_many_bytes_a_call_holds():
+    net = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 100)).to(F64).requires_grad_(False)
+    plan = plan_jacobian(net, randn(300))
+    assert "bytes" not in str(plan)  # nobody has asked
+    entries = 100 * 300 + 2 * 100 * 200  # J, the weight scaled by a diagonal, and a transient
+    assert plan.peak_bytes is not None
+    assert 8 * (100 * 300 + 100 * 200) <= plan.peak_bytes <= 8 * (entries + 10 * 300)
+    assert f"{plan.peak_bytes:,} bytes in all" in str(plan)
+    assert plan_jacobian([net, _branching], randn(300)).peak_bytes is None  # a black box
+    assert Chain.from_sizes([3, 4, 5]).plan().peak_bytes is None
+
+
+@pytest.mark.parametrize("strategy", ["forward", "reverse", "dynamic_programming"])
+@pytest.mark.parametrize("chunk_size", [None, 7])
+@pytest.mark.parametrize("batch", [0, 3])
+def test_what_a_plan_holds_is_what_its_execution_holds(batch, chunk_size, strategy):
+    net = nn.Sequential(nn.Linear(30, 20), nn.GELU(), nn.LayerNorm(20), nn.Linear(20, 10), nn.Softmax(-1)).to(F64)
+    x = randn(batch, 30) if batch else randn(30)
+    plan = plan_jacobian(net, x, batch_dims=int(batch > 0), chunk_size=chunk_size, strategy=strategy)
+    tracing = plan.runtime.tracing(x)
+    source, extras = tracing.subject.bind(x)
+    held = []
+    for _ in range(2):  # the first fills the caches of indices
+        with torch.no_grad(), Footprint(None, [source, *tracing.constants.values()]) as footprint:
+            plan.runtime._executed(plan, tracing, source, extras)
+        held.append(footprint.peak)
+    assert plan.peak_bytes == pytest.approx(held[1], rel=0.05)
+
+
+@pytest.mark.parametrize("part", [0.4, 0.6, 0.9])
+def test_a_limit_is_kept_by_what_a_call_holds(part):
+    net = nn.Sequential(nn.Linear(40, 400), nn.GELU(), nn.LayerNorm(400), nn.Linear(400, 50)).to(F64)
+    x = randn(40)
+    free = plan_jacobian(net, x, strategy="reverse", objective="fma").peak_bytes
+    plan = plan_jacobian(net, x, strategy="reverse", objective="fma", memory_limit=int(part * free))
+    assert plan.peak_bytes <= part * free
+    assert plan.runtime.options.chunk_size is not None
+    assert_same(plan(x), judged(net, x))

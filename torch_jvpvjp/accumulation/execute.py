@@ -25,11 +25,13 @@ class Execution:
         chunk_size: Most columns or rows that a sweep carries at once; None for all.
         before: Told each task before it is done.
         advanced: Told when a task, or a chunk of it, is done.
+        most_chunks: Most chunks of a sweep that are done, for a run without data that only tells what it holds.
     """
 
     chunk_size: int | None = None
     before: Callable[[Task], None] | None = None
     advanced: Callable[[], None] | None = None
+    most_chunks: int | None = None
 
 
 def execute(
@@ -180,7 +182,7 @@ class _Run:
         shape = (self.plan.dims[last + 1], width) if pushes else (width, self.plan.dims[first])
         whole: Tensor | None = None
         parts: list[Tensor] = []
-        for begin in range(0, width, size):
+        for begin in range(0, width, size)[: self.how.most_chunks]:
             piece = self._slice(start, begin, min(begin + size, width), pushes)
             done = self.tensors.matrix(self._sweep(piece, task))
             self._advanced()

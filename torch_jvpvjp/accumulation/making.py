@@ -87,17 +87,20 @@ def make_plan(
         ) from error
     options = runtime.options
     if limit is not None:
-        chunk = options.chunk_size or _chunk(tracing, limit, plan)
+        chunk = options.chunk_size or _chunk(runtime, tracing, limit, plan)
         runtime = runtime.with_options(replace(options, chunk_size=chunk, together=False))
         runtime.adopt(x, tracing)
     source, output = tracing.subject.source, tracing.subject.output
     bare = output is not None and source.bare and output.bare
-    return replace(
+    made = replace(
         plan,
         input_shape=(*tracing.subject.batch, *source.leaves[0].shape) if bare else None,
         output_shape=(*tracing.subject.batch, *output.leaves[0].shape) if bare and output is not None else None,
         runtime=runtime,
     )
+    if limit is not None:
+        _ = made.peak_bytes  # so that it prints what it holds
+    return made
 
 
 def _entries(tracing: Tracing, limit: int) -> int:
@@ -111,11 +114,34 @@ def _column(tracing: Tracing) -> int:
     return max(tracing.subject.batch.numel(), 1) * max(f.n + f.m + (f.tape or 0) for f in factors)
 
 
-def _chunk(tracing: Tracing, limit: int, plan: Plan) -> int | None:
-    """Return how many columns a sweep may carry within a limit; None if all of them fit."""
+def _chunk(runtime: Runtime, tracing: Tracing, limit: int, plan: Plan) -> int | None:
+    """Return how many columns a sweep may carry within a limit; None if all of them fit.
+
+    What a call holds grows by the same with every column, so that two of them tell what all do; steps in chunks hold
+    their whole result as well.
+    """
+    widest = max(plan.dims)
+    whole = runtime.peak_bytes(plan)
+    if whole is not None and whole <= limit:
+        return None
     size = tracing.traced.output.dtype.itemsize
-    chunk = chunk_for(limit, size, plan.peak_entries, _column(tracing))
-    return None if chunk >= max(plan.dims) else chunk
+    chunk = min(chunk_for(limit, size, plan.peak_entries, _column(tracing)), widest)
+    if whole is None:  # a black box, of which no more is known than its size
+        return None if chunk >= widest else chunk
+    least = runtime.peak_bytes(plan, 1)
+    chunk = max(chunk, 2)
+    for _ in range(_ATTEMPTS):
+        held = runtime.peak_bytes(plan, chunk)
+        if least is None or held is None or held <= limit:
+            break
+        column = max((held - least) / (chunk - 1), 1.0)
+        chunk = max(min(1 + int((limit - least) / column), chunk - 1), 1)
+        if chunk == 1:
+            break
+    return chunk
+
+
+_ATTEMPTS = 4
 
 
 def _time(device: torch.device, dtype: torch.dtype) -> Objective:

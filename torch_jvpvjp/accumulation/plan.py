@@ -96,6 +96,16 @@ class Plan:
         """Fused multiply-adds of all steps, whatever the objective."""
         return sum(step.fma for step in self.steps)
 
+    @cached_property
+    def peak_bytes(self) -> int | None:
+        """Bytes that a call holds at most beyond x and parameters: primal values, tapes, sweeps, blocks, the result.
+
+        Told by executing the plan once on tensors without data, when this is first asked for or memory is limited; a
+        plan prints it from then on. What an op needs for itself while it runs is counted for convolutions only. None
+        for a plan without a function, and for one that calls a part of it as it stands.
+        """
+        return None if self.runtime is None else self.runtime.peak_bytes(self)
+
     @property
     def makespan(self) -> Price | None:
         """When the last step ends if steps run on `threads` workers, in the unit of the cost; None without threads."""

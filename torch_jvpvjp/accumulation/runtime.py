@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ._torch import inside_transform, set_grad_enabled, wraps_transform
+from ._torch import FakeTensorMode, inside_transform, set_grad_enabled, wraps_transform
 from .batches import check_independent, values_apart
 from .execute import Execution, as_jacobian, count_chunks, execute
+from .footprint import Footprint
 from .options import Options
 from .program import Program, ProgramRecorder
 from .progress import bar
@@ -196,6 +197,42 @@ class Runtime:
 
             return verification(plan, source, watch.tasks, watched, runs)
 
+    def peak_bytes(self, plan: Plan, chunk_size: int | None = None) -> int | None:
+        """The most bytes that a call holds, its result included, of a plan for the shapes that it was made for.
+
+        The plan is executed on tensors without data.
+
+        Args:
+            plan: The plan.
+            chunk_size: Instead of that of the options.
+
+        Returns:
+            Bytes; None if only a call can tell.
+        """
+        tracing = next(iter(self._tracings.values()), None)
+        if tracing is None or tracing.traced.opaque:
+            return None
+        # Two chunks hold what all of them do, each being like the one before.
+        return self._footprint(plan, tracing, Execution(chunk_size or self.options.chunk_size, most_chunks=2))
+
+    def _footprint(self, plan: Plan, tracing: Tracing, how: Execution) -> int | None:
+        subject = tracing.subject
+        batch = [subject.batch.numel()] if subject.batch_dims else []
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
+            shared = [] if subject.in_parameters else batch
+            source, *extras = (
+                torch.empty((*sizes, *one.shape), dtype=one.dtype, device=one.device)
+                for sizes, one in [(shared, subject.sample), *((batch, extra) for extra in subject.extras)]
+            )
+            constants = [fake.from_tensor(constant) for constant in tracing.constants.values()]  # kept, and so reused
+            try:
+                with Footprint(fake, [source, *extras, *constants]) as footprint:
+                    matrix = self._executed(plan, tracing, source, extras, how)
+            except Exception:  # noqa: BLE001 (something that only data can tell)
+                return None
+            del matrix
+        return footprint.peak
+
     def _replayed(self, plan: Plan, tracing: Tracing, source: Tensor, extras: Sequence[Tensor]) -> Tensor:
         """Return the Jacobian by the recorded program; the first run records it."""
         # A recording holds for one layout of x.
@@ -296,9 +333,10 @@ def _repeated(program: Program, inputs: Sequence[Tensor]) -> Tensor | None:
 
 def _marks(matrix: Tensor) -> Tensor:
     """Return a few numbers that tell two Jacobians apart: the sum of magnitudes, and some sums as parts of it."""
-    flat = matrix.reshape(-1).to(torch.promote_types(matrix.dtype, torch.float32))
-    whole = flat.abs().sum()
-    parts = [flat.sum(), flat[: flat.numel() // 2].sum(), flat[::2].sum(), flat[::3].sum()]
+    flat, dtype = matrix.reshape(-1), torch.promote_types(matrix.dtype, torch.float32)
+    whole = torch.linalg.vector_norm(flat, 1, dtype=dtype)  # a copy of the Jacobian may not fit beside it
+    pieces = flat, flat[: flat.numel() // 2], flat[::2], flat[::3]
+    parts = [piece.sum(dtype=dtype) for piece in pieces]
     return torch.stack([whole, *(part / whole.clamp(min=torch.finfo(whole.dtype).tiny) for part in parts)])
 
 

@@ -56,12 +56,19 @@ def plan_facts(plan: Plan) -> list[tuple[str, str]]:
         ("all tangent", _compared(plan, plan.tangent_fma)),
         ("all adjoint", _compared(plan, plan.adjoint_fma)),
         ("cost chosen", f"{price_text(plan.cost)} {plan.unit}"),
-        ("peak memory", f"{plan.peak_entries:,} entries"),
+        ("peak memory", _peak(plan)),
     ]
     if plan.makespan is not None:
         workers = "1 worker" if plan.threads == 1 else f"{plan.threads} workers"
         facts.append(("makespan", f"{price_text(plan.makespan)} {plan.unit} on {workers}"))
     return facts
+
+
+def _peak(plan: Plan) -> str:
+    """Return the entries of blocks, and the bytes of everything where somebody has asked for them already."""
+    known: int | None = vars(plan).get("peak_bytes")
+    entries = f"{plan.peak_entries:,} entries"
+    return entries if known is None else f"{entries} of blocks, {known:,} bytes in all"
 
 
 def price_text(price: Price) -> str:

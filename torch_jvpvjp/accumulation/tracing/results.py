@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from .._torch import FakeTensorMode, is_fake, new_fake
 
@@ -43,9 +44,15 @@ class Results:
         if kind is not None:
             return new_fake(self._fake, kind.shape, kind.stride, kind.dtype, kind.device)
         out = func(*args, **kwargs)
-        if is_fake(out):
+        if is_fake(out) and not _is_shared(out, args):  # as `_unsafe_view` is, whose schema does not say so
             self._known[key] = _kind(out)
         return out
+
+
+def _is_shared(out: Tensor, args: tuple[Any, ...]) -> bool:
+    """Return whether a result is one of the arguments, or looks at the memory of one."""
+    memory = out.untyped_storage()._cdata
+    return any(arg.untyped_storage()._cdata == memory for arg in tree_leaves(args) if isinstance(arg, Tensor))
 
 
 def _of_product(func: Any, args: tuple[Any, ...]) -> _Kind | None:
