@@ -4,6 +4,7 @@ Value, JVP and VJP are compared with the float64 evaluation of PyTorch's functio
 every input that PyTorch's function must refuse, ours refuses too, and names itself in the message.
 """
 
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -125,8 +126,14 @@ def _infos() -> Iterator[tuple[str, Any]]:
             yield info.name.rsplit(".", 1)[-1], info
 
 
+# The kernels of attention take a minute for these in the interpreter; tests/kernels judges them on fewer.
+_SLOW_INTERPRETED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="judged in tests/kernels")
 TESTED = [
-    pytest.param(COUNTERPARTS[name], info, id=f"{name}{info.variant_test_name and '-' + info.variant_test_name}")
+    pytest.param(
+        *(COUNTERPARTS[name], info),
+        id=f"{name}{info.variant_test_name and '-' + info.variant_test_name}",
+        marks=[_SLOW_INTERPRETED] if name == "scaled_dot_product_attention" else [],
+    )
     for name, info in _infos()
     if name in COUNTERPARTS and COUNTERPARTS[name].public in ops.__all__ and torch.float64 in info.dtypes
 ]
@@ -149,7 +156,7 @@ def test_samples(counterpart: Counterpart, info: Any, dtype: torch.dtype, device
         args, kwargs = (sample.input, *sample.args), sample.kwargs
         if not any(skip.when(args, kwargs) for skip in counterpart.skips):
             try:
-                # ours and not PyTorch's in its place; and of PyTorch's attention the one that has a JVP
+                # Ours and not PyTorch's in its place; and of PyTorch's attention the one that has a JVP
                 with without_native(), sdpa_kernel(SDPBackend.MATH):
                     dtype_budget(dtype)(_case(counterpart, native, args, kwargs, dtype, device))
             except Exception as error:

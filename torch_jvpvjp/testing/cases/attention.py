@@ -106,7 +106,7 @@ CASES: dict[str, OpCase] = {
                 name="a row that sees nothing",
             ),
         ],
-        interpreted=("plain", "bias, capped, window"),
+        interpreted=("a row that sees nothing", "bias, capped, window"),
     ),
     "attention_jvp": OpCase(
         ops.attention_jvp,
