@@ -140,7 +140,7 @@ def test_a_stopped_tangent_costs_the_plain_pullback(device: str) -> None:
     ]
 
 
-PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
+PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::baddbmm_")
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"  # five in one
 
 

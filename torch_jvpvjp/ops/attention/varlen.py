@@ -117,7 +117,8 @@ def _check_lengths(label: str, cu_seqlens: Any, total: int, query: Tensor) -> No
             f"{_NAME}: {label} must have shape (sequences + 1,) on {query.device}, got {tuple(cu_seqlens.shape)} on "
             f"{cu_seqlens.device}."
         )
-    if cu_seqlens.device.type == "cpu" and choose_way((cu_seqlens,), (0,), ()) != DISPATCH:
+    plain = not torch.compiler.is_compiling() and choose_way((cu_seqlens,), (0,), ()) != DISPATCH
+    if plain and cu_seqlens.device.type == "cpu":
         steps = cu_seqlens.diff()
         if int(cu_seqlens[0]) != 0 or bool((steps < 0).any()) or int(cu_seqlens[-1]) > total:
             raise ValueError(
