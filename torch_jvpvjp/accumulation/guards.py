@@ -36,6 +36,12 @@ _LIBRARIES = frozenset({
     "torch", "torch_jvpvjp", "math", "numpy", "functools", "itertools", "operator", "builtins", "typing", "collections",
     "abc", "dataclasses", "enum", "contextlib", "types",
 })  # fmt: skip
+_IDLE = frozenset({
+    "_non_persistent_buffers_set", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs", "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+})  # fmt: skip
+"""What a module keeps that changes nothing in a call of it, as long as it has no hooks besides."""
 _GONE = object()
 
 
@@ -176,7 +182,8 @@ class Guards:
         if isinstance(value, nn.Module):
             self._watch_once(any_global_module_hook)
         if attributes and ATTRIBUTE not in attributes:
-            self._watch_mapping(attributes)
+            idle = _IDLE if isinstance(value, nn.Module) else frozenset[str]()
+            self._watch_mapping(attributes, [name for name in attributes if name not in idle])
         else:
             self._watch_attributes(attributes)
 
