@@ -64,6 +64,7 @@ def test_every_call_is_right_whenever_a_plan_is_made(make, when, monkeypatch):
 def test_a_plan_is_made_once_calls_without_one_have_cost_as_much(monkeypatch):
     monkeypatch.setattr(cache, "_PLANNING_SECONDS", 0.0)
     monkeypatch.setattr(cache, "_PLANNING_RUNS", 1e-9)
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS_OF_OP", 0.0)
     net = _net()
     x = randn(4)
     jacobian(net, x)
@@ -180,3 +181,13 @@ def test_first_calls_leave_the_function_and_its_point_as_they_were():
     with torch.inference_mode():
         same = jacobian(net, x.detach().clone())
     assert_same(same, found)
+
+
+def test_planning_is_put_off_by_the_ops_that_it_takes(monkeypatch):
+    seconds = {name: getattr(cache, name) for name in ("_PLANNING_SECONDS", "_PLANNING_SECONDS_OF_OP")}
+    monkeypatch.setattr(cache, "_PLANNING_RUNS", 0.0)
+    known = cache.Remembered(seconds=3 * seconds["_PLANNING_SECONDS"])
+    assert known.planning_pays(0.0, 0)
+    assert known.planning_pays(0.0, 0, lambda: 5)
+    assert not known.planning_pays(0.0, 0, lambda: 100)
+    assert not cache.Remembered().planning_pays(0.0, 0, lambda: 0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from torch_jvpvjp.accumulation import plan_jacobian
 from torch_jvpvjp.accumulation.bracket import Mode
 from torch_jvpvjp.accumulation.cost import Objective
 from torch_jvpvjp.accumulation.factor import Factor
@@ -25,7 +26,7 @@ from torch_jvpvjp.accumulation.structure import (
     Structure,
     Zero,
 )
-from torch_jvpvjp.accumulation.timing import Time, default_model, time_objective
+from torch_jvpvjp.accumulation.timing import Time, default_model, device_model, time_objective
 
 TIME = Time(default_model("a device", "cpu", torch.float32, 1))
 RAW = Factor(100, 50, jvp_cost=5000, vjp_cost=9000, tape=10)
@@ -151,3 +152,51 @@ def test_every_kind_of_structure_has_a_price() -> None:
     for left, right in structured_pairs():
         price = TIME.multiply(left, right)
         assert 0 < price < 1, (left, right)
+
+
+def test_the_ops_of_a_closed_form_share_its_bytes() -> None:
+    """A formula of many ops reads and writes what each of them makes, not all of it in each of them."""
+    model = TIME.model
+    values, launches, batch = 6000, 30, 256
+    factor = Factor(6, 3, jvp_cost=values, vjp_cost=values, tape=8, forming_cost=values, launches=launches)
+    one = TIME.accumulate(factor, Mode.CLOSED)
+    moved = 3 * values / launches * model.itemsize
+    assert one == pytest.approx(launches * (model.launch + moved / model.traffic.at(moved)))
+    all_of_them = 3 * values * batch / launches * model.itemsize
+    seconds = TIME.batched(batch).accumulate(factor, Mode.CLOSED)
+    assert seconds == pytest.approx(launches * (model.launch + all_of_them / model.traffic.at(all_of_them)))
+
+
+def _roe_like(v: torch.Tensor) -> torch.Tensor:
+    left, right = v[:3], v[3:]
+    root = (left[0].abs() + 1).sqrt()
+    speed = (left[1] * root + right[1]) / (root + 1)
+    flux = torch.stack([left[1], left[1] * speed, (left[2] + right[2]) * speed])
+    return flux - speed.abs() * (right - left) / 2
+
+
+FUNCTIONS = {
+    "scalars": (_roe_like, 6),
+    "entrywise": (lambda v: (v.sin() * v.exp()).tanh() / (v * v + 1), 8),
+    "network": (torch.nn.Sequential(*(torch.nn.Linear(8, 8) if k % 2 else torch.nn.Tanh() for k in range(21))), 8),
+    "sum": (lambda v: (100 * (v[1:] - v[:-1] ** 2) ** 2 + (1 - v[:-1]) ** 2).sum(), 30),
+}
+
+
+@pytest.mark.parametrize(("f", "n"), FUNCTIONS.values(), ids=FUNCTIONS)
+def test_launches_are_those_of_the_recorded_program(f, n) -> None:
+    plan = plan_jacobian(f, torch.linspace(0.1, 1, n))
+    plan(torch.linspace(0.1, 1, n))
+    (tracing,) = plan.runtime._tracings.values()
+    primal = plan.runtime.primal_seconds() / device_model(torch.device("cpu"), torch.float32).launch
+    priced = sum(region.launches for region in tracing.traced.regions) + primal
+    done = sum(not getattr(call.target, "is_view", False) for call in tracing.program.calls)
+    assert done / 2 <= priced <= 2 * done
+
+
+def test_a_plan_by_time_predicts_a_call_with_f_itself() -> None:
+    plan = plan_jacobian(torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Tanh()), torch.ones(8))
+    launch = device_model(torch.device("cpu"), torch.float32).launch
+    assert plan.seconds == pytest.approx(plan.cost + 2 * launch)
+    assert "s predicted, f itself included" in str(plan)
+    assert plan_jacobian(torch.sin, torch.ones(8), objective="fma").seconds is None

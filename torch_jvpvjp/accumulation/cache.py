@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 _MOST_KINDS = 64  # of arguments and options, for one function
 
-# What taking a Jacobian without a plan, and making a plan, cost: as multiples of one run of the function with its tape,
-# measured on functions of 1 to 800 ops. They decide only when a plan is made, never what it computes.
+# What taking a Jacobian without a plan, and making a plan, cost, by one run of the function with its tape and the number
+# of its ops. Measured on functions of 1 to 1,000 ops; planning takes up to 3 times more or less, and more than that for
+# networks of convolutions. They decide only when a plan is made, never what it computes.
 _SWEEP_START, _COLUMNS_A_RUN = 2.0, 8.0  # a sweep of c columns takes (2 + c / 8) runs
-_PLANNING_RUNS, _PLANNING_SECONDS = 60.0, 20e-3
+_PLANNING_RUNS, _PLANNING_SECONDS, _PLANNING_SECONDS_OF_OP = 10.0, 20e-3, 1.5e-3
 _FIRST = 4.0  # a first call plans only where a sweep takes so many times what planning does
 
 
@@ -31,8 +32,8 @@ class Remembered:
     plan: Plan | None = None
     seconds: float = 0.0
 
-    def planning_pays(self, run: float, width: int) -> bool:
-        """Return whether a plan should be made now.
+    def planning_pays(self, run: float, width: int, ops: Callable[[], int] | None = None) -> bool:
+        """Whether a plan should be made now.
 
         As with renting or buying: once what was spent without a plan, with what the next call would take, exceeds what
         making one takes, it is made; so never more than about twice the best is spent. The first call may be the only
@@ -41,10 +42,17 @@ class Remembered:
         Args:
             run: Seconds of one run of the function.
             width: How many columns or rows a sweep would carry.
+            ops: Counts the ops of the function; asked only if it may pay.
+
+        Returns:
+            Whether it pays.
         """
         sweep = run * (_SWEEP_START + width / _COLUMNS_A_RUN)
         planning = _PLANNING_SECONDS + _PLANNING_RUNS * run
-        return self.seconds + sweep > planning * (1.0 if self.seconds else _FIRST)
+        spent, times = self.seconds + sweep, 1.0 if self.seconds else _FIRST
+        if spent <= planning * times:
+            return False
+        return ops is None or spent > (planning + _PLANNING_SECONDS_OF_OP * ops()) * times
 
 
 class _Plans(dict[Hashable, Remembered]):

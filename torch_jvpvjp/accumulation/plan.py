@@ -106,6 +106,16 @@ class Plan:
         """
         return None if self.runtime is None else self.runtime.peak_bytes(self)
 
+    @cached_property
+    def seconds(self) -> float | None:
+        """Seconds that a call is predicted to take: those of its steps and of f itself, which no step is priced for.
+
+        None for a plan without a function, or by another objective than "time".
+        """
+        if self.runtime is None or self.unit != "s":
+            return None
+        return float(self.cost) + self.runtime.primal_seconds()
+
     @property
     def makespan(self) -> Price | None:
         """When the last step ends if steps run on `threads` workers, in the unit of the cost; None without threads."""

@@ -215,6 +215,23 @@ class Runtime:
         # Two chunks hold what all of them do, each being like the one before.
         return self._footprint(plan, tracing, Execution(chunk_size or self.options.chunk_size, most_chunks=2))
 
+    def primal_seconds(self) -> float:
+        """Return the seconds that running f takes by the launches of its ops, which is the same in every plan."""
+        from .timing.current import device_model
+
+        tracing = next(iter(self._tracings.values()), None)
+        if tracing is None:
+            return 0.0
+        tape, outside = tracing.traced.tape, set(tracing.traced.tape.constants)
+        launches = 0
+        for op in tape.ops:
+            if outside.issuperset(op.operands):  # it is done once, when a call is recorded
+                outside.update(index for index in op.outputs if index is not None)
+            else:
+                launches += not getattr(op.target, "is_view", False)
+        meta = tape.metas[tape.result]
+        return launches * device_model(meta.device, meta.dtype).launch
+
     def _footprint(self, plan: Plan, tracing: Tracing, how: Execution) -> int | None:
         subject = tracing.subject
         batch = [subject.batch.numel()] if subject.batch_dims else []

@@ -58,6 +58,8 @@ def plan_facts(plan: Plan) -> list[tuple[str, str]]:
         ("cost chosen", f"{price_text(plan.cost)} {plan.unit}"),
         ("peak memory", _peak(plan)),
     ]
+    if plan.seconds is not None:
+        facts.append(("a call", f"{price_text(plan.seconds)} s predicted, f itself included"))
     if plan.makespan is not None:
         workers = "1 worker" if plan.threads == 1 else f"{plan.threads} workers"
         facts.append(("makespan", f"{price_text(plan.makespan)} {plan.unit} on {workers}"))

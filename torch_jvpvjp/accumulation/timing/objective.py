@@ -50,9 +50,10 @@ class Time:
             return 0.0
         if mode is Mode.CLOSED:
             assert factor.forming_cost is not None, "a planner priced a closed form that there is none of"
-            # Each value that the formula computes is read and written about once more on its way.
+            # Each value that the formula computes is read and written about once more on its way. They are those of
+            # all its ops, of which each moves its share.
             values = max(factor.forming_cost, factor.jacobian.entries)
-            return self.model.move(3 * self.samples * values, factor.launches)
+            return self.model.move(3 * self.samples * values / factor.launches, factor.launches)
         if mode is Mode.TANGENT:
             return self._sweep(factor, factor.n, tangent=True)
         return self._sweep(factor, factor.m, tangent=False)

@@ -10,6 +10,7 @@ planning, and with tensors.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +42,10 @@ _IN_BLOCKS = (BlockDiagonal, Kronecker, RowKronecker, Stacked)
 _FAST_WITH_DENSE = (
     Dense, Diagonal, Identity, ScaledIdentity, Zero, BlockDiagonal, Kronecker, PlusLowRank, RowKronecker,
 )  # fmt: skip
+
+
+_OPS_OF_OPEN = 3
+_OPS_OF_FACTORED = {"kronecker": 3, "row-kronecker": 3, "low-rank": 3, "identity-plus": 4, "stacked": 2, "pattern": 4}
 
 
 class Algebra(Protocol[T]):
@@ -259,8 +264,22 @@ class Region:
 
     @property
     def launches(self) -> int:
-        """The number of ops that carrying a block takes."""
-        return sum(len(part.op.active) for part in self.parts if not _is_identity(part)) or 1
+        """The number of ops that carrying a block takes.
+
+        One for each local Jacobian, more for one kept as factors; one for its values where a formula makes them; one
+        for each sum where paths meet; and, for an op without closed form, its derivative with the axis of the vectors
+        brought in front and back.
+        """
+        count, uses = 0, Counter[int]()
+        for part in self.parts:
+            uses.update(part.op.active)
+            if part.arcs is None:
+                count += _OPS_OF_OPEN * len(part.op.active)
+            for arc in part.arcs or ():
+                structure = arc.local.structure
+                if not isinstance(structure, Identity):
+                    count += _OPS_OF_FACTORED.get(structure.name, 1) + (arc.local.fma > 0)
+        return max(count + sum(number - 1 for number in uses.values()), 1)
 
     @property
     def tape_entries(self) -> int:
