@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _MOST_KINDS = 64  # of arguments and options, for one function
 
-# What taking a Jacobian without a plan, and making a plan, cost, by one run of the function with its tape and the number
+# What taking a Jacobian without a plan, and making a plan, cost, by one run of the function with its tape and the count
 # of its ops. Measured on functions of 1 to 1,000 ops; planning takes up to 3 times more or less, and more than that for
 # networks of convolutions. They decide only when a plan is made, never what it computes.
 _SWEEP_START, _COLUMNS_A_RUN = 2.0, 8.0  # a sweep of c columns takes (2 + c / 8) runs
