@@ -123,6 +123,36 @@ def key_figures(rows: Sequence[Row]) -> Row:
     }
 
 
+def draw_memory(rows: Sequence[Row], plt: Any) -> Any:
+    """Predicted and measured peaks, by workload, on a logarithmic axis.
+
+    Args:
+        rows: Of the section.
+        plt: ``matplotlib.pyplot``.
+
+    Returns:
+        The figure.
+    """
+    marks = {
+        "predicted_bytes": ("|", "predicted"),
+        "first_bytes": ("o", "first call"),
+        "later_bytes": ("v", "later call"),
+    }
+    figure, axis = plt.subplots(figsize=(10, 1.8 + 0.32 * len(rows)))
+    for key, (mark, label) in marks.items():
+        points = [(row[key] / (1 << 20), place) for place, row in enumerate(rows) if row.get(key)]
+        if points:
+            axis.plot(*zip(*points, strict=True), mark, label=label, markersize=9, alpha=0.8)
+    axis.set_xscale("log")
+    axis.set_yticks(range(len(rows)), [f"{row['workload']}, {row['contender']}{_options(row)}" for row in rows])
+    axis.invert_yaxis()
+    axis.set_xlabel("most memory held beyond what was there before, MiB")
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
 def _worst(rows: Sequence[Row], which: str) -> str:
     plans = [r for r in rows if r["contender"] == "plan"]
     ratios = {f"{r['workload']}{_options(r)}": r[which] / r["predicted_bytes"] for r in plans if which in r}

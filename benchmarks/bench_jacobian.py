@@ -17,7 +17,7 @@ import torch
 from _environment import pick_device
 from _jacobian_jax import load_jax
 from _jacobian_measure import Settings, measure
-from _jacobian_memory import memory_section
+from _jacobian_memory import draw_memory, memory_section
 from _jacobian_strategies import strategies_section
 from _jacobian_summary import COLUMNS, draw, failing, failures, key_figures
 from _jacobian_workloads import select
@@ -37,7 +37,8 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     # JAX on the CPU is no peer of ours on a GPU.
     jax = None if args.no_jax or device.type != "cpu" else load_jax(args.threads)
-    report = Report("jacobian", device)
+    # Sections alone are no measurement of the workloads, and must not stand in the place of one.
+    report = Report("jacobian-sections" if args.sections_only else "jacobian", device)
     report.environment["jax"] = None if jax is None else jax.__version__
     report.notes.append(_conditions(args, jax))
     start = time.monotonic()
@@ -54,6 +55,8 @@ def main() -> int:
     path = report.save(args.results)
     if report.rows:
         report.plot(path, lambda plt: draw(report.rows, plt))
+    elif "memory" in report.extra:
+        report.plot(path, lambda plt: draw_memory(report.extra["memory"], plt))
     return int(failing(report.rows))
 
 
