@@ -39,11 +39,11 @@ class Config(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    """Configurations by padded head size: up to 64, 128, 256.
+    """Configurations; in each line those of padded head sizes up to 64, up to 128, and 256.
 
     Attributes:
-        forward: By how many tangents a program computes: 0, 1, more.
-        adjoints: By what a program keeps while it walks over the rest, and whether there is a second order.
+        forward: A line for every number of tangents that a program computes: 0, 1, more.
+        adjoints: A line by what a program keeps while it walks over the rest, and whether there is a second order.
     """
 
     forward: tuple[tuple[Config, Config, Config], ...]
@@ -56,9 +56,9 @@ class _Tables(NamedTuple):
 # the second order over rows.
 _LARGE = _Tables(
     (
-        (Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(128, 32, 8, 2)),
-        (Config(128, 128, 8, 2), Config(128, 32, 8, 3), Config(64, 32, 8, 2)),
-        (Config(128, 64, 8, 2), Config(64, 32, 8, 2), Config(32, 32, 8, 1)),
+        (Config(128, 128, 8, 2), Config(128, 128, 8, 2), Config(128, 64, 8, 2)),
+        (Config(128, 64, 8, 2), Config(128, 32, 8, 3), Config(64, 32, 8, 2)),
+        (Config(128, 32, 8, 2), Config(64, 32, 8, 2), Config(32, 32, 8, 1)),
     ),
     {
         ("rows", False): (Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(64, 32, 8, 2)),
