@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-all test-fast lint types bench-cpu bench-host bench-jacobian bench-planner clean
+.PHONY: demo test test-all test-fast lint types bench-attention bench-cpu bench-host bench-jacobian bench-planner clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m torch_jvpvjp demo
@@ -30,6 +30,9 @@ types: $(VENV)/.installed
 	$(RUN) -m basedpyright --pythonpath $(RUN)
 
 bench-cpu: bench-host bench-planner bench-jacobian
+
+bench-attention: $(VENV)/.installed
+	$(RUN) benchmarks/bench_attention.py --device cpu
 
 bench-host: $(VENV)/.installed
 	$(RUN) benchmarks/bench_host.py

@@ -57,14 +57,16 @@ def time_interleaved(
     device: torch.device,
     seconds: float = 1.0,
     clock: Callable[[], float] = time.perf_counter,
+    least: int = MIN_REPEATS,
 ) -> dict[str, Timing]:
     """Time functions in turn, round after round, so that a drift of the machine falls on all of them alike.
 
     Args:
         functions: What to time, by name; they need not be warm.
         device: Where they work.
-        seconds: About how long the rounds shall take in all; there are 10 to 100 of them.
+        seconds: About how long the rounds shall take in all; there are at most 100 of them.
         clock: On a CPU, what tells the time: ``time.thread_time`` is not disturbed by what else the machine does.
+        least: How many rounds there are at least; warming up takes three calls, or as many if fewer.
 
     Returns:
         The timing of each.
@@ -73,19 +75,21 @@ def time_interleaved(
         return {}
     with _quiet_collector():
         if device.type == "cuda":
-            return _time_on_gpu(functions, device, seconds)
-        return _time_on_cpu(functions, seconds, clock)
+            return _time_on_gpu(functions, device, seconds, least)
+        return _time_on_cpu(functions, seconds, clock, least)
 
 
-def _time_on_cpu(functions: Mapping[str, Thunk], seconds: float, clock: Callable[[], float]) -> dict[str, Timing]:
-    one_round = sum(min(_wall(f) for _ in range(3)) for f in functions.values())
+def _time_on_cpu(
+    functions: Mapping[str, Thunk], seconds: float, clock: Callable[[], float], least: int
+) -> dict[str, Timing]:
+    one_round = sum(min(_wall(f) for _ in range(min(3, least))) for f in functions.values())
     samples: dict[str, list[float]] = {name: [] for name in functions}
-    for name in _rounds(functions, _repeats(seconds, one_round)):
+    for name in _rounds(functions, _repeats(seconds, one_round, least)):
         samples[name].append(1e3 * _wall(functions[name], clock))
     return {name: summarise(times) for name, times in samples.items()}
 
 
-def _time_on_gpu(functions: Mapping[str, Thunk], device: torch.device, seconds: float) -> dict[str, Timing]:
+def _time_on_gpu(functions: Mapping[str, Thunk], device: torch.device, seconds: float, least: int) -> dict[str, Timing]:
     """Device events around each call, after a cache flush and a pause in which the host enqueues all of the call."""
     # Without the pause, the time between the events of a short kernel would be that of the Python in front of it.
     # The flush writes, so that dirty lines stand in the cache before a call as they do after it.
@@ -97,7 +101,7 @@ def _time_on_gpu(functions: Mapping[str, Thunk], device: torch.device, seconds: 
     host = {name: statistics.median(_host_samples(f, device, 5)) for name, f in functions.items()}
     pauses = {name: int(cycles_per_second * (2.0 * h + 50e-6)) for name, h in host.items()}
     one_round = sum(_elapsed(f, device) + 3.0 * host[name] + 250e-6 for name, f in functions.items())
-    repeats = _repeats(seconds, one_round)
+    repeats = _repeats(seconds, one_round, least)
     events: dict[str, list[tuple[Any, Any]]] = {name: [] for name in functions}
     for number, name in enumerate(_rounds(functions, repeats)):
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -172,8 +176,8 @@ def _rounds(functions: Mapping[str, Thunk], repeats: int) -> Iterator[str]:
         yield from names[shift:] + names[:shift]
 
 
-def _repeats(seconds: float, one_round: float) -> int:
-    return max(MIN_REPEATS, min(MAX_REPEATS, int(seconds / max(one_round, 1e-9))))
+def _repeats(seconds: float, one_round: float, least: int) -> int:
+    return max(least, min(MAX_REPEATS, int(seconds / max(one_round, 1e-9))))
 
 
 def _wall(function: Thunk, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -29,7 +29,7 @@ RESULTS = BENCHMARKS / "results"
 SECONDS = 470.0  # for everything, 10 less than eight minutes
 INSTALL_SECONDS = 60.0
 TEST_SHARE = 0.5  # of what is left after installing; what tests leave over, benchmarks get
-WEIGHTS = {"bench_ops": 5.0}  # of the time for benchmarks; the others have 1
+WEIGHTS = {"bench_ops": 5.0, "bench_attention": 5.0}  # of the time for benchmarks; the others have 1
 GRACE_SECONDS = 25.0  # for a benchmark to finish its last row, print and save
 
 # What must hold after installing: the package comes from where it should, and its kernels through the symlink.
