@@ -106,12 +106,16 @@ def workloads(elements: int, names: Sequence[str] = ()) -> Iterator[Workload]:
     Raises:
         ValueError: If an op is named that has none.
     """
+    import _op_workloads_attention
     import _op_workloads_elementwise
     import _op_workloads_linear
     import _op_workloads_losses
     import _op_workloads_norms
 
-    families = (_op_workloads_norms, _op_workloads_elementwise, _op_workloads_losses, _op_workloads_linear)
+    families = (
+        *(_op_workloads_norms, _op_workloads_elementwise, _op_workloads_losses, _op_workloads_linear),
+        _op_workloads_attention,
+    )
     found = [w for family in families for w in family.of_size(elements) if w.op in ops.__all__]
     unknown = set(names) - {w.op for w in found}
     if unknown:
