@@ -157,3 +157,44 @@ def test_a_product_that_does_not_fit_is_not_recorded():
 def test_a_result_has_the_dtype_of_its_own_operands(dtype):
     function = lambda v: (v.to(dtype).sin() + 1).to(F64) * v.sin()  # noqa: E731
     check_jacobian(function, randn(4), tolerance=1e-5 if dtype is torch.float32 else 1e-10)
+
+
+RECURRENT = {
+    "RNNCell": (lambda: nn.RNNCell(4, 3), (4,)),
+    "GRUCell": (lambda: nn.GRUCell(4, 3), (2, 4)),
+    "LSTMCell": (lambda: nn.LSTMCell(4, 3), (4,)),
+    "RNN": (lambda: nn.RNN(4, 3, num_layers=2), (5, 4)),
+    "GRU": (lambda: nn.GRU(4, 3, num_layers=2), (5, 2, 4)),
+    "GRU both ways": (lambda: nn.GRU(4, 3, bidirectional=True, batch_first=True), (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize(("make", "shape"), RECURRENT.values(), ids=RECURRENT)
+def test_recurrent_layers_are_recorded_though_they_write_into_pieces(make, shape):
+    net = make().to(F64).requires_grad_(False)
+
+    def function(v):
+        y = net(v)
+        return y if isinstance(y, torch.Tensor) else y[0]
+
+    plan = plan_jacobian(function, randn(*shape))
+    assert not plan.runtime.refusals()
+    check_jacobian(function, randn(*shape))
+
+
+def _pieces(v):
+    first, second = torch.unsafe_chunk(v.sin(), 2)
+    whole = first.add_(second).tanh_()
+    return second.neg_() * whole + first
+
+
+def _written_twice(v):
+    first, second = torch.unsafe_chunk(v.exp(), 2)
+    seen = first[1:]  # looks at what is then written
+    first.mul_(2)
+    return torch.cat([seen, second.add_(1)])
+
+
+@pytest.mark.parametrize("function", [_pieces, _written_twice])
+def test_pieces_that_are_written_into(function):
+    check_jacobian(function, randn(6))

@@ -88,6 +88,7 @@ class _Recorder(TorchDispatchMode):
         self._numbers: dict[int, int] = {}
         self._kept: list[Tensor] = []  # an id is a name only as long as its tensor lives
         self._sharing: Counter[int] = Counter()  # how many tensors look at one memory
+        self._pieces: dict[int, Counter[Any]] = {}  # the same of each piece, once one was split into pieces
         self.tape.source = self._new(x)
         self._carried = {self.tape.source}  # without autograd: the values that depend on x
 
@@ -108,6 +109,7 @@ class _Recorder(TorchDispatchMode):
                 return func(*args, **kwargs)
         if func in _SLICES:
             args = _clamped(func, args)
+        recorded = _APART.get(func, recorded)
         active: list[int] = []
 
         def number(tensor: Tensor) -> int:
@@ -120,7 +122,10 @@ class _Recorder(TorchDispatchMode):
 
         refs, named = with_refs(args, number), with_refs(kwargs, number)
         out = self._results(func, args, kwargs)
-        outputs = tuple(None if result is None else self._new(result) for result in flat_outputs(out))
+        results = flat_outputs(out)
+        outputs = tuple(None if result is None else self._new(result) for result in results)
+        if func in _APART:
+            self._split(results)
         if not self._by_autograd and active and torch.is_grad_enabled() and func is not _aten.detach.default:
             self._carried.update(index for index in outputs if index is not None and _differentiable(self.tape, index))
         self.tape.ops.append(TapeOp(recorded, refs, named, outputs, tuple(dict.fromkeys(active))))
@@ -148,14 +153,33 @@ class _Recorder(TorchDispatchMode):
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if name in {"copy_", "fill_", "zero_"}:  # what was there before is gone, and with it what it depended on
             return None
-        alone = self._sharing[target.untyped_storage()._cdata] == 1
+        alone = self._is_alone(target)
         return overload if alone and all(operand.dtype == target.dtype for operand in operands) else None
+
+    def _split(self, pieces: Iterable[Tensor | None]) -> None:
+        """Take note of pieces that share no entry, made of what is not used again, as `unsafe_split` makes them."""
+        for piece in pieces:
+            if piece is not None:
+                counts = self._pieces.setdefault(piece.untyped_storage()._cdata, Counter())
+                counts[_place(piece)] += 1
+
+    def _is_alone(self, tensor: Tensor) -> bool:
+        """Return whether no other tensor looks at the entries of one."""
+        memory = tensor.untyped_storage()._cdata
+        counts = self._pieces.get(memory)
+        if counts is None:
+            return self._sharing[memory] == 1
+        return counts[_place(tensor)] == 1 and not counts[None]
 
     def _new(self, tensor: Tensor) -> int:
         index = self.tape.new_value(meta_of(tensor))
         if self._numbers.get(id(tensor)) is None:
             self._kept.append(tensor)
-            self._sharing[tensor.untyped_storage()._cdata] += 1
+            memory = tensor.untyped_storage()._cdata
+            self._sharing[memory] += 1
+            counts = self._pieces.get(memory)
+            if counts is not None:
+                counts[_place(tensor) if _place(tensor) in counts else None] += 1
         self._numbers[id(tensor)] = index
         return index
 
@@ -243,6 +267,11 @@ def _differentiable(tape: Tape, index: int) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
+def _place(tensor: Tensor) -> Any:
+    """Return which entries of its memory a tensor looks at."""
+    return tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
 def _clamped(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the arguments of a slice with its end no more than the size, which 2^63 − 1 stands for."""
     place = _SLICES[func]  # of dim
@@ -254,6 +283,11 @@ def _clamped(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 _aten = torch.ops.aten
+# Ops whose results may be written into as if they were no views, with what they compute.
+_APART = {
+    _aten.unsafe_split.Tensor: _aten.split.Tensor,
+    _aten.unsafe_split_with_sizes.default: _aten.split_with_sizes.default,
+}
 _SLICES = {_aten.slice.Tensor: 1, _aten.slice_scatter.default: 2}
 # Ops that write only what a tensor says of its shape, with the overload of their twin where it goes by another name.
 _SHAPED = {"squeeze_": "", "unsqueeze_": "", "t_": "", "transpose_": "int"}
