@@ -14,16 +14,21 @@ from .rules import op
 def primal(*args: Any) -> tuple[Tensor, Tensor]:
     """o and ℓ: fused, or tile by tile."""
     inputs = op.signature.inputs_type(*args)
+    if fused.is_plain(inputs):
+        return fused.plain(inputs)
     return fused.forward(inputs) if fused.fits(inputs) else in_place.primal(inputs)
 
 
 def vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """The cotangents of the arguments, fused or tile by tile, with o and ℓ read off the outputs."""
     w, lse_bar = cotangents
-    is_fused = lse_bar is None and any(needs) and not needs[3] and fused.fits(inputs)
-    if w is not None and is_fused and outputs[1].dtype in (torch.float32, torch.float64):  # not lowered by autocast
-        found = fused.backward(w, inputs, outputs)
-        return *(t.to(like.dtype) for t, like in zip(found, inputs, strict=False)), None
+    exact = outputs[1].dtype in (torch.float32, torch.float64)  # ℓ was not lowered by autocast
+    if exact and w is not None and lse_bar is None and any(needs) and not needs[3]:
+        if w.dim() == outputs[0].dim() == 4 and fused.is_plain(inputs):
+            return *fused.plain_backward(w, inputs, outputs), None
+        if fused.fits(inputs):
+            found = fused.backward(w, inputs, outputs)
+            return *(t.to(like.dtype) for t, like in zip(found, inputs, strict=False)), None
     return in_place.vjp(cotangents, inputs, outputs, needs=needs)
 
 

@@ -18,8 +18,8 @@ from .inputs import operands_of, scores_of
 from .maps import Operands, Scores, Window
 from .stripes import Part, rows_of_call, windows
 
-_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
 class Call(NamedTuple):
@@ -48,6 +48,63 @@ class Call(NamedTuple):
         """The view of something like the key that the call is about."""
         c, d = self.window[2:]
         return x[:, :, c:d]
+
+
+def is_plain(inputs: Any) -> bool:
+    """Whether PyTorch's kernel computes this in one call of the arguments as they are; the checks cost little.
+
+    Args:
+        inputs: The arguments of the op.
+
+    Returns:
+        Whether it does.
+    """
+    q, k, v = inputs.query, inputs.key, inputs.value
+    return (
+        inputs.bias is None
+        and inputs.mask is None
+        and inputs.slopes is None
+        and inputs.ranges is None
+        and inputs.softcap == 0
+        and inputs.dropout_p == 0
+        and inputs.left == UNBOUNDED
+        and (inputs.right == UNBOUNDED or (inputs.right == 0 and inputs.offset == 0))
+        and q.dim() == k.dim() == v.dim() == 4
+        and q.shape[:2] == k.shape[:2] == v.shape[:2]
+        and q.shape[-1] == v.shape[-1]
+        and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+        and q.numel() > 0
+        and k.numel() > 0
+    )
+
+
+def plain(inputs: Any) -> tuple[Tensor, Tensor]:
+    """The output o and ℓ of arguments that are plain.
+
+    Args:
+        inputs: The arguments of the op.
+
+    Returns:
+        o and ℓ.
+    """
+    q, k, v = inputs.query, inputs.key, inputs.value
+    o, lse = _FORWARD(q, k, v, 0.0, inputs.right == 0, scale=inputs.scale)
+    return o, lse.contiguous()
+
+
+def plain_backward(w: Tensor, inputs: Any, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The pullback of o where arguments are plain; every row sees a key there, so ℓ is finite.
+
+    Args:
+        w: The cotangent of o, of its shape.
+        inputs: The arguments of the op.
+        outputs: o and ℓ.
+
+    Returns:
+        The cotangents of query, key and value.
+    """
+    q, k, v = inputs.query, inputs.key, inputs.value
+    return _BACKWARD(_unit(w), q, k, v, *outputs, 0.0, inputs.right == 0, scale=inputs.scale)
 
 
 def fits(inputs: Any) -> bool:
