@@ -66,6 +66,10 @@ class Report:
         for figure, value in self.key_figures.items():
             console.print(f"{figure}: {value}", markup=False)
 
+    def path(self, directory: Path) -> Path:
+        """Return the path of the JSON file in a folder, ``<name>-<device>.json``."""
+        return directory / f"{self.name}-{device_slug(self.device)}.json"
+
     def save(self, directory: Path) -> Path:
         """Write the JSON file.
 
@@ -76,7 +80,7 @@ class Report:
             Path of the file, ``<name>-<device>.json``.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"{self.name}-{device_slug(self.device)}.json"
+        path = self.path(directory)
         content = {
             "benchmark": self.name,
             "environment": self.environment,

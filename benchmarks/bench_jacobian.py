@@ -9,6 +9,7 @@ all contenders of one workload in the JSON; the table shows the best PyTorch pee
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from _jacobian_memory import draw_memory, memory_section
 from _jacobian_strategies import strategies_section
 from _jacobian_summary import COLUMNS, draw, failing, failures, key_figures
 from _jacobian_workloads import select
-from _report import RESULTS, Report
+from _report import RESULTS, Report, Row
 
 
 def main() -> int:
@@ -44,6 +45,8 @@ def main() -> int:
     start = time.monotonic()
     if not args.sections_only:
         _workloads(args, report, jax, start)
+        if args.more:
+            report.rows = _with_others(report, args.results)
         report.key_figures |= key_figures(report.rows)
         report.notes += failures(report.rows)
         report.show(COLUMNS)
@@ -85,6 +88,30 @@ def _workloads(args: argparse.Namespace, report: Report, jax: object, start: flo
         print(f"[{time.monotonic() - start:5.0f} s] {case.id}", flush=True)
 
 
+def _with_others(report: Report, folder: Path) -> list[Row]:
+    """Rows together with those that the results file holds of other workloads, if it is of the same code and machine.
+
+    Args:
+        report: What was measured now.
+        folder: Where the file is.
+
+    Returns:
+        The rows, in the order of the table.
+
+    Raises:
+        SystemExit: If the file is of other code, or of another machine.
+    """
+    path = report.path(folder)
+    rows = {row["workload"]: row for row in report.rows}
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        there, here = ({k: v for k, v in e.items() if k != "date"} for e in (before["environment"], report.environment))
+        if there != here:
+            raise SystemExit(f"--more adds to results of the same code and machine, got {there} in {path}")
+        rows = {row["workload"]: row for row in before["rows"]} | rows
+    return [rows[case.id] for case in select(None) if case.id in rows]
+
+
 def _conditions(args: argparse.Namespace, jax: object) -> str:
     absent = "JAX left out" if args.no_jax or args.device == "cuda" else "JAX is not installed"
     return f"{torch.get_num_threads()} thread(s); {absent if jax is None else 'JAX on the CPU under the same limit'}"
@@ -105,6 +132,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--plan-seconds", type=float, default=60.0, help="for a plan of ours and its first calls")
     parser.add_argument("--compile-ops", type=int, default=400, help="peers compile no function of more ops")
     parser.add_argument("--budget-seconds", type=float, default=math.inf, help="add no workload after this time")
+    parser.add_argument("--more", action="store_true", help="add to the results of an earlier run of the same code")
     parser.add_argument("--strategies", action="store_true", help="also: every strategy's plan timed over the chains")
     parser.add_argument("--memory", action="store_true", help="also: predicted and measured peaks, in subprocesses")
     parser.add_argument("--sections-only", action="store_true", help="only what --strategies and --memory add")

@@ -189,7 +189,7 @@ class Plan:
         return self._callable("called")(self, x)
 
     def compile(self, mode: str | None = None) -> Plan:
-        """The same plan, whose calls run what it does compiled by `torch.compile`.
+        """The same plan, whose calls run what it does compiled by Inductor, the compiler behind `torch.compile`.
 
         Args:
             mode: As in `torch.compile`; "reduce-overhead" replays CUDA graphs.
