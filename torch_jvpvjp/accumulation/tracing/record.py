@@ -103,13 +103,14 @@ class _Recorder(TorchDispatchMode):
             if not torch.is_grad_enabled() and func._schema.name.removeprefix("aten::") not in _SHAPED:
                 # The values change and the derivative is still that of what was there before.
                 raise NotRecordable(f"it writes into a tensor while gradients are off, by {func}")
-            recorded = self._without_writing(func, args, kwargs)
-            if recorded is None:
+            alike = self._without_writing(func, args, kwargs)
+            if alike is None:
                 self.mutation = str(func)
                 return func(*args, **kwargs)
+            recorded = alike
         if func in _SLICES:
             args = _clamped(func, args)
-        recorded = _APART.get(func, recorded)
+        recorded = _APART[func] if func in _APART else recorded
         active: list[int] = []
 
         def number(tensor: Tensor) -> int:
@@ -137,8 +138,8 @@ class _Recorder(TorchDispatchMode):
         """Return the op that does the same without writing, where nobody else can see the difference; else None.
 
         An op such as `squeeze_` changes only what the tensor itself says of its shape. One such as `add_` may be
-        written
-        as one that makes a new tensor if nothing else shares the memory of its result, which is a tensor that f made.
+        written as one that makes a new tensor if nothing else shares the memory of its result, which is a tensor that
+        f made.
         """
         name = func._schema.name.removeprefix("aten::")
         if func.namespace != "aten" or not name.endswith("_") or not args or not isinstance(args[0], Tensor):
