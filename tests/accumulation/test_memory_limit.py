@@ -69,6 +69,19 @@ def test_a_limit_that_no_plan_keeps_is_refused_with_one_that_works():
     assert_same(jacobian(stages, x, memory_limit=enough), judged(_composed(stages), x))
 
 
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_a_limit_below_what_one_column_holds_is_refused(chunk_size):
+    net, x = nn.Sequential(nn.Linear(60, 400), nn.Tanh(), nn.Linear(400, 40)).to(F64), randn(60)
+    columns = "1 column at" if chunk_size is None else "5 columns at"
+    message = f"got 30,000 bytes for a plan that holds .* with {columns}"
+    with pytest.raises(InfeasiblePlanError, match=message) as raised:
+        jacobian(net, x, objective="fma", memory_limit=30_000, chunk_size=chunk_size)
+    enough = 8 * raised.value.smallest
+    assert enough > 30_000
+    found = jacobian(net, x, objective="fma", memory_limit=enough, chunk_size=chunk_size)
+    assert_same(found, judged(net, x))
+
+
 def test_sizes_are_read():
     sizes = {"8GB": 8 * 10**9, "512MiB": 512 * 2**20, "1.5 kb": 1500, "7": 7, "3B": 3, "1TiB": 2**40, 12: 12}
     assert {size: read_memory("jacobian", size) for size in sizes} == sizes

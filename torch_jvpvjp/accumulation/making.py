@@ -81,8 +81,7 @@ def make_plan(
         size = meta.dtype.itemsize
         raise InfeasiblePlanError(
             f"{runtime.caller}: memory_limit={memory_limit!r} must hold the blocks of some plan, got a chain that "
-            f"needs "
-            f"{error.smallest * size:,} bytes for them; raise memory_limit to twice that.",
+            f"needs {error.smallest * size:,} bytes for them; raise memory_limit to twice that.",
             smallest=error.smallest,
         ) from error
     options = runtime.options
@@ -99,7 +98,7 @@ def make_plan(
         runtime=runtime,
     )
     if limit is not None:
-        _ = made.peak_bytes  # so that it prints what it holds
+        _check_held(made, limit, meta.dtype.itemsize)
     return made
 
 
@@ -142,6 +141,23 @@ def _chunk(runtime: Runtime, tracing: Tracing, limit: int, plan: Plan) -> int | 
 
 
 _ATTEMPTS = 4
+
+
+def _check_held(plan: Plan, limit: int, size: int) -> None:
+    """Raise if a call holds more than a limit with chunks as small as they were made."""
+    held = plan.peak_bytes  # kept, so that the plan prints it
+    if held is None or held <= limit:
+        return
+    assert plan.runtime is not None
+    chunk = plan.runtime.options.chunk_size
+    columns = "all columns" if chunk is None else f"{chunk} column{'s' * (chunk > 1)}"
+    fewer = "" if chunk == 1 else " or a smaller chunk_size"
+    raise InfeasiblePlanError(
+        f"{plan.runtime.caller}: memory_limit must be what a call holds or more, got {limit:,} bytes for a plan that "
+        f"holds {held:,} with {columns} at a time; raise memory_limit to that, or try objective='memory', another "
+        f"strategy{fewer}.",
+        smallest=-(-held // size),
+    )
 
 
 def _time(device: torch.device, dtype: torch.dtype) -> Objective:
