@@ -191,6 +191,31 @@ def test_biases(shape: tuple[int, int, int, int], batch: int) -> None:
         check(problem)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("number", [-1e9, torch.finfo(torch.float32).min], ids=str)
+def test_a_row_of_padding_is_a_mean_and_harms_no_cotangent(number: float, dtype: torch.dtype) -> None:
+    """A bias so low that scores vanish beside it: equal scores. ℓ has no digit left that P could be made of."""
+    problem = problem_of(5, 20, bias=(1, 1, 5, 20)).to(dtype)
+    at, w = problem.at._replace(bias=problem.at.bias.float()), problem.w
+    assert w is not None
+    at.bias[..., 2, :], w[..., 2, :] = number, 0.0
+    o, lse, _, _ = attention_forward(at, None, problem.options)
+    rounding = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(o[..., 2, :], at.v.float().mean(-2).to(dtype), rtol=0, atol=rounding)
+    assert lse.isfinite().all()
+
+    lse[..., 2] = torch.nextafter(lse[..., 2], torch.tensor(-torch.inf, device=DEVICE))  # as another sum would round it
+    hidden = at._replace(bias=at.bias.clone())
+    hidden.bias[..., 2, :] = -torch.inf
+    needs = Operands(True, True, True, True)
+    for one, other in zip(
+        attention_vjp(at, o, lse, w, None, problem.options, needs),
+        attention_vjp(hidden, *attention_forward(hidden, None, problem.options)[:2], w, None, problem.options, needs),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["mask of all heads", "mask of each head"])
 def test_blocks(own: bool) -> None:
     """Lists of blocks: one is empty, one row of blocks too, tiles are smaller than blocks and lengths no multiples."""
@@ -310,11 +335,12 @@ def test_layouts(kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("kind", ["plain", "capped, biased, causal", "long"])
+@pytest.mark.parametrize("kind", ["plain", "capped, biased, causal", "capped far off", "long"])
 def test_precision(kind: str, dtype: torch.dtype) -> None:
     """The error is at most twice that of whole matrices whose products are of that dtype, plus a rounding."""
-    sizes = {"plain": (3, 5), "capped, biased, causal": (5, 5), "long": (33, 65)}[kind]
-    options: dict[str, Any] = {"softcap": 2.0, "bias": (1, 1, 1, 5), "right": 0} if "capped" in kind else {}
+    sizes = {"plain": (3, 5), "capped, biased, causal": (5, 5), "capped far off": (16, 32), "long": (33, 65)}[kind]
+    capped: dict[str, Any] = {"softcap": 2.0, "bias": (1, 1, 1, 5), "right": 0}
+    options = {"capped, biased, causal": capped, "capped far off": {"softcap": 1000.0}}.get(kind, {})
     exact = problem_of(*sizes, **options).to(dtype)
 
     def scaled(factor: float) -> Problem:

@@ -239,6 +239,14 @@ def test_attention_jvp_of_a_mask_and_its_tangent(device: str) -> None:
     assert_equal(only, torch.func.jvp(lambda b: dense(*tensors[:3], b)[0], tensors[3:], tangents[3:]))
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 1, 4), (2, 1, 2, 3, 4), (3, 1), (1, 1, 1, 1, 1)], ids=str)
+def test_attention_jvp_of_a_mask_of_several_batch_axes(shape: tuple[int, ...], device: str) -> None:
+    tensors, tangents = ([heads(2, 3, 2, n, 2, device=device) for n in (3, 4, 4)] for _ in range(2))
+    mask, mask_dot = (heads(*shape, device=device) for _ in range(2))
+    ours = ops.attention_jvp(*tensors, *tangents, mask, attn_mask_dot=mask_dot)
+    assert_equal(ours, torch.func.jvp(output(), (*tensors, mask), (*tangents, mask_dot)))
+
+
 @pytest.mark.parametrize("which", [w for w in SUBSETS if "b" not in w], ids="".join)
 def test_attention_jvp_with_absent_tangents(which: tuple[str, ...], device: str) -> None:
     tensors, tangents = qkv(device=device), qkv(device=device)

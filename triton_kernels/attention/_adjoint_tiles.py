@@ -34,7 +34,7 @@ class Facts(NamedTuple):
         HAS_V: See HAS_Q.
         HAS_W: Whether there is a cotangent of o, and a tangent of it.
         HAS_U: See HAS_W.
-        CAPPED: Whether there is a softcap.
+        CAPPED: Whether there is a softcap, 0 or 1; 2 where tanh has to be exact.
         LEFT: Whether a row may not see a key before its last.
         WIDE: Whether a matrix has elements 2³¹ or more behind its first.
         ALIKE: Whether k, v and their tangents have the same stride between vectors, and q and its tangent.
@@ -57,7 +57,7 @@ class Facts(NamedTuple):
     HAS_V: bool
     HAS_W: bool
     HAS_U: bool
-    CAPPED: bool
+    CAPPED: int
     LEFT: bool
     WIDE: bool
     ALIKE: bool

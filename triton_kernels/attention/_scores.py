@@ -14,8 +14,12 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .._jets import tanh_jet
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+LOWEST = tl.constexpr(-2e38)  # of what is added to scores, but for −∞
+EXACTLY = tl.constexpr(2)  # what CAPPED is where cap and scores are of float32 or wider, so that κ tanh shows roundings
 _UNIT = tl.constexpr(4.6566127342e-10)
 
 
@@ -131,19 +135,30 @@ def _inside(rules, tile):
 
 
 @triton.jit
+def _tanh(x, CAPPED: tl.constexpr):
+    """Return tanh x with a relative error of a rounding or, where products are of 16 bits, an absolute one."""
+    if CAPPED == EXACTLY:
+        t, _, _, _ = tanh_jet(x)
+    else:  # tanh x = 1 − 2 / (1 + exp 2x), with neither overflow nor a library call
+        t = 1.0 - 2.0 / (1.0 + tl.exp2(x * (2.0 * LOG2E)))
+    return t
+
+
+@triton.jit
 def scores(rules, z, tile, CAPPED: tl.constexpr, WIDE: tl.constexpr):
     """Return S · log₂e of a tile of q·k, −∞ where a mask hides it, and tanh(z / κ)."""
     t = 0.0
     if CAPPED:
-        # tanh x = 1 − 2 / (1 + exp 2x), with neither overflow nor a library call
-        t = 1.0 - 2.0 / (1.0 + tl.exp2(z * (rules.scale / rules.softcap * 2.0 * LOG2E)))
+        t = _tanh(z * (rules.scale / rules.softcap), CAPPED)
         s = t * (rules.softcap * LOG2E)
     else:
         s = z * (rules.scale * LOG2E)
     if rules.bias_ptr is not None:
         place = rules.bias_ptr + _place(tile, rules.bias_row, rules.bias_column, WIDE)
-        bias = tl.load(place, mask=_inside(rules, tile), other=0.0)
-        s += bias.to(z.dtype) * LOG2E
+        bias = tl.load(place, mask=_inside(rules, tile), other=0.0).to(z.dtype)
+        # The lowest number, which hides keys softly, times log₂e would be −∞, which hides them altogether.
+        low = (bias < LOWEST) & (bias > -float("inf"))
+        s += tl.where(low, LOWEST, bias) * LOG2E
     if rules.slope is not None:
         if rules.ranges_ptr is not None:
             inside = tile.row < rules.rows
@@ -209,7 +224,12 @@ def adjoints(rules, known, tile, z, z_dot, w_v, moved_v, FACTS: tl.constexpr, HI
     CAPPED: tl.constexpr = FACTS.CAPPED
     SECOND: tl.constexpr = FACTS.SECOND
     s, t = scores(rules, z, tile, CAPPED, FACTS.WIDE)
-    p = tl.exp2(s - known.lse)
+    power = s - known.lse
+    if rules.bias_ptr is not None:
+        # A row of padding, all of it at −1e9 or lower, has an ℓ whose rounding is many powers of two: P would overflow,
+        # and make NaN of a cotangent of zero.
+        power = tl.where(power > 0, 0.0, power)
+    p = tl.exp2(power)
     if HIDES:
         p = tl.where(visible(tile, BY, FACTS.LEFT), p, 0.0)
     kept = p

@@ -179,6 +179,11 @@ def are_alike(*tensors: Tensor | None) -> bool:
     return len({t.stride(-2) for t in tensors if t is not None}) <= 1
 
 
+def capped(options: Scores, q: Tensor) -> int:
+    """How scores are capped: 0 not at all, 1 as well as operands of 16 bits show, 2 exactly."""
+    return 0 if options.softcap <= 0 else 2 if q.dtype.itemsize > 2 else 1
+
+
 def padded(size: int) -> int:
     """The length of a block for a head size: a power of two that a matrix product takes."""
     return max(16, 1 << (size - 1).bit_length())

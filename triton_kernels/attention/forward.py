@@ -23,6 +23,7 @@ from .arguments import (
     Operands,
     Scores,
     are_alike,
+    capped,
     head_strides,
     is_wide,
     padded,
@@ -49,8 +50,8 @@ class Keys(NamedTuple):
 class Facts(NamedTuple):
     """Compile-time facts: head sizes, tiles, how many tangents and which of them there are, and how to multiply.
 
-    LEFT: whether a row may not see a key before its last. PLAIN: whether scores are q·k by a positive factor. WIDE,
-    ALIKE: see the facts of pullbacks.
+    CAPPED: 0 without a softcap, 1 with one, 2 where tanh has to be exact. LEFT: whether a row may not see a key before
+    its last. PLAIN: whether scores are q·k by a positive factor. WIDE, ALIKE: see the facts of pullbacks.
     """
 
     DK: int
@@ -64,7 +65,7 @@ class Facts(NamedTuple):
     HAS_K: bool
     HAS_V: bool
     HAS_BIAS: bool
-    CAPPED: bool
+    CAPPED: int
     LEFT: bool
     PLAIN: bool
     WIDE: bool
@@ -488,7 +489,7 @@ def attention_forward(
             k_dot is not None,
             v_dot is not None,
             bias_dot is not None,
-            options.softcap > 0,
+            capped(options, q),
             options.left >= 0 or options.ranges is not None,
             options.scale > 0 and options.softcap <= 0 and bias is options.mask is options.slopes is None,
             is_wide(q, k, v, q_dot, k_dot, v_dot, bias, bias_dot, options.mask),

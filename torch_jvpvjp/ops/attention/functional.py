@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .arguments import mask_of
 from .face import Options, read
 from .rules import op
 
@@ -82,11 +83,7 @@ def attention_jvp(
         Options(causal_alignment, window, softcap, alibi_slopes),
     )
     dots: list[Any] = list(arguments.layout.apply((query_dot, key_dot, value_dot)))
-    bias = arguments.values[3]
-    if attn_mask_dot is not None and bias is not None:
-        dots.append(attn_mask_dot.expand(attn_mask.shape).reshape(bias.shape))
-    else:
-        dots.append(None)
+    dots.append(mask_of(_NAME, attn_mask_dot, arguments.heads)[0])
     lead = arguments.heads.lead
     if all(t is None for t in dots):
         o = op(*arguments.values)[0]

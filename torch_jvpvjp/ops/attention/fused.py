@@ -20,6 +20,7 @@ from .stripes import Part, rows_of_call, windows
 
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+_LOST_OF_MASS = 2.0**-11  # of P, relative, by the rounding of ℓ: less than what a product of float16 rounds
 
 
 class Call(NamedTuple):
@@ -129,6 +130,25 @@ def fits(inputs: Any) -> bool:
             for t, rank in ((inputs.bias, 4), (inputs.mask, 4), (inputs.slopes, 2), (inputs.ranges, 3))
         )
     )
+
+
+def keeps_mass(inputs: Any, lse: Tensor) -> bool:
+    """Whether exp(S − ℓ), as PyTorch's backward has P, is P: ℓ is exact enough that a row still sums to 1.
+
+    A bias of −1e9 or the lowest number along a whole row (a row of padding) leaves no digit of log Σ exp(S − max S) in
+    ℓ, and PyTorch's gradients are then too large by as much as the number of keys.
+
+    Args:
+        inputs: The arguments of the op.
+        lse: ℓ.
+
+    Returns:
+        Whether it is.
+    """
+    if inputs.bias is None:
+        return True
+    largest = lse.masked_fill(lse == -torch.inf, 0).abs().amax()
+    return bool(largest * torch.finfo(lse.dtype).eps <= _LOST_OF_MASS)
 
 
 def forward(inputs: Any) -> tuple[Tensor, Tensor]:
