@@ -231,7 +231,7 @@ def test_the_pullback_of_layer_norm_computes_no_moments_again() -> None:
     from torch.profiler import ProfilerActivity, profile
 
     y = ops.layer_norm(x, (4,), torch.ones(4), torch.zeros(4))
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         torch.autograd.grad(y, x, torch.ones_like(y))
     found = {event.key for event in profiler.key_averages()}
     assert "aten::native_layer_norm_backward" in found and "aten::native_layer_norm" not in found

@@ -11,10 +11,10 @@ differs by function, and each predicate here is one claim, which the face of an 
 Where PyTorch's pullback is right and what it builds on top is not, `recorded` makes a node of the two native functions
 that leaves every further derivative to the op.
 
-What is not right in PyTorch, and so not claimed: ``layer_norm`` is silently wrong in third-order reverse mode;
-``silu``, ``mish``, ``huber_loss`` and ``group_norm`` have no forward mode over backward, ``mse_loss`` raises there, and
-``glu`` beyond the second order; the softmax family raises where a dual's value and tangent are both
-differentiated. A mode, a compiler, or autocast sees the op.
+What is not right in PyTorch, and so not claimed: ``layer_norm`` is silently wrong in third-order reverse mode; the
+second order of ``gelu`` is NaN far from 0; ``silu``, ``mish``, ``huber_loss`` and ``group_norm`` have no forward mode
+over backward, ``mse_loss`` raises there, and ``glu`` beyond the second order; the softmax family raises where a dual's
+value and tangent are both differentiated. A mode, a compiler, autocast, or hooks on saved tensors see the op.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..registration import DifferentiableOp
-from ..registration._torch_private import SingleLevelFunction, is_legacy_batched
+from ..registration._torch_private import SingleLevelFunction, is_legacy_batched, top_saved_tensors_hooks
 from ..registration.fast_path import is_untransformed, is_unwatched
 from ..registration.push import peel
 from ._arithmetic import FLOATS
@@ -33,6 +33,7 @@ from ._devices import triton_devices
 
 _Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
 _grad_enabled, _is_compiling = torch.is_grad_enabled, torch.compiler.is_compiling
+_saved_hooks = top_saved_tensors_hooks
 WIDE = frozenset((torch.float32, torch.float64))
 _active = "cpu" not in triton_devices()  # in the interpreter, CPU tensors take the Triton kernels
 
@@ -57,6 +58,7 @@ def everywhere(x: Any, *others: Any) -> bool:
         and x.dtype in FLOATS
         and (not others or _are_alike(x.dtype, others))
         and is_unwatched()
+        and _saved_hooks(True) is None  # a checkpoint must save the same tensors in backward, transforms open or not
     )
 
 
@@ -132,6 +134,8 @@ def recorded(
 
     def run_forward(ctx: Any, *args: Any) -> Tensor:
         y, *kept = forward(*args)
+        if y._is_view():  # of what forward made; nobody else's, so that it may be written into
+            y = y.detach()
         ctx.save_for_backward(*[args[i] for i in tensors], *kept)
         ctx.options = args[count:]  # tensors come first
         ctx.set_materialize_grads(False)

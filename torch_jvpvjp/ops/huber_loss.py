@@ -1,6 +1,5 @@
 """Huber loss: the public face."""
 
-from math import inf
 from typing import Any
 
 import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
@@ -10,6 +9,9 @@ from . import _elementwise_losses as losses
 from ._native import pushed_only, reversed_only, undifferentiated
 
 __all__ = ["huber_loss"]
+
+# Smooth L1 divides by δ, and what is multiplied by δ again has left the exponents of float32 where δ is far from 1.
+_FINE = 2.0**-20
 
 
 def huber_loss(
@@ -50,7 +52,7 @@ def huber_loss(
     if weight is None:
         if undifferentiated(input, target) or pushed_only(input, target):
             return F.huber_loss(input, target, reduction, float(delta))
-        if (delta == 1 or (reduction != "none" and delta < inf)) and reversed_only(input, target):
+        if (delta == 1 or (reduction != "none" and _FINE <= delta <= 1 / _FINE)) and reversed_only(input, target):
             return F.smooth_l1_loss(input, target, reduction=reduction, beta=delta) * delta  # has forward over backward
         return losses.reduced(losses.huber, input, target, reduction, float(delta))
     terms = losses.reduced(losses.huber, input, target, "none", float(delta)) * weight

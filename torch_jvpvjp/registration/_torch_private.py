@@ -64,6 +64,7 @@ SingleLevelFunction = _lookup("torch.autograd.function._SingleLevelFunction")
 enable_single_level_autograd_function = _lookup("torch._functorch.utils.enable_single_level_autograd_function")
 unwrap_if_dead = _lookup("torch._C._functorch.unwrap_if_dead")
 any_requires_grad = _lookup("torch._C._any_requires_grad")
+top_saved_tensors_hooks = _lookup("torch._C._autograd._top_saved_tensors_default_hooks")
 
 # The level of one `torch.func.jvp`, peeled off and put on again.
 TransformType = _lookup("torch._C._functorch.TransformType")

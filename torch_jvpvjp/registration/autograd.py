@@ -125,7 +125,8 @@ def make_node(op: "DifferentiableOp") -> Any:
 
     def forward(ctx: Any, keyset: Any, saved: tuple[Any, ...] | None, *args: Any) -> tuple[Tensor, ...]:
         if keyset is None:
-            results = op.compute(args)
+            # Views of what a kernel made belong to nobody else, and autograd lets only what is no view be written into.
+            results = tuple([r.detach() if r._is_view() else r for r in op.compute(args)])
         else:
             # A node's forward switches both grad modes off; the levels below this one must not see constants.
             with torch.enable_grad(), private.set_fwd_grad_enabled(True):

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ...registration import DifferentiableOp
-from ...registration.fast_path import is_untransformed
 from .._arithmetic import FLOATS
-from .._native import WIDE, everywhere, pushed_only, records, reversed_only
+from .._native import WIDE, pushed_only, records, reversed_only
 from ..pointwise import gelu, silu
 from . import ops
 from .cpu import recorded_glu
@@ -88,7 +87,7 @@ def geglu(gate: Tensor, up: Tensor | None = None, approximate: str = "none") -> 
         raise ValueError(f"geglu: approximate must be 'none' or 'tanh', got {approximate!r}.")
     if up is None:
         return _call(ops.geglu_packed, gate, approximate)
-    if everywhere(gate, up) and (approximate == "none" or is_untransformed()):
+    if reversed_only(gate, up) or pushed_only(gate, up):
         return gelu(gate, approximate) * up
     return _call(ops.geglu, gate, up, approximate)
 

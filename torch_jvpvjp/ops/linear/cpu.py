@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 
-from .._arithmetic import total
+from .._arithmetic import total, wide
 from .._devices import triton_devices
 from . import maps
 from .activations import ACTIVATIONS, IDENTITY
@@ -17,6 +17,14 @@ from .points import Points, check_tangents, terms_of
 from .rules import op
 
 _aten: Any = torch.ops.aten
+
+
+def _at_value(product: Callable[..., Tensor], p: Tensor, z: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """f′ p by f(z), which is not rounded in between: 1 − tanh² would lose all of its digits."""
+    y = value(wide(z, z))
+    return product(wide(p, z), y).to(torch.promote_types(p.dtype, z.dtype))
+
+
 # f(z), and f′(z) p in one pass, by name.
 _ATEN: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "relu": (torch.relu, lambda p, z: _aten.threshold_backward(p, z, 0)),
@@ -26,8 +34,8 @@ _ATEN: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Te
         lambda p, z: _aten.gelu_backward(p, z, approximate="tanh"),
     ),
     "silu": (F.silu, _aten.silu_backward),
-    "tanh": (torch.tanh, lambda p, z: _aten.tanh_backward(p, torch.tanh(z))),
-    "sigmoid": (torch.sigmoid, lambda p, z: _aten.sigmoid_backward(p, torch.sigmoid(z))),
+    "tanh": (torch.tanh, lambda p, z: _at_value(_aten.tanh_backward, p, z, torch.tanh)),
+    "sigmoid": (torch.sigmoid, lambda p, z: _at_value(_aten.sigmoid_backward, p, z, torch.sigmoid)),
     "softplus": (F.softplus, lambda p, z: _aten.softplus_backward(p, z, 1.0, 20.0)),
     "mish": (F.mish, _aten.mish_backward),
 }

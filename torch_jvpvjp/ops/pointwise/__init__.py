@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...registration import DifferentiableOp
 from .._arithmetic import FLOATS
-from .._native import everywhere, records, reversed_only
+from .._native import everywhere, pushed_only, records, reversed_only
 from . import ops
 from .cpu import recorded_gelu, recorded_mish, recorded_silu
 
@@ -44,12 +44,12 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:  # noqa: A002 -- t
         raise TypeError(f"gelu: approximate must be 'none' or 'tanh', got {type(approximate).__name__}.")
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}.")
-    # PyTorch's second derivative of the tanh form is NaN far from 0.
-    if approximate == "none" and everywhere(input):
-        return torch.nn.functional.gelu(input)
-    if approximate == "tanh" and reversed_only(input):
+    # PyTorch's second derivative is NaN far from 0, in float16 from 256 on.
+    if reversed_only(input):
         if records(input):
             return recorded_gelu(input, approximate)
+        return torch.nn.functional.gelu(input, approximate=approximate)
+    if pushed_only(input):
         return torch.nn.functional.gelu(input, approximate=approximate)
     return _apply(ops.gelu, input, approximate)
 
