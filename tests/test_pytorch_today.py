@@ -177,7 +177,11 @@ def test_checkpoint_inside_jvp_and_in_a_dual_level_raises_in_backward(x: Tensor,
 
     leaf = x.clone().requires_grad_()
     for tangent in (in_jvp, in_dual_level):
-        with pytest.raises(CheckpointError, match="A different number of tensors was saved"):
+        # PyTorch 2.11 raises in the call already.
+        with pytest.raises(
+            (CheckpointError, NotImplementedError),
+            match="A different number of tensors was saved|must implement the jvp function",
+        ):
             tangent(torch_checkpoint, leaf).sum().backward()
         (found,) = torch.autograd.grad(tangent(checkpoint, leaf).sum(), leaf)
         torch.testing.assert_close(found, -x.sin() * v)

@@ -25,7 +25,8 @@ def draw_wide(*shapes: Sequence[int], dtype: torch.dtype = F64, seed: int = 0) -
 
 def allocations(run: Callable[[], object]) -> list[int]:
     """Bytes that were allocated (positive) and freed, in order."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
         run()
     found = profile.profiler
     assert found is not None and found.kineto_results is not None

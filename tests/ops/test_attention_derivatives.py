@@ -146,7 +146,7 @@ FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"  # five in 
 
 def products(run: Callable[[], object]) -> int:
     """Matrix products that a run takes on the CPU; here, where one tile is all, each is of the size of attention."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         run()
     names = [event.name for event in profile.events()]
     return sum(name in PRODUCTS for name in names) + 5 * names.count(FUSED)
