@@ -1,7 +1,13 @@
 """A plan, and what `jacobian` keeps, follow the function as it is at each call: nothing recorded outlives a change."""
 
+import copy
 import functools
+import gc
+import math
+import pickle
+import sys
 import types
+import weakref
 
 import pytest
 import torch
@@ -97,6 +103,86 @@ def _by_module():
     return function
 
 
+def _by_module_within():
+    module, inner = types.ModuleType("settings"), types.ModuleType("settings.inner")
+    module.inner, inner.gain = inner, 2.0
+
+    def function(v):
+        return v.sin() * module.inner.gain
+
+    function.settings = module
+    return function
+
+
+class Configured:
+    """A callable that keeps a Python module as an attribute."""
+
+    def __init__(self):
+        self.settings = types.ModuleType("settings")
+        self.settings.gain = 2.0
+
+    def __call__(self, v):
+        return v.sin() * self.settings.gain
+
+
+def _by_import():
+    module = sys.modules.setdefault("settings_of_a_test", types.ModuleType("settings_of_a_test"))
+    module.gain = 2.0
+
+    def function(v):
+        import settings_of_a_test
+
+        return v.sin() * settings_of_a_test.gain
+
+    function.settings = module
+    return function
+
+
+class Table(dict):
+    """A dict with an attribute."""
+
+    gain = 1.0
+
+
+class Row(list):
+    """A list with an attribute."""
+
+    gain = 1.0
+
+
+def _by_container(kind):
+    table = kind()
+    table.gain = 2.0
+
+    def function(v):
+        return v.sin() * table.gain
+
+    function.table = table
+    return function
+
+
+def _by_attribute_of_tensor():
+    gain = torch.full((3,), 2.0, dtype=F64)
+    gain.factor = 2.0
+
+    def function(v):
+        return v.sin() * gain * gain.factor
+
+    function.gain = gain
+    return function
+
+
+def _by_gradient():
+    weight = torch.ones(3, dtype=F64, requires_grad=True)
+    weight.grad = torch.full((3,), 2.0, dtype=F64)
+
+    def function(v):
+        return v.sin() * weight.grad
+
+    function.weight = weight
+    return function
+
+
 def _by_tensor():
     gain = torch.full((3,), 2.0, dtype=F64)
 
@@ -104,6 +190,36 @@ def _by_tensor():
         return v.sin() * gain
 
     function.gain = gain
+    return function
+
+
+def _by_list_of_tensor():
+    gain = torch.full((3,), 2.0, dtype=F64)
+
+    def function(v):
+        return v.sin() * gain.tolist()[0]
+
+    function.gain = gain
+    return function
+
+
+def _by_tensor_of_tensors():
+    gain = torch.tensor(2.0, dtype=F64)
+
+    def function(v):
+        return v.sin() * torch.tensor([gain, gain, 1.0], dtype=F64)
+
+    function.gain = gain
+    return function
+
+
+def _by_matrix():
+    weight = torch.arange(9.0, dtype=F64).reshape(3, 3)
+
+    def function(v):
+        return v.sin() * weight.reshape(9)[:3]
+
+    function.weight = weight
     return function
 
 
@@ -145,6 +261,16 @@ CHANGES = {
     "keyword defaults": (_with_defaults, lambda patch, f: setattr(f, "__kwdefaults__", {"gains": (7.0,)})),
     "an attribute of a class": (_by_class, lambda patch, f: setattr(f.kind, "gain", 5.0)),
     "an attribute of a Python module": (_by_module, lambda patch, f: setattr(f.settings, "gain", 5.0)),
+    "of a Python module in one": (_by_module_within, lambda patch, f: setattr(f.settings.inner, "gain", 5.0)),
+    "of a Python module in an object": (Configured, lambda patch, f: setattr(f.settings, "gain", 5.0)),
+    "of a Python module that it imports": (_by_import, lambda patch, f: setattr(f.settings, "gain", 5.0)),
+    "an attribute of a dict": (lambda: _by_container(Table), lambda patch, f: setattr(f.table, "gain", 5.0)),
+    "an attribute of a list": (lambda: _by_container(Row), lambda patch, f: setattr(f.table, "gain", 5.0)),
+    "an attribute of a tensor": (_by_attribute_of_tensor, lambda patch, f: setattr(f.gain, "factor", 5.0)),
+    "the gradient of a tensor": (_by_gradient, lambda patch, f: setattr(f.weight, "grad", randn(3))),
+    "the entries of a tensor, as a list": (_by_list_of_tensor, lambda patch, f: f.gain.mul_(3)),
+    "the entries of a tensor, as another": (_by_tensor_of_tensors, lambda patch, f: f.gain.mul_(3)),
+    "how a tensor lies in memory": (_by_matrix, lambda patch, f: setattr(f.weight, "data", f.weight.t() + 1)),
     "an attribute of the function": (_by_attribute, lambda patch, f: setattr(f, "gain", 5.0)),
     "a closed-over tensor, in place": (_by_tensor, lambda patch, f: f.gain.mul_(3)),
     "a closed-over tensor, its data": (_by_tensor, lambda patch, f: f.gain.data.copy_(torch.arange(3.0))),
@@ -268,3 +394,152 @@ def test_autocast_is_seen(monkeypatch):
         assert half.dtype == torch.bfloat16 and expected.dtype == torch.float32
         torch.testing.assert_close(half.float(), expected, rtol=0.1, atol=0.02)
         torch.testing.assert_close(found(x), plain[0])
+
+
+def _cubed(v):
+    return (v**3).sum()
+
+
+def _copied(f):
+    made = copy.copy(f)
+    made.gain = 7.0
+    return made
+
+
+OTHERS = {
+    "wrapped": (lambda: _cubed, lambda f: functools.wraps(f)(lambda v: 5 * f(v))),
+    "gradient": (lambda: _cubed, torch.func.grad),
+    "copied object": (Scaler, _copied),
+    "copied module": (Scaled, _copied),
+}
+
+
+@pytest.mark.parametrize(("make", "other"), OTHERS.values(), ids=OTHERS)
+def test_what_takes_over_the_attributes_of_a_function_does_not_take_over_its_plans(make, other, monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
+    f, x = make(), randn(3)
+    for _ in range(2):
+        assert_same(jacobian(f, x), judged(f, x))
+    made = other(f)
+    for _ in range(2):
+        assert_same(jacobian(made, x), judged(made, x))
+        assert_same(jacobian(f, x), judged(f, x))
+
+
+def _product(x, y, z):
+    return (x * y.exp() * z).sin()
+
+
+def test_a_tensor_given_twice_may_be_two_later():
+    x, y, z = randn(3), randn(3), randn(3)
+    for first in [(x, x, x), (x, y, y), (x, y, x)]:
+        plan = plan_jacobian(_product, first, wrt=0)
+        for point in (first, first, (x, y, z), (z, x, y)):
+            assert_same(plan(point), judged(_product, point, 0))
+
+
+def test_an_argument_that_the_function_closes_over_is_another_tensor():
+    x, gain = randn(3), randn(3)
+    for point, wrt in ((gain, None), ((x, gain), 0)):
+
+        def function(v, other=None):
+            return (v * gain.exp() * (v if other is None else other)).sin()
+
+        plan = plan_jacobian(function, point, wrt=wrt)
+        others = [randn(3) if wrt is None else (randn(3), randn(3)) for _ in range(2)]
+        for at in (point, point, *others):
+            expected = judged(function, at) if wrt is None else judged(function, at, 0)
+            assert_same(plan(at), expected)
+
+
+def test_a_parameter_of_another_shape_is_seen(monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
+    net, x = nn.Sequential(nn.Linear(3, 3), nn.Tanh()).double(), randn(3)
+    plan = plan_jacobian(net, x)
+    for _ in range(3):
+        assert_same(jacobian(net, x), plan(x))
+    net[0].weight.data, net[0].bias.data = randn(5, 3), randn(5)
+    for _ in range(2):
+        assert_same(jacobian(net, x), judged(net, x))
+    with pytest.raises(ValueError, match="expects 3 → 3 entries.*takes 3 → 5 entries"):
+        plan(x)
+
+
+def test_a_parameter_of_another_dtype_is_seen():
+    net, x = nn.Linear(3, 2).double(), randn(3)
+
+    def function(v):
+        return net(v.to(net.weight.dtype)).to(v.dtype).tanh()
+
+    plan = plan_jacobian(function, x)
+    for _ in range(3):
+        assert_same(plan(x), judged(function, x))
+    net.float()
+    assert_same(plan(x), judged(function, x), 1e-6)
+
+
+def test_an_argument_that_is_no_tensor_is_watched():
+    x, settings = randn(3), types.SimpleNamespace(gain=2.0)
+
+    def function(v, given):
+        return v.sin() * given.gain
+
+    plan = plan_jacobian(function, (x, settings), wrt=0)
+    for gain in (2.0, 2.0, 5.0):
+        settings.gain = gain
+        assert_same(plan((x, settings)), torch.diag(gain * x.cos()))
+
+
+def test_numbers_that_compare_equal_are_told_apart():
+    x = randn(3)
+
+    def function(v, number):
+        return v * math.copysign(2.0, number)
+
+    plan = plan_jacobian(function, (x, math.nan), wrt=0)
+    assert_same(plan((x, float("nan"))), 2 * torch.eye(3, dtype=F64))
+    for number in (0.0, 0.0, -0.0):
+        found = jacobian(function, (x, number), wrt=0, objective="fma")
+        assert_same(found, math.copysign(2.0, number) * torch.eye(3, dtype=F64))
+
+
+def test_a_plan_is_copied_and_pickled_without_what_it_has_recorded():
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), randn(3)
+    plan = plan_jacobian(net, x)
+    expected = [plan(x) for _ in range(3)][-1]
+    for made in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
+        for _ in range(2):
+            assert_same(made(x), expected)
+
+
+def test_a_plan_keeps_no_argument_alive():
+    net, x, other = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double(), randn(3), randn(4)
+
+    def function(v, w):
+        return net(v) * w
+
+    plan = plan_jacobian(function, (x, other), wrt=0)
+    for _ in range(3):
+        plan((x, other))
+    alive = [weakref.ref(x), weakref.ref(other)]
+    storages = [weakref.ref(tensor.untyped_storage()) for tensor in (x, other)]
+    del x, other
+    gc.collect()
+    assert [one() for one in alive + storages] == [None] * 4
+
+
+def test_a_function_and_its_plans_die_together(monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double(), randn(3)
+    weight = weakref.ref(net[0].weight)
+    for _ in range(3):
+        jacobian(net, x)
+    net[0].weight = nn.Parameter(randn(4, 3))
+    for _ in range(3):
+        jacobian(net, x)
+    gc.collect()
+    assert weight() is None
+    whole = weakref.ref(net)
+    del net
+    gc.collect()
+    assert whole() is None

@@ -191,3 +191,15 @@ def test_planning_is_put_off_by_the_ops_that_it_takes(monkeypatch):
     assert known.planning_pays(0.0, 0, lambda: 5)
     assert not known.planning_pays(0.0, 0, lambda: 100)
     assert not cache.Remembered().planning_pays(0.0, 0, lambda: 0)
+
+
+def test_what_only_autograd_takes_is_right_whenever_a_plan_would_pay(monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).to(F64).train()  # counts its batches, in place
+    still = copy.deepcopy(net)
+    still[1].num_batches_tracked, still[1].momentum = None, 0.1
+    x = randn(5, 4)
+    for _ in range(3):
+        assert_same(jacobian(net, x), judged(still, x))
+    with pytest.raises(NotImplementedError, match="must be differentiable by torch.func"):
+        jacobian(net, x, objective="fma")

@@ -99,3 +99,23 @@ def test_parameters_that_do_not_exist_are_refused():
         jacobian(nn.Tanh(), torch.ones(3), wrt="parameters")
     with pytest.raises(TypeError, match="f must be an nn.Module where wrt names parameters, got function"):
         jacobian(lambda v: v, torch.ones(3), wrt="parameters")
+
+
+class Timed(nn.Module):
+    """A module of a vector and a number, as of a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2).to(F64)
+
+    def forward(self, v, time):
+        return self.linear(v * time).sin()
+
+
+def test_an_argument_without_axes():
+    net, x, time = Timed(), randn(3), randn()
+    expected = parameters_judged(net, x, time)
+    plan = plan_jacobian(net, (x, time), wrt="parameters")
+    for _ in range(3):
+        assert_same(plan((x, time)), expected)
+        assert_same(jacobian(net, (x, time), wrt="parameters", objective="fma"), expected)

@@ -18,7 +18,7 @@ from .options import Options
 from .plan import Plan
 from .runtime import Runtime
 from .seeds import GaussNewton, check_seed
-from .trees import Wrt, flattened
+from .trees import Wrt, flattened, kind_of_leaf
 
 Differentiable = Chain | nn.Module | Callable[..., Any] | Sequence[Callable[[Tensor], Tensor]]
 Randomness = Literal["error", "same", "different"]
@@ -105,12 +105,23 @@ def jacobian(
             known.plan = None
     if known.plan is None:
         free = objective == "time" and strategy == "dynamic_programming" and memory_limit is None and not explain
-        if free and options.leave_free:
+        free = free and options.leave_free
+        if free:
             without = without_plan(stages, x, options, known)
             if without is not None:
                 return without
         runtime = Runtime("jacobian", stages, options)
-        made = make_plan(runtime, x, objective=objective, strategy=strategy, memory_limit=memory_limit)
+        try:
+            made = make_plan(runtime, x, objective=objective, strategy=strategy, memory_limit=memory_limit)
+        except NotImplementedError:
+            if not free:
+                raise
+            # Autograd takes what `torch.func` refuses, such as batch normalisation that counts its batches.
+            known.plannable = False
+            without = without_plan(stages, x, options, known)
+            if without is None:
+                raise
+            return without
         if explain:
             print(stages_text(made))
         known.plan = made
@@ -141,8 +152,8 @@ def plan_jacobian(
 
     The function is run once on a tensor without data, to see what it does; nothing it computes is used. Python values
     that it refers to (closed-over numbers, module attributes) are read at that time, and the plan notices when they
-    change. A function that looks at data, or refers to what cannot be watched for changes, is called as it stands and
-    is a single stage; `explain=True` says which and why.
+    change; whether a tensor that it refers to requires grad is not watched. A function that looks at data, or refers to
+    what cannot be watched for changes, is called as it stands and is a single stage; `explain=True` says which and why.
 
     Args:
         f: As in `jacobian`, like all that is not listed here.
@@ -363,6 +374,6 @@ def _layout(x: Any) -> Any:
     """Return what a plan depends on of x: everything but the values of its tensors."""
     leaves, spec = flattened(x)
     kinds = tuple(
-        (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves
+        (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else kind_of_leaf(leaf) for leaf in leaves
     )
     return kinds, spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,12 @@ class Remembered:
     Attributes:
         plan: Its plan, once made.
         seconds: What calls without a plan have taken so far.
+        plannable: Whether there can be a plan, as far as is known.
     """
 
     plan: Plan | None = None
     seconds: float = 0.0
+    plannable: bool = True
 
     def planning_pays(self, run: float, width: int, ops: Callable[[], int] | None = None) -> bool:
         """Whether a plan should be made now.
@@ -47,6 +50,8 @@ class Remembered:
         Returns:
             Whether it pays.
         """
+        if not self.plannable:
+            return False
         sweep = run * (_SWEEP_START + width / _COLUMNS_A_RUN)
         planning = _PLANNING_SECONDS + _PLANNING_RUNS * run
         spent, times = self.seconds + sweep, 1.0 if self.seconds else _FIRST
@@ -58,8 +63,20 @@ class Remembered:
 class _Plans(dict[Hashable, Remembered]):
     """What is remembered of a function, kept on the function itself, with which it lives and dies.
 
-    A copy of the function, or one that was pickled, begins with nothing.
+    `functools.wraps`, as `torch.func.grad` uses it, and `copy.copy` hand the attributes of a function on to another
+    one, which is not the owner of these plans and gets its own.
+
+    Args:
+        owner: The function; none for a copy of what is remembered, which begins with nothing.
     """
+
+    def __init__(self, owner: Any = None) -> None:
+        super().__init__()
+        self._owner = None if owner is None else weakref.ref(owner)
+
+    def are_of(self, function: Any) -> bool:
+        """Return whether they are those of a function."""
+        return self._owner is not None and self._owner() is function
 
     def __copy__(self) -> _Plans:
         return _Plans()
@@ -81,8 +98,8 @@ def remembered(stages: Sequence[Callable[..., Any]], kind: Hashable) -> Remember
     try:
         attributes = vars(owner)
         plans = attributes.get(ATTRIBUTE)
-        if plans is None:
-            object.__setattr__(owner, ATTRIBUTE, plans := _Plans())
+        if plans is None or not plans.are_of(owner):
+            object.__setattr__(owner, ATTRIBUTE, plans := _Plans(owner))
         key = getattr(first, "__func__", None), tuple(stages[1:]), kind
         if key not in plans:
             while len(plans) >= _MOST_KINDS:

@@ -71,9 +71,15 @@ class Guards:
         self._empty: list[Any] = []  # containers that were empty, as most of a module's are
         self._seen: set[int] = set()
         self._kept: list[Any] = []  # an id is a name only as long as its object lives
+        self._named: set[str] = set()  # all attributes that code names
+        self._watched: set[tuple[int, str]] = set()  # modules and their attributes
+        self._modules: list[types.ModuleType] = []  # reached otherwise than by a name in code
+        self._tensors: list[Tensor] = []
         self._count = 0
         for function in functions:
             self._visit(function)
+        for module in self._modules:  # grows while it is walked
+            self._visit_module(module, self._named)
         self._modes = _modes()
 
     def hold(self) -> bool:
@@ -86,6 +92,13 @@ class Guards:
             and all(map(is_, chain.from_iterable(self._entries), self._values))
             and all([look() is before for look, before in self._looks])  # noqa: C419 (a list is quicker)
         )
+
+    def watch_gradients(self, used: Iterable[Tensor]) -> None:
+        """Watch those tensors whose `grad` is among some that a recording uses; each backward may put another there."""
+        numbers = set(map(id, used))
+        for tensor in self._tensors:
+            if tensor.is_leaf and id(tensor.grad) in numbers:
+                self._looks.append((partial(getattr, tensor, "grad"), tensor.grad))
 
     def restore(self) -> None:
         """Put back what stood in mappings and containers that can be written into."""
@@ -102,11 +115,15 @@ class Guards:
     def __len__(self) -> int:
         return self._count
 
-    def _watch(self, look: Callable[[], Any]) -> None:
+    def _watch(self, look: Callable[[], Any], attributes: Iterable[str] | None = None) -> None:
+        """Watch a place, and of a module that stands there these attributes; None for those that any code names."""
         value = look()
         self._looks.append((look, value))
         self._counted(1)
-        self._visit(value)
+        if attributes is not None and isinstance(value, types.ModuleType):
+            self._visit_module(value, attributes)
+        else:
+            self._visit(value)
 
     def _watch_once(self, look: Callable[[], Any]) -> None:
         if not any(known is look for known, _ in self._looks):
@@ -132,14 +149,17 @@ class Guards:
             raise Opaque("more than a guard can watch")
 
     def _visit(self, value: Any) -> None:
-        if isinstance(value, _VALUES) or isinstance(value, Tensor) or id(value) in self._seen:
+        if isinstance(value, _VALUES) or id(value) in self._seen:
+            return
+        if isinstance(value, Tensor):
+            self._visit_tensor(value)
             return
         self._seen.add(id(value))
         self._kept.append(value)
         if isinstance(value, types.FunctionType):
             self._visit_function(value)
         elif isinstance(value, types.ModuleType):
-            return  # its attributes are watched where they are named
+            self._modules.append(value)
         elif isinstance(value, type):
             self._visit_class(value)
         elif isinstance(value, types.MethodType):
@@ -156,10 +176,25 @@ class Guards:
                 self._visit(part)
         elif isinstance(value, dict):
             self._watch_mapping(value)
+            self._visit_subclass(value)
         elif isinstance(value, (list, tuple, set, frozenset)):
             self._visit_container(value)
+            self._visit_subclass(value)
         else:
             self._visit_object(value)
+
+    def _visit_tensor(self, tensor: Tensor) -> None:
+        self._tensors.append(tensor)
+        if vars(tensor):  # attributes that somebody gave it
+            self._seen.add(id(tensor))
+            self._kept.append(tensor)
+            self._watch_mapping(vars(tensor))
+
+    def _visit_subclass(self, container: Any) -> None:
+        """Watch what a container of the user's own kind holds besides its members."""
+        if not _is_library(type(container).__module__):
+            self._visit_class(type(container))
+            self._watch_mapping(getattr(container, "__dict__", {}))
 
     def _visit_container(self, container: Any) -> None:
         if not container:
@@ -208,9 +243,10 @@ class Guards:
         if _is_library(function.__module__):
             return
         self._looks.append((partial(getattr, function, "__code__"), function.__code__))
+        attributes = _attributes_within(function.__code__)
+        self._named |= attributes
         for cell in function.__closure__ or ():
-            self._watch(partial(_cell, cell))
-            self._visit_module(_cell(cell), _attributes_within(function.__code__))
+            self._watch(partial(_cell, cell), attributes)
         for name in ("__defaults__", "__kwdefaults__"):
             self._watch(partial(getattr, function, name))
         self._watch_attributes(vars(function))
@@ -218,26 +254,30 @@ class Guards:
 
     def _visit_names(self, scope: dict[str, Any], code: types.CodeType) -> None:
         names, attributes = set(_names(code, _GLOBALS)), set(_names(code, _ATTRIBUTES))
-        changing = (names | attributes) & _CHANGING | names & _REFLECTING
+        imports = set(_names(code, _IMPORTS))
+        changing = (names | attributes | imports) & _CHANGING | names & _REFLECTING
         if changing:
             raise Opaque(f"what changes by itself: {', '.join(sorted(changing))}")
+        foreign = [name for name in imports if not _is_library(name)]
+        if foreign:
+            raise Opaque(f"what it imports as it runs: {', '.join(sorted(foreign))}")
         for name in sorted(names):
             if name in scope:
-                self._watch(partial(scope.get, name, _GONE))
-                self._visit_module(scope[name], attributes)
+                self._watch(partial(scope.get, name, _GONE), attributes)
             elif not hasattr(builtins, name):
                 raise Opaque(f"the name {name}, which is not defined")
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 self._visit_names(scope, constant)
 
-    def _visit_module(self, module: Any, attributes: Iterable[str]) -> None:
-        """Watch what a function may take from a module of the user's."""
-        if not isinstance(module, types.ModuleType) or _is_library(module.__name__):
+    def _visit_module(self, module: types.ModuleType, attributes: Iterable[str]) -> None:
+        """Watch what a function may take from a module of the user's, or from one within that."""
+        if _is_library(module.__name__):
             return
         for name in sorted(attributes):
-            if name in vars(module):
-                self._watch(partial(vars(module).get, name, _GONE))
+            if name in vars(module) and (id(module), name) not in self._watched:
+                self._watched.add((id(module), name))
+                self._watch(partial(vars(module).get, name, _GONE), attributes)
 
     def _visit_builtin(self, value: Any) -> None:
         owner = getattr(value, "__self__", None)
@@ -246,7 +286,8 @@ class Guards:
 
 
 _GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
-_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD", "IMPORT_NAME", "IMPORT_FROM"})
+_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"})
+_IMPORTS = frozenset({"IMPORT_NAME"})
 
 
 def _names(code: types.CodeType, operations: frozenset[str]) -> Iterator[str]:

@@ -43,7 +43,6 @@ class _Shortcut(NamedTuple):
 
     def takes(self, plan: Plan, x: Any) -> bool:
         """Return whether a call is such a one."""
-        guards = self.tracing.guards
         return (
             type(x) is Tensor
             and x.shape == self.shape
@@ -53,7 +52,7 @@ class _Shortcut(NamedTuple):
             and plan.steps is self.steps
             and not inside_transform()
             and not wraps_transform(x)
-            and (guards is None or guards.hold())
+            and self.tracing.holds()
         )
 
 
@@ -82,12 +81,16 @@ class Runtime:
         self._tracings: dict[Any, Tracing] = {}
         self._shortcut: _Shortcut | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or one that was pickled, is of the same function and has recorded nothing yet."""
+        return Runtime, (self.caller, self.stages, self.options, self.arguments, self.watching)
+
     def tracing(self, x: Any) -> Tracing:
         """Return the function traced for tensors such as x, anew if it is no longer what it was."""
         x = self.arguments(x)
         key = _key(x)
         known = self._tracings.get(key)
-        if known is None or (known.guards is not None and not known.guards.hold()):
+        if known is None or not known.holds():
             subject = Subject(self.caller, self.stages, x, self.options.wrt, self.options.batch_dims)
             known = self._tracings[key] = trace_subject(subject, self.watching, self.options.sparse)
         return known
@@ -253,7 +256,10 @@ class Runtime:
     def _replayed(self, plan: Plan, tracing: Tracing, source: Tensor, extras: Sequence[Tensor]) -> Tensor:
         """Return the Jacobian by the recorded program; the first run records it."""
         # A recording holds for one layout of x.
-        inputs = [source.contiguous(), *(extra.contiguous() for extra in extras), *tracing.constants.values()]
+        given = [source.contiguous(), *(extra.contiguous() for extra in extras)]
+        if tracing.program is None:  # a tensor that is given twice, or is a constant too, counts as two
+            given = [one.view_as(one) for one in given]
+        inputs = [*given, *tracing.constants.values()]
         if tracing.program is None:
             recorder = ProgramRecorder(inputs)
             with recorder:

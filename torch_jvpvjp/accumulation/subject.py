@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from .stages import label_of
-from .trees import Arguments, Side, Wrt, batch_size, differentiated, flattened, read_arguments, side_of
+from .trees import Arguments, Side, Wrt, batch_size, differentiated, flattened, kind_of_leaf, read_arguments, side_of
 
 Function = Callable[..., Any]
 
@@ -41,7 +42,9 @@ class Subject:
         self.output: Side | None = None  # known once the function has run
         self.layout = _layout(arguments)
         self._leaves_at_first = self._merged(tensors, arguments)
-        self.extras = [_first(extra, batch_dims) for extra in self._leaves_at_first[1]]
+        # Each a tensor of its own: a recording tells tensors from outside apart by identity, and one that is given
+        # twice, or that the function closes over as well, may be given other values alone.
+        self.extras = [(extra := _first(given, batch_dims)).view_as(extra) for given in self._leaves_at_first[1]]
         self._arguments_of_one = arguments
 
     @cached_property
@@ -71,6 +74,18 @@ class Subject:
         """Whether the function takes the tensor that the Jacobian is taken in, as it is, and nothing else."""
         alone = self.has_one_argument and not self.in_parameters and not self.extras
         return alone and self.source.bare and not self.batch_dims
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that the Jacobian is taken in."""
+        return self._leaves_at_first[0] if self.in_parameters else []
+
+    @property
+    def objects(self) -> list[Any]:
+        """The arguments that are no tensors, as they were at first."""
+        return [
+            leaf for arg in self._arguments_of_one.args for leaf in tree_leaves(arg) if not isinstance(leaf, Tensor)
+        ]
 
     @property
     def has_one_argument(self) -> bool:
@@ -116,6 +131,14 @@ class Subject:
     def leaves(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the tensors that the Jacobian is taken in at first, and the others, with all batch axes as one."""
         return self._leaves_at_first
+
+    def forget(self) -> None:
+        """Keep of the first arguments only what they look like, so that a plan does not keep their memory."""
+        self.sample = _outline(self.sample)
+        self.extras = list(map(_outline, self.extras))
+        self._leaves_at_first = ([], [])
+        arguments = self._arguments_of_one
+        self._arguments_of_one = replace(arguments, args=tree_map_only(Tensor, _outline, arguments.args))
 
     def _bound(self, arguments: Arguments) -> tuple[Tensor, list[Tensor]]:
         """Return the source and the extras, with all batch axes as one."""
@@ -190,7 +213,7 @@ class Subject:
             return self._joined(value)
         arguments = self._arguments_of_one
         ones = (1,) * self.batch_dims
-        extras = iter([extra.reshape(*ones, *extra.shape) for extra in self.extras])
+        extras = iter([extra.reshape((*ones, *extra.shape)) for extra in self.extras])
         args: list[Any] = []
         pieces = iter(leaves)
         chosen = {number: [next(pieces) for _ in tree_leaves(arguments.args[number])] for number in arguments.argnums}
@@ -251,8 +274,13 @@ def _first(tensor: Tensor, dims: int) -> Tensor:
     return tensor[0] if tensor.shape[0] else tensor.new_zeros(tensor.shape[1:])
 
 
+def _outline(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape, dtype and device with memory for one entry."""
+    return tensor.detach().new_empty(()).expand(tensor.shape)
+
+
 def _layout(arguments: Arguments) -> Any:
     """Return what must not change between calls: the tree of arguments and all that is no tensor."""
     found = [flattened(arg) for arg in arguments.args]
     leaves, spec = [leaf for leaves, _ in found for leaf in leaves], [spec for _, spec in found]
-    return [tuple(leaf.shape) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves], spec
+    return [tuple(leaf.shape) if isinstance(leaf, Tensor) else kind_of_leaf(leaf) for leaf in leaves], spec

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ._torch import inside_transform, wraps_transform
+from ._torch import inside_transform, same_forms, wraps_transform
 from .guards import Guards, Opaque
 from .program import Program
 from .stages import label_of
@@ -32,6 +32,7 @@ class Tracing:
         constants: The values that are tensors from outside, without the other arguments.
         extras: The values of the tape that the other arguments are.
         guards: What the function refers to; None where that cannot be watched.
+        forms_hold: Whether the tensors from outside still have the shapes, strides and dtypes that they had.
         sparse: The structure of the entries, if they are returned as they are.
         program: The straight line that a call replays, once recorded.
         compiled: The same, compiled.
@@ -44,11 +45,16 @@ class Tracing:
     constants: dict[int, Tensor]
     extras: list[int | None]
     guards: Guards | None
+    forms_hold: Callable[[], bool]
     sparse: Structure | None = None
     program: Program | None = None
     compiled: Callable[..., Any] | None = None
     replayable: bool = True
     fits: tuple[Factor, ...] | None = None
+
+    def holds(self) -> bool:
+        """Return whether the function is still what was traced, but for the values of tensors."""
+        return self.forms_hold() and (self.guards is None or self.guards.hold())
 
     def given(self, others: Sequence[Tensor]) -> dict[int, Tensor]:
         """Return the values of the tape that the other arguments of a call are."""
@@ -75,7 +81,7 @@ def trace_subject(subject: Subject, watching: Sequence[Callable[..., Any]], spar
         ValueError: If a sparse result is asked for of a tree of tensors, or the function does not run.
     """
     try:
-        guards, unwatchable = Guards(watching), None
+        guards, unwatchable = Guards([*watching, *subject.objects]), None
     except Opaque as reason:
         guards, unwatchable = None, f"it refers to what cannot be watched for changes, {reason}"
     traced = trace(subject.functions, subject.sample, keep_patterns=bool(sparse), as_it_stands=unwatchable)
@@ -95,7 +101,14 @@ def trace_subject(subject: Subject, watching: Sequence[Callable[..., Any]], spar
         constants, extras = _outside(traced, subject)
     if traced.opaque and guards is not None:  # a black box is called in any case
         guards = Guards([stage for stage in watching if label_of(stage) not in traced.refusals])
-    return Tracing(subject, traced, constants, extras, guards)
+    if guards is not None:
+        guards.watch_gradients(constants.values())
+    forms = same_forms([*constants.values(), *subject.parameters])
+    subject.forget()
+    traced.tape.constants |= {
+        index: extra for index, extra in zip(extras, subject.extras, strict=True) if index is not None
+    }
+    return Tracing(subject, traced, constants, extras, guards, forms)
 
 
 def _agrees(traced: Traced, subject: Subject, constants: dict[int, Tensor], extras: list[int | None]) -> bool:

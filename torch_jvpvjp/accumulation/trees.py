@@ -20,6 +20,11 @@ def flattened(tree: Any) -> tuple[list[Any], TreeSpec]:
     return ([tree], _LEAF) if type(tree) is Tensor else tree_flatten(tree)
 
 
+def kind_of_leaf(leaf: Any) -> Any:
+    """Return what tells a leaf that is no tensor from others; two zeros of different sign compare equal, NaN never."""
+    return type(leaf), repr(leaf) if isinstance(leaf, (float, complex)) else leaf
+
+
 @dataclass(frozen=True)
 class Leaf:
     """One tensor of an input or output.

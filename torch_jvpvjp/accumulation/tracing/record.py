@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -65,7 +66,7 @@ def _run(function: Callable[[Tensor], Any], meta: Meta, *, by_autograd: bool) ->
         x = torch.empty(meta.shape, dtype=meta.dtype, device=meta.device)
         recorder = _Recorder(x.requires_grad_(by_autograd), fake, by_autograd)
         # Attention in its plain form, which has every derivative; the fused ones have no forward mode and no rule here.
-        with sdpa_kernel(SDPBackend.MATH), recorder:
+        with sdpa_kernel(SDPBackend.MATH), _Unread(), recorder:
             recorder.y = function(x)
     y = recorder.y
     if not isinstance(y, Tensor) or not y.is_floating_point():
@@ -73,6 +74,30 @@ def _run(function: Callable[[Tensor], Any], meta: Meta, *, by_autograd: bool) ->
     if by_autograd:
         _check_derivatives(y)
     return recorder
+
+
+class _Unread(TorchFunctionMode):
+    """Refuses to hand the entries of a tensor from outside to Python, which no op shows: it has data, unlike x."""
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        reads = func in _READING
+        if func in _FROM_LISTS and args and not isinstance(args[0], Tensor):
+            reads = any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[0]))
+        if func in _SPLITTING:  # at indices that a tensor holds
+            reads = any(isinstance(leaf, Tensor) for leaf in (*args[1:], *kwargs.values()))
+        if reads:
+            raise NotRecordable(f"it reads the entries of a tensor, by {func.__name__}")
+        return func(*args, **kwargs)
+
+
+_SPLITTING: frozenset[Any] = frozenset({torch.tensor_split, Tensor.tensor_split})
+_READING: frozenset[Any] = frozenset({
+    Tensor.tolist, Tensor.numpy, Tensor.data_ptr, Tensor.__array__, Tensor.__dlpack__, Tensor.untyped_storage,
+})  # fmt: skip
+_FROM_LISTS: frozenset[Any] = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
 
 
 class _Recorder(TorchDispatchMode):
