@@ -113,7 +113,7 @@ class Timed(nn.Module):
 
 
 def test_an_argument_without_axes():
-    net, x, time = Timed(), randn(3), randn()
+    net, x, time = Timed(), randn(3), torch.tensor(0.7, dtype=F64)
     expected = parameters_judged(net, x, time)
     plan = plan_jacobian(net, (x, time), wrt="parameters")
     for _ in range(3):
