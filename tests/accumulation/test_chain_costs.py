@@ -16,7 +16,7 @@ def test_linear_and_elementwise_are_known_in_closed_form():
     net = nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 2)).double()
     assert _factors(net, (6,)) == (
         Factor(6, 4, 24, 24, 4, Dense(4, 6), "linear", shared=True),
-        Factor(4, 4, 4, 4, 4, Diagonal(4), "gelu"),
+        Factor(4, 4, 4, 4, 4, Diagonal(4), "gelu", launches=2),  # its slopes, and their product
         Factor(4, 2, 8, 8, 2, Dense(2, 4), "linear", shared=True),
     )
 
