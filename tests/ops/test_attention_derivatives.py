@@ -327,6 +327,16 @@ def test_autocast_lowers_it_under_every_transform(dtype: torch.dtype, device: st
         torch.testing.assert_close(ours, theirs.to(ours.dtype))
 
 
+def test_autocast_leaves_slopes_as_they_are(device: str) -> None:
+    """Rounded to eight bits they would move the scores of far keys by more than those round themselves."""
+    tensors, slopes = [t.float() for t in qkv(lk=200, device=device)], torch.tensor([0.3, 0.0377], device=device)
+    options = {"alibi_slopes": slopes, "return_lse": True}
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        found = attend(*tensors, **options)
+    expected = attend(*(t.bfloat16() for t in tensors), **options)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_large_scores_do_not_overflow(device: str) -> None:
     q = torch.full((1, 1, 2, 16), 200.0, dtype=torch.float16, device=device)
     o, o_dot = torch.func.jvp(attend, (q, q, q), (q, q, q))

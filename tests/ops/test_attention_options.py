@@ -165,6 +165,16 @@ def test_a_bias_is_added_behind_the_softcap(device: str) -> None:
     assert_alike(partial(attend, softcap=0.7), output(softcap=0.7), tensors)
 
 
+@pytest.mark.parametrize("far", [2**31 - 1, 2**63 - 1], ids=str)
+def test_a_window_wider_than_positions_can_be_counted(far: int, device: str) -> None:
+    q, k, v = qkv(b=1, lq=5, lk=5, device=device)
+    full, lengths = attend(q, k, v), torch.tensor([0, 5], device=device)
+    for window in ((far, far), (None, far), (far, None)):
+        assert_equal(attend(q, k, v, window=window), full)
+        packed = ops.varlen_attention(*(t[0].transpose(0, 1) for t in (q, k, v)), lengths, window=window)
+        assert_equal(packed.transpose(0, 1)[None], full)
+
+
 @pytest.mark.parametrize("alignment", ["top_left", "bottom_right"])
 @pytest.mark.parametrize("batch", [None, 2], ids=["by head", "by batch and head"])
 def test_alibi(alignment: str, batch: int | None, device: str) -> None:

@@ -13,6 +13,7 @@ from .._arithmetic import FLOATS
 
 ALIGNMENTS = ("top_left", "bottom_right")
 UNBOUNDED = -1
+_FARTHEST = 2**30  # keys: with a position added it is within 32 bits, in which kernels count
 
 
 class Heads(NamedTuple):
@@ -255,7 +256,7 @@ def visible_of(name: str, heads: Heads, is_causal: Any, window: Any, causal_alig
                 raise TypeError(f"{name}: window must hold ints or None (unbounded), got {window!r}.")
             if side is not None and side < 0:
                 raise ValueError(f"{name}: window must hold no negative numbers, got {window!r}; None is unbounded.")
-        left, right = (UNBOUNDED if side is None else side for side in window)
+        left, right = (UNBOUNDED if side is None else min(side, _FARTHEST) for side in window)
     if is_causal:
         right = 0
     offset = heads.key.shape[-2] - heads.query.shape[-2] if causal_alignment == "bottom_right" else 0
@@ -289,7 +290,7 @@ def number_of(name: str, label: str, value: Any, *, low: float, high: float = ma
 
 
 def slopes_of(name: str, slopes: Any, heads: Heads) -> Tensor | None:
-    """ALiBi's slopes as (b, Hq) in float32 (float64 for float64).
+    """ALiBi's slopes as (b, Hq) in float32 (float64 for float64, and in autocast, which leaves that alone).
 
     Args:
         name: The function that was called.
@@ -322,5 +323,5 @@ def slopes_of(name: str, slopes: Any, heads: Heads) -> Tensor | None:
             f"{name}: alibi_slopes {'has a tangent' if moves else 'requires grad'}, and no derivative here; pass "
             "alibi_slopes.detach(), or add the bias as a float attn_mask, which has all derivatives."
         )
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    wide = torch.float64 if query.dtype == torch.float64 or _is_autocast(query) else torch.float32
     return (slopes if slopes.dim() == 2 else slopes[None]).to(wide)

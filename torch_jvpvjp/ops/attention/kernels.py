@@ -136,7 +136,7 @@ def _taken(scores: Scores) -> Any:
         scores.offset,
         scores.softcap,
         mask if mask is None or mask.dim() == 5 else mask.unsqueeze(0),
-        None if scores.slopes is None else scores.slopes.to(torch.float32),  # autocast lowers it
+        None if scores.slopes is None else scores.slopes.to(torch.float32),  # from float64 in autocast
         scores.ranges,
         None if scores.seed is None else scores.seed.reshape(-1),
         scores.dropout_p,
