@@ -130,3 +130,31 @@ def test_the_slope_of_a_saturated_linear_layer_is_not_rounded_away(activation: s
     z = torch.tensor(4.0, dtype=F64)
     slope = 1 / z.cosh().square() if activation == "tanh" else z.sigmoid() * (-z).sigmoid()
     torch.testing.assert_close(found.double().squeeze(), slope, rtol=torch.finfo(torch.bfloat16).eps, atol=0.0)
+
+
+# ---- what is no plain tensor -----------------------------------------------------------------------------------------
+
+
+@named
+def test_a_tensor_without_data_has_a_shape(name: str) -> None:
+    if "cross_entropy" in name:
+        pytest.skip("classes of the test are on the CPU")
+    assert FUNCTIONS[name](draw(2, 4).to("meta")).shape == FUNCTIONS[name](draw(2, 4)).shape
+
+
+@pytest.mark.parametrize("f", [ops.linear, ops.linear_cross_entropy, ops.cross_entropy], ids=lambda f: f.__name__)
+def test_what_asks_for_autocast_takes_tensors_without_data(f: Callable[..., Tensor]) -> None:
+    x, classes = torch.empty(2, 4, device="meta"), torch.empty(2, dtype=torch.int64, device="meta")
+    args = {"linear": (x, x), "linear_cross_entropy": (x, x, classes), "cross_entropy": (x, classes)}[f.__name__]
+    assert f(*args).is_meta
+
+
+def test_the_forward_mode_hessian_of_a_linear_layer_by_the_vmap_before_functorch() -> None:
+    args = draw(2, 3), draw(4, 3, seed=1), draw(4, seed=2)
+
+    def hessian(function: Callable[..., Tensor]) -> Any:
+        loss = lambda *primals: function(*primals).sin().sum()  # noqa: E731
+        options = {"vectorize": True, "outer_jacobian_strategy": "forward-mode"}
+        return torch.autograd.functional.hessian(loss, args, **options)
+
+    torch.testing.assert_close(hessian(ops.linear), hessian(torch.nn.functional.linear))

@@ -41,6 +41,18 @@ def _make_kernel(op: "DifferentiableOp", device: str, key: Any) -> Callable[...,
     return autocast_kernel
 
 
+def is_autocast(device: str) -> bool:
+    """Whether a region is open for a device type; PyTorch's own question raises for one that has none, such as "meta".
+
+    Args:
+        device: The device type.
+
+    Returns:
+        True if so.
+    """
+    return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
+
+
 def region_of(args: Sequence[Any], signature: Signature) -> str | None:
     """The device type whose autocast region the arguments are in.
 
@@ -55,7 +67,7 @@ def region_of(args: Sequence[Any], signature: Signature) -> str | None:
         value = args[i]
         if isinstance(value, Tensor):
             device = value.device.type
-            return device if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device) else None
+            return device if is_autocast(device) else None
     return None
 
 

@@ -69,7 +69,9 @@ def _unpack_duals(op: "DifferentiableOp", args: Sequence[Any]) -> tuple[list[Any
 
 
 def _can_differentiate(value: Any) -> bool:
-    return value is not None and (value.is_floating_point() or value.is_complex())
+    if value is None or not (value.is_floating_point() or value.is_complex()):
+        return False
+    return not private.is_legacy_batched(value)  # such a one has no tangent, and cannot be asked for it
 
 
 def _requires_grad(op: "DifferentiableOp", args: Sequence[Any]) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...registration.autocast import is_autocast
 from .._arithmetic import FLOATS
 
 
@@ -122,5 +123,5 @@ def prepared(name: str, x: Any, scale: Any, mask: Any, dtype: Any) -> tuple[Tens
     if mask is not None:
         check_mask(name, x, mask)
     if dtype is None and x.dtype not in (torch.float32, torch.float64) and x.device.type != "cpu":
-        dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else None
+        dtype = torch.float32 if is_autocast(x.device.type) else None
     return (x if dtype is None or x.dtype == dtype else x.to(dtype)), scale

@@ -8,7 +8,7 @@ import torch
 import torch.autograd.forward_ad as fwAD  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 
-from ...registration.autocast import AUTOCAST_DEVICES
+from ...registration.autocast import is_autocast
 from .._arithmetic import FLOATS
 
 ALIGNMENTS = ("top_left", "bottom_right")
@@ -67,8 +67,7 @@ def check_tensors(name: str, query: Any, key: Any, value: Any, length_axis: int 
 
 
 def _is_autocast(tensor: Tensor) -> bool:
-    device = tensor.device.type
-    return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
+    return is_autocast(tensor.device.type)
 
 
 class Layout(NamedTuple):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ...registration.autocast import is_autocast
 from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next does
 from . import kernels as _kernels  # noqa: F401
 from .arguments import check, check_options
@@ -77,4 +78,4 @@ def cross_entropy(
     losses, lse = op(*args) if _is_compiling() else op.call_flat(args)
     counts = None if probabilities else rows_target != ignore_index
     loss = reduced(losses, lse, dim, counts, rows_target, weight, reduction, z_loss)
-    return loss if torch.is_autocast_enabled(input.device.type) else loss.to(input.dtype)
+    return loss if is_autocast(input.device.type) else loss.to(input.dtype)

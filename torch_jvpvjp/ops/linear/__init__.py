@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...registration.autocast import is_autocast
 from .._arithmetic import FLOATS
 from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next does
 from . import kernels as _kernels  # noqa: F401
@@ -81,7 +82,7 @@ def linear(
     batch = input.shape[:-1]
     rows = input if input.dim() == 2 else input.reshape(batch.numel(), input.shape[-1])
     args = rows, weight, None if bias is None else bias.unsqueeze(0), IDENTITY if activation is None else activation
-    if _is_compiling() or torch.is_autocast_enabled(input.device.type):
+    if _is_compiling() or is_autocast(input.device.type):
         y = op(*args)
     else:
         y = op.call_flat(args)[0]  # a call of the op would only look at the arguments again
@@ -106,7 +107,7 @@ def _check(x: Any, weight: Any, bias: Any, activation: Any) -> None:
             raise ValueError(
                 f"linear: {name} must be on input's device {x.device}, got {tensor.device}; use .to(input.device)."
             )
-        if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if tensor.dtype != x.dtype and not is_autocast(x.device.type):
             raise TypeError(
                 f"linear: {name} must have input's dtype {x.dtype}, got {tensor.dtype}; use .to(input.dtype)."
             )

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...registration.autocast import is_autocast
 from .._native import pushed_only, reversed_only
 from ..cross_entropy.arguments import check_float_tensor, check_options, check_target
 from ..cross_entropy.native import native_loss
@@ -73,7 +74,7 @@ def linear_cross_entropy(
     Source: Hsu et al. (2024), Liger Kernel, for the chunks of rows; Wijmans et al. (2024), Cut Your Losses.
     """
     check_options("linear_cross_entropy", ignore_index, reduction, label_smoothing, z_loss, softcap)
-    autocast = isinstance(input, Tensor) and torch.is_autocast_enabled(input.device.type)
+    autocast = isinstance(input, Tensor) and is_autocast(input.device.type)
     _check(input, weight, target, bias, chunk_size, same_dtype=not autocast)
     rows, batch = input.reshape(-1, input.shape[-1]), input.shape[:-1]
     flat = target.reshape(-1)
