@@ -151,3 +151,30 @@ def test_a_limit_is_kept_by_what_a_call_holds(part):
     assert plan.peak_bytes <= part * free
     assert plan.runtime.options.chunk_size is not None
     assert_same(plan(x), judged(net, x))
+
+
+def _written(v):
+    y = v.clone()
+    y[..., 0].mul_(v[..., -1])
+    return y * y if y.sum() < 1e9 else y  # it looks at data, and so is called as it stands
+
+
+def test_chunks_of_a_black_box_that_writes_into_tensors_of_its_own():
+    """`torch.func.linearize` gives wrong tangents of such a function."""
+    x = randn(2, 3)
+    for strategy in ("forward", "reverse"):
+        plan = plan_jacobian(_written, x, chunk_size=2, strategy=strategy)
+        assert_same(plan(x), judged(_written, x))
+
+
+def test_chunks_of_a_black_box_draw_the_same_random_numbers():
+    def function(v):
+        mask = torch.rand(v.shape, dtype=F64)
+        return v * mask if v.sum() < 1e9 else v
+
+    x = randn(6)
+    plan = plan_jacobian(function, x, chunk_size=2, strategy="forward")
+    torch.manual_seed(3)
+    found = plan(x)
+    torch.manual_seed(3)
+    assert_same(found, torch.diag(torch.rand(6, dtype=F64)))

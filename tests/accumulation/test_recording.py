@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from jacobian_checks import F64, check_jacobian, quiet_judge, randn
+from jacobian_checks import F64, assert_same, check_jacobian, judged, quiet_judge, randn
 from torch import nn
 from torch.nn import functional
 
@@ -198,3 +198,18 @@ def _written_twice(v):
 @pytest.mark.parametrize("function", [_pieces, _written_twice])
 def test_pieces_that_are_written_into(function):
     check_jacobian(function, randn(6))
+
+
+def test_planning_leaves_forward_mode_as_it_is():
+    """The JVP of batch normalisation fails on tensors without data, and leaves the thread without autograd."""
+    x = randn(1, 2, 4, 4)
+    plan = plan_jacobian(nn.InstanceNorm2d(2, affine=True).to(F64), x)
+    torch.func.jvp(torch.sin, (x,), (x,))
+    assert_same(plan(x), judged(nn.InstanceNorm2d(2, affine=True).to(F64), x))
+
+
+def test_a_constant_of_one_entry_may_have_any_strides():
+    def function(v):
+        return v * v.new_ones(1).expand(3)[:1] + v.new_zeros(()).expand(1)
+
+    check_jacobian(function, randn(1))

@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "MISBATCHED_NODES", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes", "bare_op",
-    "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "is_fake", "jvp", "jvp_of", "linearize",
-    "load_jvp_rules", "new_fake", "recording_of", "same_forms", "set_grad_enabled", "vjp", "vjp_of", "vmapped",
-    "wraps_transform",
+    "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "is_fake", "jvp", "jvp_of",
+    "load_jvp_rules", "new_fake", "recording_of", "same_forms", "set_grad_enabled", "unharmed", "vjp",
+    "vjp_of", "vmapped", "wraps_transform",
 ]  # fmt: skip
 
 
@@ -47,14 +47,6 @@ def vjp_of(function: Callable[..., Tensor], *primals: Tensor) -> tuple[Tensor, C
     """Return f(x, …) and the pullback ȳ ↦ (Jᵀ ȳ, …), one for each of its arguments."""
     results: Any = torch.func.vjp(function, *primals)
     return results
-
-
-def linearize(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Return f(x) and the recorded pushforward ẋ ↦ J ẋ."""
-    load_jvp_rules()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node", UserWarning)  # its own tracing does
-        return torch.func.linearize(function, x)
 
 
 @cache
@@ -104,6 +96,16 @@ def new_fake(
 def is_fake(value: Any) -> bool:
     """Return whether a value is a tensor without data."""
     return type(value) is FakeTensor
+
+
+def unharmed() -> Any:
+    """Return a context that puts back at its end what a thread dispatches by.
+
+    A JVP that fails on fake tensors, as that of batch normalisation does in 2.13, leaves it without autograd: every
+    later JVP of the thread would fail.
+    """
+    keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    return torch._C._ForceDispatchKeyGuard(*keys)
 
 
 def vmapped(function: Callable[..., tuple[Tensor, ...]], vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -185,7 +185,9 @@ def _bits(index: int, tensor: Tensor) -> Any:
     plain = tensor.layout is torch.strided and not (tensor.is_conj() or tensor.is_neg())
     if not plain or tensor.is_meta or tensor.numel() > _MOST_COMPARED:
         return index
-    bits = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    # A copy: a tensor of one entry is contiguous whatever its strides are, and they are not seen as bytes.
+    whole = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    bits = whole.reshape(-1).view(torch.uint8).numpy().tobytes()
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, bits
 
 

@@ -84,3 +84,11 @@ def _weighted(vectors: Tensor) -> Tensor:
 def random_state(device: torch.device) -> Tensor:
     """Return the state of what draws random numbers on a device."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(device: torch.device, state: Tensor) -> None:
+    """Let what draws random numbers on a device draw those again that followed a state."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

@@ -161,7 +161,7 @@ class Guards:
         elif isinstance(value, types.ModuleType):
             self._modules.append(value)
         elif isinstance(value, type):
-            self._visit_class(value)
+            self._visit_class(value, called=True)
         elif isinstance(value, types.MethodType):
             self._visit(value.__self__)
             self._visit(value.__func__)
@@ -229,15 +229,16 @@ class Guards:
         for name in names:
             self._watch(partial(attributes.get, name, _GONE))
 
-    def _visit_class(self, kind: type) -> None:
+    def _visit_class(self, kind: type, *, called: bool = False) -> None:
+        """Watch what objects of a class do, and how they are made where the class itself may be called."""
         for base in kind.__mro__:
+            if _is_library(base.__module__):
+                continue
             if id(base) not in self._seen or base is kind:
                 self._seen.add(id(base))
-                if not _is_library(base.__module__):
-                    names = [
-                        name for name in vars(base) if not name.startswith("__") or name in {"__call__", "__init__"}
-                    ]
-                    self._watch_mapping(vars(base), names)
+                self._watch_mapping(vars(base), [name for name in vars(base) if _is_used(name)])
+            if called:
+                self._visit(vars(base).get("__init__"))
 
     def _visit_function(self, function: types.FunctionType) -> None:
         if _is_library(function.__module__):
@@ -307,6 +308,11 @@ def _cell(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # still empty
         return _GONE
+
+
+def _is_used(name: str) -> bool:
+    """Return whether a recording may have used this attribute of a class by any object of it."""
+    return not name.startswith("__") or name == "__call__"
 
 
 def _is_library(module: str | None) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._torch import FakeTensorMode, jvp, vjp
+from ._torch import FakeTensorMode, jvp, unharmed, vjp
 from .count import FmaCounter
 from .stages import BlackBox
 
@@ -83,7 +83,7 @@ def _run(stage: BlackBox, point: Point, index: int, value: Callable[[], Tensor])
         ValueError: If the stage cannot take such an input.
     """
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with unharmed(), FakeTensorMode(allow_non_fake_inputs=True):
             profile = _profile(stage, torch.empty(point.shape, dtype=point.dtype, device=point.device))
         if profile.jvp_cost is not None and profile.vjp_cost is not None:
             return profile

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ._torch import FakeTensorMode, inside_transform, set_grad_enabled, wraps_transform
+from ._torch import FakeTensorMode, inside_transform, set_grad_enabled, unharmed, wraps_transform
 from .batches import check_independent, values_apart
 from .execute import Execution, as_jacobian, count_chunks, execute
 from .footprint import Footprint
@@ -238,7 +238,7 @@ class Runtime:
     def _footprint(self, plan: Plan, tracing: Tracing, how: Execution) -> int | None:
         subject = tracing.subject
         batch = [subject.batch.numel()] if subject.batch_dims else []
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
+        with unharmed(), FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
             shared = [] if subject.in_parameters else batch
             source, *extras = (
                 torch.empty((*sizes, *one.shape), dtype=one.dtype, device=one.device)

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._torch import any_global_module_hook, jvp, linearize, vjp
+from ._torch import any_global_module_hook, jvp, vjp
 from .bracket import Mode
-from .carrying import carry_each
+from .carrying import carry_each, random_state, set_random_state
 from .linear_map import LinearMap, TapeMap, columns_as_block
 from .structure import Block
 
@@ -78,11 +78,15 @@ class BlackBox:
         if mode is Mode.ADJOINT:
             y, pullback = vjp(self, x)
             return y, TapeMap(x, y, pullback=pullback)
-        try:
-            y, pushforward = linearize(self, x)
-        except RuntimeError:  # it looks at data, which a recording cannot: it is run again for each sweep
-            y = self(x)
-            return y, TapeMap(x, y, pushforward=lambda x_dot: jvp(self, x, x_dot)[1])
+        # Run again in each sweep, with the same random numbers: `torch.func.linearize`, which records the pushforward,
+        # is wrong for a function that writes into tensors of its own (in 2.13).
+        drawn = random_state(x.device)
+
+        def pushforward(x_dot: Tensor) -> Tensor:
+            set_random_state(x.device, drawn)
+            return jvp(self, x, x_dot)[1]
+
+        y = self(x)
         return y, TapeMap(x, y, pushforward=pushforward)
 
     def push_through(self, x: Tensor, block: Block) -> tuple[Tensor, Block]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch import FakeTensorMode, load_jvp_rules
+from .._torch import FakeTensorMode, load_jvp_rules, unharmed
 from ..measure import Profile
 from ..rules.registry import Call, Local, Meta, Operand, local_derivatives
 from .tape import Ref, Tape, TapeOp, fill
@@ -131,7 +131,7 @@ class Part:
         key = self.op.target, derivative.__name__
         if key not in _RUNS:
             load_jvp_rules()
-            with FakeTensorMode() as fake:  # noqa: F841 (it is what makes the tensors)
+            with unharmed(), FakeTensorMode():
                 made = {i: torch.empty(m.shape, dtype=m.dtype, device=m.device) for i, m in self.metas.items()}
                 try:
                     derivative(self.function(made.__getitem__), tuple(made[index] for index in self.op.active))
