@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from jacobian_checks import F64, judged, randn
+from jacobian_checks import F64, assert_same, judged, randn
 from torch import nn
 
 from torch_jvpvjp.accumulation import jacobian, plan_jacobian
@@ -54,3 +54,17 @@ def test_sparse_is_refused_where_there_are_trees():
         jacobian(lambda v: (v, v), randn(3), sparse=True)
     with pytest.raises(ValueError, match="sparse must be True, False or 'auto', got 'csr'"):
         jacobian(torch.sin, randn(3), sparse="csr")
+
+
+def test_a_jacobian_kept_as_factors_has_its_entries_read_out():
+    """Y = X Wᵀ has the Jacobian I ⊗ W, of which W alone is stored."""
+    x, weight = randn(6, 1), randn(5, 1)
+
+    def function(v):
+        return v @ weight.t()
+
+    for _ in range(3):
+        found = jacobian(function, x, sparse="auto")
+        assert found.layout is torch.sparse_coo
+        assert found._nnz() == 30
+        assert_same(found.to_dense(), judged(function, x))

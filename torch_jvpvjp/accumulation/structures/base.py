@@ -107,7 +107,10 @@ class Structure(ABC):
         """
         if self.constant:
             return ones(self.nnz, like)
-        return values.reshape(-1) if self.listed else self.dense(values, like).reshape(-1)
+        if self.listed:
+            return values.reshape(-1)
+        entries = self.dense(values, like).reshape(-1)  # of a factored kind, which may have zeros: I ⊗ W has
+        return entries if self.nnz == self.m * self.n else entries[entry_positions(self).tensor(entries.device)]
 
     def from_csr(self, entries: Tensor) -> Values:
         """The values of a listed or constant kind whose entries, row by row, are `entries`."""
