@@ -85,9 +85,24 @@ _SMALL = _Tables(
         ("bias", True): (Config(32, 32, 8, 1), Config(16, 16, 4, 1), Config(16, 16, 4, 1)),
     },
 )
+# float32 by tensor cores, in TF32.
 _BY_KIND = {kind: (Config(32, 32, 4, 1), Config(16, 32, 4, 1), Config(16, 16, 4, 1)) for kind in _LARGE.adjoints}
-# float32 and, in the interpreter, float64, on all devices.
-_WIDE = _Tables(((Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(16, 16, 4, 1)),) * 3, _BY_KIND)
+_TF32 = _Tables(((Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(16, 16, 4, 1)),) * 3, _BY_KIND)
+# float32 and, in the interpreter, float64, on all devices. Without tensor cores a thread holds the whole vectors that
+# it multiplies: many threads and small tiles, or kilobytes of each are spilled.
+_TINY = (Config(16, 16, 8, 1),) * 3
+_PLAIN = (Config(32, 32, 8, 1), Config(32, 16, 8, 1), Config(16, 16, 8, 1))
+_WIDE = _Tables(
+    (_PLAIN, _TINY, _TINY),
+    {
+        ("rows", False): _PLAIN,
+        ("columns", False): (Config(32, 32, 8, 1), *_TINY[1:]),
+        ("bias", False): _BY_KIND["bias", False],
+        ("rows", True): _TINY,
+        ("columns", True): _TINY,
+        ("bias", True): _BY_KIND["bias", True],
+    },
+)
 
 _forced: list[tuple[int, int]] = []
 _assumed_small: list[bool] = [False]  # of tensors without a device, for ahead-of-time compilation
@@ -115,7 +130,7 @@ def assume_small() -> Iterator[None]:
 
 def _tables(like: Tensor) -> _Tables:
     if like.dtype.itemsize > 2:
-        return _WIDE
+        return _TF32 if precision(like.dtype) == "tf32" else _WIDE
     small = _is_small(like.device) if like.is_cuda else _assumed_small[-1]
     return _SMALL if small else _LARGE
 
