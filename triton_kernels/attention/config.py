@@ -90,13 +90,14 @@ _BY_KIND = {kind: (Config(32, 32, 4, 1), Config(16, 32, 4, 1), Config(16, 16, 4,
 _TF32 = _Tables(((Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(16, 16, 4, 1)),) * 3, _BY_KIND)
 # float32 and, in the interpreter, float64, on all devices. Without tensor cores a thread holds the whole vectors that
 # it multiplies: many threads and small tiles, or kilobytes of each are spilled.
-_TINY = (Config(16, 16, 8, 1),) * 3
-_PLAIN = (Config(32, 32, 8, 1), Config(32, 16, 8, 1), Config(16, 16, 8, 1))
+_LEAST = Config(16, 16, 8, 1)
+_TINY = (_LEAST, _LEAST, _LEAST)
+_PLAIN = (Config(32, 32, 8, 1), Config(32, 16, 8, 1), _LEAST)
 _WIDE = _Tables(
     (_PLAIN, _TINY, _TINY),
     {
         ("rows", False): _PLAIN,
-        ("columns", False): (Config(32, 32, 8, 1), *_TINY[1:]),
+        ("columns", False): (Config(32, 32, 8, 1), _LEAST, _LEAST),
         ("bias", False): _BY_KIND["bias", False],
         ("rows", True): _TINY,
         ("columns", True): _TINY,
