@@ -12,6 +12,7 @@ of rows would read and add all of them once for every chunk. What is summed over
 float32, or float64 for float64 input.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,13 +97,14 @@ def _joined(found: list[tuple[Any, ...]], counts: Tensor) -> tuple[Tensor, ...]:
         None if column[0] is None else torch.stack(column) for column in zip(*found, strict=True)
     )
     assert loss is not None and lse is not None and sigma is not None
-    whole = torch.logsumexp(lse, 0)
-    losses = (loss + _aimed(sigma, whole - lse)).sum(0)
+    whole, dead = torch.logsumexp(lse, 0), lse == -math.inf
+    # A part whose logits are all −∞ has no softmax of its own: what aims at it costs infinitely much, else it adds nothing.
+    losses = (torch.where(dead, 0, loss) + _aimed(sigma, whole - lse)).sum(0)
     whole = torch.where(counts, whole, 0)
     if loss_dot is None or lse_dot is None:
         return losses, whole, torch.zeros_like(losses), torch.zeros_like(losses)
-    moved = ((lse - whole).exp() * lse_dot).sum(0)
-    losses_dot = (loss_dot + _aimed(sigma, moved - lse_dot)).sum(0)
+    moved = torch.where(dead, 0, (lse - whole).exp() * lse_dot).sum(0)
+    losses_dot = torch.where(dead & (sigma == 0), 0, loss_dot + _aimed(sigma, moved - lse_dot)).sum(0)
     return losses, whole, torch.where(counts, losses_dot, 0), torch.where(counts, moved, 0)
 
 
