@@ -167,6 +167,29 @@ def test_layer_norm_is_silently_wrong_under_grad_of_jvp(x: Tensor, v: Tensor) ->
         torch.testing.assert_close(second(lambda t: ops.layer_norm(t, (3,))), exact)
 
 
+def test_batch_norm_is_silently_wrong_under_grad_of_jacfwd(x: Tensor) -> None:
+    def bent(jacobian_of: Callable[..., Callable[[Tensor], Tensor]]) -> Tensor:
+        norm = lambda t: F.batch_norm(t.reshape(-1, 1), None, None, training=True)  # noqa: E731
+        return torch.func.grad(lambda t: jacobian_of(norm)(t).sin().sum())(x)
+
+    exact = bent(torch.func.jacrev)
+    assert not torch.allclose(bent(torch.func.jacfwd), exact, rtol=1e-3)
+    torch.testing.assert_close(bent(lambda f: lambda t: jacobian(f, t, create_graph=True)), exact)
+
+
+@pytest.mark.parametrize("function", [torch.linalg.solve, lambda a, b: torch.linalg.det(a) * b], ids=["solve", "det"])
+def test_linear_algebra_is_silently_wrong_under_grad_of_jvp(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    a, b = torch.randn(3, 3, dtype=torch.float64) + 3 * torch.eye(3), torch.randn(3, 8, dtype=torch.float64)
+
+    def bent(jacobian_of: Callable[..., Callable[[Tensor], Tensor]]) -> Tensor:
+        return torch.func.grad(lambda t: jacobian_of(lambda s: function(s, b))(t).sin().sum())(a)
+
+    exact = bent(torch.func.jacrev)
+    torch.testing.assert_close(bent(lambda f: lambda t: jacobian(f, t, create_graph=True)), exact)
+    if torch.allclose(bent(torch.func.jacfwd), exact):
+        pytest.skip(f"ours is right, and PyTorch {torch.__version__} mended its own, as 2.15 did")
+
+
 def test_checkpoint_inside_jvp_and_in_a_dual_level_raises_in_backward(x: Tensor, v: Tensor) -> None:
     def in_jvp(checkpoint: Callable[..., Tensor], leaf: Tensor) -> Tensor:
         return torch.func.jvp(lambda t: checkpoint(torch.sin, t, use_reentrant=False), (leaf,), (v,))[1]

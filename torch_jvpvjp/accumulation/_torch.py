@@ -137,16 +137,20 @@ class Recording(NamedTuple):
         batches_rightly: Whether their derivatives are known to be right under `vmap`. They are not where a node is not
             PyTorch's own, nor where PyTorch's own is wrong: of all that PyTorch samples of its ops, a test compares
             the batched derivatives with single ones.
+        bends_rightly: Whether forward mode of the function may be differentiated in turn; see `bending`.
     """
 
     nodes: int
     batches_rightly: bool
+    bends_rightly: bool
 
 
 def recording_of(y: Tensor) -> Recording:
     """Return what autograd has recorded of a tensor."""
     nodes = autograd_nodes(y)
-    return Recording(len(nodes), all(map(_batches_rightly, set(map(type, nodes)))))
+    kinds = set(map(type, nodes))
+    names = {kind.__name__.rstrip("0123456789") for kind in kinds}
+    return Recording(len(nodes), all(map(_batches_rightly, kinds)), names.isdisjoint(BENT_NODES))
 
 
 def _batches_rightly(kind: type) -> bool:
@@ -155,6 +159,14 @@ def _batches_rightly(kind: type) -> bool:
 
 MISBATCHED_NODES = frozenset({"CdistBackward0", "EuclideanDistBackward0", "AsStridedScatterBackward0", "RollBackward0"})
 """Nodes of autograd whose derivative under `vmap` is not that of each vector, in some release from 2.11 to 2.15."""
+
+
+BENT_NODES = frozenset({
+    "NativeLayerNormBackward", "NativeBatchNormBackward", "NativeBatchNormLegitBackward",
+    "BatchNormWithUpdateBackward", "CudnnBatchNormBackward", "MiopenBatchNormBackward", "LinalgSolveExBackward",
+    "LinalgDetBackward", "LinalgSlogdetBackward", "LinalgHouseholderProductBackward", "TriangularSolveBackward",
+})  # fmt: skip
+"""Nodes of autograd whose JVP is silently wrong once it is differentiated, in some release from 2.11 to 2.15."""
 
 
 def compile_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor], mode: str | None) -> Callable[..., Any]:

@@ -26,12 +26,14 @@ class Execution:
         before: Told each task before it is done.
         advanced: Told when a task, or a chunk of it, is done.
         most_chunks: Most chunks of a sweep that are done, for a run without data that only tells what it holds.
+        live: Whether the result is differentiated in turn.
     """
 
     chunk_size: int | None = None
     before: Callable[[Task], None] | None = None
     advanced: Callable[[], None] | None = None
     most_chunks: int | None = None
+    live: bool = False
 
 
 def execute(
@@ -50,7 +52,7 @@ def execute(
         The value y, and the Jacobian as a block of y.numel() rows and x.numel() columns, in its structure.
     """
     tasks = schedule(step.decision for step in plan.steps)
-    primal = PrimalRun(traced.tape, traced.regions, modes(tasks, len(traced.regions)), x, constants)
+    primal = PrimalRun(traced.tape, traced.regions, modes(tasks, len(traced.regions)), x, constants, live=how.live)
     if not traced.regions or 0 in plan.dims:  # y does not depend on x, or there is nothing on the way
         y = primal.finish()
         return y, Block(Zero(y.numel(), x.numel()), ())

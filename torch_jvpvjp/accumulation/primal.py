@@ -34,8 +34,10 @@ class PrimalRun:
         modes: Sequence[Mode],
         x: Tensor,
         constants: Mapping[int, Tensor],
+        *,
+        live: bool = False,
     ) -> None:
-        self.tape, self.regions, self.modes = tape, regions, modes
+        self.tape, self.regions, self.modes, self.live = tape, regions, modes, live
         self._values: dict[int, Tensor] = {**constants, tape.source: x}
         self._entries: dict[Arc, Values] = {}
         self._maps: dict[int, LinearMap] = {}
@@ -78,7 +80,7 @@ class PrimalRun:
         op = self.regions[place].parts[0].op
         if not op.opaque or self._reached != place:
             return None
-        y, pushed = BlackBox(op.target).push_through(self.value(op.args[0].index), block)
+        y, pushed = BlackBox(op.target).push_through(self.value(op.args[0].index), block, live=self.live)
         self._values[op.outputs[0] or 0] = y
         self._next, self._reached = self._after[place], place + 1
         return pushed
@@ -99,7 +101,7 @@ class PrimalRun:
 
     def _run(self, op: TapeOp, mode: Mode, place: int | None) -> None:
         if op.opaque and place is not None:
-            y, self._maps[place] = BlackBox(op.target).linearize(self.value(op.args[0].index), mode)
+            y, self._maps[place] = BlackBox(op.target).linearize(self.value(op.args[0].index), mode, live=self.live)
             self._values[op.outputs[0] or 0] = y
             return
         for index, result in zip(op.outputs, op.call(self.value), strict=True):

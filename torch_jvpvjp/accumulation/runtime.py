@@ -171,7 +171,12 @@ class Runtime:
         # A black box runs with gradients on, as its user runs it: some (an LSTM on the CPU) keep only then what their
         # derivative needs.
         with nullcontext() if outside or traced.opaque else torch.no_grad():
-            matrix = (self._executed if live else self._replayed)(plan, tracing, source, extras)
+            how = Execution(self.options.chunk_size, live=outside)
+            matrix = (
+                self._executed(plan, tracing, source, extras, how)
+                if live
+                else self._replayed(plan, tracing, source, extras)
+            )
         if not outside and matrix.requires_grad:
             matrix = matrix.detach()
         if self.options.sparse:

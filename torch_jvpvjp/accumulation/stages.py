@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._torch import any_global_module_hook, jvp, vjp
+from .bending import rows_where_bent
 from .bracket import Mode
 from .carrying import carry_each, random_state, set_random_state
 from .linear_map import LinearMap, TapeMap, columns_as_block
-from .structure import Block
+from .structure import Block, Dense
 
 Function = Callable[[Tensor], Tensor]
 
@@ -73,11 +74,19 @@ class BlackBox:
             )
         return y
 
-    def linearize(self, x: Tensor, mode: Mode) -> tuple[Tensor, LinearMap]:
-        """Return the value, and the recorded derivative."""
+    def linearize(self, x: Tensor, mode: Mode, *, live: bool = False) -> tuple[Tensor, LinearMap]:
+        """Return the value, and the recorded derivative, which may be differentiated if it is `live`."""
         if mode is Mode.ADJOINT:
             y, pullback = vjp(self, x)
             return y, TapeMap(x, y, pullback=pullback)
+        bent = rows_where_bent(self, x) if live else None
+        if bent is not None:
+            y, rows = bent
+
+            def contract(x_dot: Tensor) -> Tensor:
+                return (rows @ x_dot.reshape(-1).to(rows.dtype)).reshape(y.shape)
+
+            return y, TapeMap(x, y, pushforward=contract)
         # Run again in each sweep, with the same random numbers: `torch.func.linearize`, which records the pushforward,
         # is wrong for a function that writes into tensors of its own (in 2.13).
         drawn = random_state(x.device)
@@ -89,8 +98,12 @@ class BlackBox:
         y = self(x)
         return y, TapeMap(x, y, pushforward=pushforward)
 
-    def push_through(self, x: Tensor, block: Block) -> tuple[Tensor, Block]:
+    def push_through(self, x: Tensor, block: Block, *, live: bool = False) -> tuple[Tensor, Block]:
         """Return the value f(x) and the pushed block, in one run of f and without a record of it."""
+        bent = rows_where_bent(self, x) if live else None
+        if bent is not None:
+            y, rows = bent
+            return y, Block(Dense(y.numel(), block.structure.n), rows @ block.dense().to(rows.dtype))
         x_dot = block.dense().to(x.dtype).T.reshape((block.structure.n, *x.shape))
         values, y_dot = carry_each(lambda column: jvp(self, x, column), [x_dot], asked=False)  # f is run once
         return values[0], columns_as_block(y_dot, values[0].shape, block)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ._torch import load_jvp_rules
+from .bending import is_transposed, transposed
 from .carrying import carry_each, close
 from .primal import PrimalRun
 from .structure import Block, Dense, Identity, Structure, add, multiply
@@ -74,7 +75,8 @@ class Tensors:
         The axis of columns goes in front, where the op finds each tangent laid out as its primal is, without a copy.
         """
         value = self.primal.value
-        function = part.function(value, operands)
+        live = self.primal.live
+        function = part.function(value, operands, live=live)
         columns = blocks[0].structure.n
         primals = tuple(value(index) for index in operands)
         x_dots = tuple(
@@ -88,6 +90,8 @@ class Tensors:
             if part.is_linear_in_each_of(operands):  # J ẋ = f(ẋ_1, x_2) + f(x_1, ẋ_2)
                 terms = [part.function(value, [i])(tangent) for i, tangent in zip(operands, tangents, strict=True)]
                 return tuple(reduce(torch.add, outputs) for outputs in zip(*terms, strict=True))
+            if live and is_transposed(part.op.target):
+                return transposed(function, primals, tangents)
             results: Any = torch.func.jvp(function, primals, tangents)
             return results[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._torch import FakeTensorMode, load_jvp_rules, unharmed
+from ..bending import smooth_target
 from ..measure import Profile
 from ..rules.registry import Call, Local, Meta, Operand, local_derivatives
 from .tape import Ref, Tape, TapeOp, fill
@@ -164,10 +166,20 @@ class Part:
         return self.op.target in _BILINEAR and all(self.op.operands.count(index) == 1 for index in operands)
 
     def function(
-        self, value: Callable[[int], Tensor], operands: Sequence[int] | None = None
+        self, value: Callable[[int], Tensor], operands: Sequence[int] | None = None, *, live: bool = False
     ) -> Callable[..., tuple[Tensor, ...]]:
-        """Return the op as a function of its active operands, or of some of them, to its active outputs."""
-        op, places = self.op, {index: place for place, index in enumerate(operands or self.op.active)}
+        """Return the op as a function of its active operands, or of some of them, to its active outputs.
+
+        Args:
+            value: The values that a run has passed.
+            operands: Which operands; all active ones if None.
+            live: Whether its forward mode is to be differentiated.
+
+        Returns:
+            The function.
+        """
+        op = replace(self.op, target=smooth_target(self.op.target)) if live else self.op
+        places = {index: place for place, index in enumerate(operands or self.op.active)}
 
         def applied(*tensors: Tensor) -> tuple[Tensor, ...]:
             results = op.call(lambda index: tensors[places[index]] if index in places else value(index))

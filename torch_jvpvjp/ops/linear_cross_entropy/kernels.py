@@ -98,7 +98,7 @@ def _joined(found: list[tuple[Any, ...]], counts: Tensor) -> tuple[Tensor, ...]:
     )
     assert loss is not None and lse is not None and sigma is not None
     whole, dead = torch.logsumexp(lse, 0), lse == -math.inf
-    # A part whose logits are all −∞ has no softmax of its own: what aims at it costs infinitely much, else it adds nothing.
+    # A part whose logits are all −∞ has no softmax of its own: what aims at it costs infinitely much, else nothing.
     losses = (torch.where(dead, 0, loss) + _aimed(sigma, whole - lse)).sum(0)
     whole = torch.where(counts, whole, 0)
     if loss_dot is None or lse_dot is None:

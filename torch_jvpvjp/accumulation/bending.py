@@ -1,0 +1,112 @@
+"""Tangents that are differentiated in turn, where PyTorch's forward mode is right once and silently wrong thereafter.
+
+The JVP formulas of a few ops read what the op saved, the mean of a batch or the factors of a matrix, which autograd
+takes for constants: J(x) ẋ is right and its gradient in x is not (norms in 2.11 to 2.15, linear algebra before 2.15).
+Their pullbacks are differentiated rightly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._torch import recording_of, vjp
+from .carrying import carry_each
+
+_aten: Any = torch.ops.aten
+_STATISTICS = ("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "cudnn_batch_norm")
+_SMOOTH = {getattr(packet, name) for packet in (getattr(_aten, n) for n in _STATISTICS) for name in packet.overloads()}
+_TRANSPOSED = {
+    _aten._linalg_solve_ex.default,
+    _aten._linalg_det.default,
+    _aten._linalg_slogdet.default,
+    _aten.linalg_householder_product.default,
+    _aten.triangular_solve.default,
+}
+
+
+def smooth_target(target: Any) -> Any:
+    """Return what may stand for an op whose forward mode is to be differentiated.
+
+    Args:
+        target: The op.
+
+    Returns:
+        A batch normalisation as a formula, if it is one; else the op.
+    """
+    if target not in _SMOOTH:
+        return target
+    names = [argument.name for argument in target._schema.arguments]
+
+    def batch_norm(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        if not given.get("training", True):
+            return target(*args, **kwargs)
+        results = target(*args, **kwargs)
+        eps = given["eps"] if "eps" in given else given["epsilon"]
+        return _normalised(given["input"], given["weight"], given["bias"], eps), *results[1:]
+
+    return batch_norm
+
+
+def _normalised(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """y = w (x − mean) / √(var + eps) + b, by channels, with the moments of the batch."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    var, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0, keepdim=True)
+    y = (wide - mean) * torch.rsqrt(var + eps)
+    shape = mean.shape
+    y = y if weight is None else y * weight.reshape(shape)
+    return (y if bias is None else y + bias.reshape(shape)).to(x.dtype)
+
+
+def is_transposed(target: Any) -> bool:
+    """Return whether tangents of an op are to be taken by `transposed` where they are differentiated."""
+    return target in _TRANSPOSED
+
+
+def transposed(
+    function: Callable[..., tuple[Tensor, ...]], primals: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Return J ẋ as the adjoint of the pullback ȳ ↦ Jᵀ ȳ, which is linear.
+
+    Args:
+        function: From tensors to tensors.
+        primals: Where.
+        tangents: ẋ, one for each.
+
+    Returns:
+        The tangents of the results.
+    """
+    results: Any = torch.func.vjp(function, *primals)
+    outputs, pullback = results
+    adjoint: Any = torch.func.vjp(lambda *y_bars: pullback(y_bars), *map(torch.ones_like, outputs))
+    return adjoint[1](tuple(tangents))
+
+
+def rows_where_bent(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return f(x) and the rows of its Jacobian, (m, n), if PyTorch's forward mode of f must not be differentiated.
+
+    Args:
+        function: f.
+        x: The point.
+
+    Returns:
+        Both, or None if forward mode will do.
+    """
+    bent = False
+
+    def watched(x: Tensor) -> Tensor:
+        nonlocal bent
+        y = function(x)
+        bent = not recording_of(y).bends_rightly
+        return y
+
+    y, pullback = vjp(watched, x)
+    if not bent:
+        return None
+    rows = torch.eye(y.numel(), dtype=y.dtype, device=y.device).reshape(-1, *y.shape)
+    (pulled,) = carry_each(pullback, [rows])
+    return y, pulled.reshape(y.numel(), -1)
