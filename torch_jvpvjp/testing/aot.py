@@ -32,6 +32,9 @@ TARGETS = {
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 
 
+TENSOR_MEMORY = 512  # columns of 128 lanes, on sm_100
+
+
 @dataclass(frozen=True)
 class AotResult:
     """What a compiler made of one variant for one target.
@@ -129,7 +132,10 @@ def _compile(variant: Variant, target: str) -> AotResult:
     except Exception as error:  # whatever the compiler raises is the result
         return replace(result, error=f"{type(error).__name__}: {error}")
     registers, spills = _amd_usage(compiled) if "amdgcn" in compiled.asm else _nvidia_usage(compiled)
-    return replace(result, registers=registers, spills=spills, shared=compiled.metadata.shared)
+    # Triton compiles what needs more tensor memory to an empty kernel, which it refuses to load.
+    columns = getattr(compiled.metadata, "tmem_size", None) or 0
+    error = f"needs {columns} columns of tensor memory, {TENSOR_MEMORY} are there" if columns > TENSOR_MEMORY else ""
+    return replace(result, registers=registers, spills=spills, shared=compiled.metadata.shared, error=error)
 
 
 def _nvidia_usage(compiled: Any) -> tuple[int, int]:

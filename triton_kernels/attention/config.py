@@ -64,8 +64,8 @@ _LARGE = _Tables(
         ("rows", False): (Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(64, 32, 8, 2)),
         ("columns", False): (Config(64, 64, 4, 2), Config(64, 128, 8, 2), Config(32, 64, 8, 1)),
         ("bias", False): (Config(64, 64, 8, 1), Config(64, 32, 8, 1), Config(32, 32, 8, 1)),
-        ("rows", True): (Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(64, 16, 8, 1)),
-        ("columns", True): (Config(32, 128, 8, 2), Config(32, 128, 8, 2), Config(16, 64, 8, 1)),
+        ("rows", True): (Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(32, 32, 8, 1)),
+        ("columns", True): (Config(32, 128, 8, 2), Config(32, 128, 8, 2), Config(32, 32, 8, 1)),
         ("bias", True): (Config(64, 32, 8, 1), Config(32, 16, 4, 1), Config(16, 16, 4, 1)),
     },
 )
