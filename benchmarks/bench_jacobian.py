@@ -43,6 +43,8 @@ def main() -> int:
     report.environment["jax"] = None if jax is None else jax.__version__
     report.notes.append(_conditions(args, jax))
     start = time.monotonic()
+    if args.strategies:  # first: a compiler that is interrupted may leave the process unable to differentiate
+        strategies_section(report, select(args.only, args.quick), args.seconds)
     if not args.sections_only:
         _workloads(args, report, jax, start)
         if args.more:
@@ -50,8 +52,7 @@ def main() -> int:
         report.key_figures |= key_figures(report.rows)
         report.notes += failures(report.rows)
         report.show(COLUMNS)
-    if args.strategies:
-        strategies_section(report, select(args.only, args.quick), args.seconds)
+        report.save(args.results)  # whatever becomes of what follows
     if args.memory:
         memory_section(report, args.quick)
     report.extra["seconds"] = time.monotonic() - start
