@@ -23,6 +23,11 @@ from torch_jvpvjp.triton_kernels._variants import variants_of
 # What a thread may spill: bytes (NVIDIA), registers (AMD). The 16 bytes are two addresses that ptxas keeps in local
 # memory to stay at 32, 40, 48, 64 or 128 registers and so fit one more program; no tile is ever spilled.
 SPILL_BUDGET = {"sm_80": 16, "sm_90": 16, "sm_100": 16, "gfx942": 0}
+# Attention's large tiles keep sums of whole heads in all registers that there are. Ceilings of what their kernels
+# spill, so that a change that spills more is seen; on sm_90 value and tangents of 16 bits, heads of 64 and 128, spill
+# nothing.
+SPILLS_OF_ATTENTION = {"forward": 880, "rows": 1792, "columns": 4352}
+LARGE_TILES = ("sm_90", "sm_100")
 # Compiling a variant takes half a second for each target.
 MOST_VARIANTS = 64
 
@@ -56,7 +61,7 @@ def test_every_variant_compiles_within_budget(
     Console(width=200).print(aot_table(results))
     with capsys.disabled():
         Console(width=120).print(aot_table(_worst(results)))
-    failures = [result for result in results if _fails(result)]
+    failures = [result for result in results if _fails(family, result)]
     assert not failures, f"{family}:\n" + "\n".join(map(str, failures))
 
 
@@ -89,9 +94,19 @@ def test_rows_and_groups_never_make_a_new_variant() -> None:
     assert variants_of([lambda: call(1, 100_003), lambda: call(1, 7 * 132), lambda: call(6, 4096)]) == few
 
 
-def _fails(result: AotResult) -> bool:
-    over = result.spills > SPILL_BUDGET[result.target] or result.shared > SHARED_LIMIT[result.target]
+def _fails(family: str, result: AotResult) -> bool:
+    over = result.spills > _spill_budget(family, result) or result.shared > SHARED_LIMIT[result.target]
     return over or bool(result.error)
+
+
+def _spill_budget(family: str, result: AotResult) -> int:
+    if family != "attention" or result.target not in LARGE_TILES or result.kernel not in SPILLS_OF_ATTENTION:
+        return SPILL_BUDGET[result.target]
+    facts = ("HAS_BIAS=False", "PLAIN=True", "q:bf16")
+    usual = result.kernel == "forward" and all(fact in result.variant for fact in facts)
+    if result.target == "sm_90" and usual and any(f"DK={size}, " in result.variant for size in (64, 128)):
+        return 0
+    return SPILLS_OF_ATTENTION[result.kernel]
 
 
 def _worst(results: list[AotResult]) -> list[AotResult]:
