@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from attention_judge import not_interpreted
 from torch import Tensor
 
 from torch_jvpvjp import ops
 from torch_jvpvjp.ops.attention import fused, in_place, stripes
 from torch_jvpvjp.testing.budget import NEIGHBOURS, assert_in_budget
 
+pytestmark = not_interpreted  # CPU tensors take the kernels there
 Function = Callable[..., Any]
 F64 = torch.float64
 
