@@ -59,47 +59,53 @@ def make_plan(
         runtime.check_batch(x)
     meta = tracing.traced.output
     limit = read_memory(runtime.caller, memory_limit)
-    if limit is not None:
-        entries = _entries(tracing, limit)
-        peak_entries = entries if peak_entries is None else min(entries, peak_entries)
     if objective == "time":
         objective = _time(meta.device, meta.dtype)
-    try:
-        plan = plan_factors(
+
+    def planned(most: int | None) -> Plan:
+        return plan_factors(
             tracing.traced.factors,
             objective=objective,
             strategy=strategy,
             tape_limit=tape_limit,
-            peak_entries=peak_entries,
+            peak_entries=most,
             matrix_free=matrix_free,
             threads=threads,
             batch=max(tracing.subject.batch.numel(), 1),
         )
+
+    made = _made(runtime, tracing, x, planned(peak_entries), limit)
+    if limit is None or (made.peak_bytes is not None and made.peak_bytes <= limit):
+        return made
+    entries, size = _entries(tracing, limit), meta.dtype.itemsize
+    try:
+        made = _made(
+            runtime, tracing, x, planned(entries if peak_entries is None else min(entries, peak_entries)), limit
+        )
     except InfeasiblePlanError as error:
-        if limit is None:
-            raise
-        size = meta.dtype.itemsize
         raise InfeasiblePlanError(
             f"{runtime.caller}: memory_limit={memory_limit!r} must hold the blocks of some plan, got a chain that "
             f"needs {error.smallest * size:,} bytes for them; raise memory_limit to twice that.",
             smallest=error.smallest,
         ) from error
-    options = runtime.options
+    _check_held(made, limit, size)
+    return made
+
+
+def _made(runtime: Runtime, tracing: Tracing, x: Any, plan: Plan, limit: int | None) -> Plan:
+    """Return a plan that can be called, in chunks that keep a limit in bytes as far as chunks can."""
     if limit is not None:
-        chunk = options.chunk_size or _chunk(runtime, tracing, limit, plan)
-        runtime = runtime.with_options(replace(options, chunk_size=chunk, together=False))
+        chunk = runtime.options.chunk_size or _chunk(runtime, tracing, limit, plan)
+        runtime = runtime.with_options(replace(runtime.options, chunk_size=chunk, together=False))
         runtime.adopt(x, tracing)
     source, output = tracing.subject.source, tracing.subject.output
     bare = output is not None and source.bare and output.bare
-    made = replace(
+    return replace(
         plan,
         input_shape=(*tracing.subject.batch, *source.leaves[0].shape) if bare else None,
         output_shape=(*tracing.subject.batch, *output.leaves[0].shape) if bare and output is not None else None,
         runtime=runtime,
     )
-    if limit is not None:
-        _check_held(made, limit, meta.dtype.itemsize)
-    return made
 
 
 def _entries(tracing: Tracing, limit: int) -> int:
