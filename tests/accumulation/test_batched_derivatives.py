@@ -91,7 +91,7 @@ def test_a_map_that_vmap_gets_wrong_is_applied_to_each_vector() -> None:
     torch.testing.assert_close(trusted, 3 * vectors)  # so the question is what finds it
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_pytorch_gets_wrong_in_batches_is_what_is_listed() -> None:
     wrong: dict[str, set[str]] = {}
     count = 0

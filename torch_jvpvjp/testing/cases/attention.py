@@ -106,7 +106,7 @@ CASES: dict[str, OpCase] = {
                 name="a row that sees nothing",
             ),
         ],
-        interpreted=("a row that sees nothing", "bias, capped, window"),
+        interpreted=("a row that sees nothing",),  # minutes each; tests/kernels judges every mask and option
     ),
     "attention_jvp": OpCase(
         ops.attention_jvp,
@@ -150,6 +150,6 @@ CASES: dict[str, OpCase] = {
                 name="causal, grouped",
             ),
         ],
-        interpreted=("causal, grouped",),
+        interpreted=(),  # as of attention_jvp
     ),
 }
