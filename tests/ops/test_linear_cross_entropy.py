@@ -183,3 +183,14 @@ X, W, T = torch.randn(2, 3), torch.randn(4, 3), torch.tensor([0, 2])
 def test_bad_input(args: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=rf"^linear_cross_entropy: .*{message}"):
         ops.linear_cross_entropy(*args, **options)
+
+
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered:RuntimeWarning")  # NumPy, of log 0
+@pytest.mark.usefixtures("interpreted")
+def test_a_chunk_of_impossible_classes_adds_nothing(device: str) -> None:
+    x, weight, bias = (torch.randn(*shape, device=device) for shape in ((3, 8), (40, 8), (40,)))
+    target, dead = torch.tensor([25, 30, 39], device=device), torch.arange(40, device=device) < 20
+    primals, dots = (x, weight, bias.masked_fill(dead, -torch.inf)), (x.cos(), weight.cos(), bias.cos())
+    ours = torch.func.jvp(lambda x, w, b: ops.linear_cross_entropy(x, w, target, b, chunk_size=1), primals, dots)
+    theirs = torch.func.jvp(lambda x, w, b: F.cross_entropy(x @ w.mT + b, target), primals, dots)
+    torch.testing.assert_close(ours, theirs)
