@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import torch
@@ -33,8 +30,8 @@ class Settings:
     Attributes:
         device: Where.
         seconds: For the timing of one workload.
-        compile_seconds: For one compilation; it is broken off then.
-        plan_seconds: For making a plan of ours and its first calls.
+        compile_seconds: For a contender that is compiled, with its check; the process is ended then.
+        plan_seconds: For one of ours that is not compiled, with its check.
         compile_ops: A function that runs more ops than this is not compiled by the peers.
         compiled: Whether anything is compiled.
         compiled_peers: Whether peers are, too.
@@ -52,9 +49,18 @@ class Settings:
     everything: bool = False
     small: bool = False
 
+    def as_json(self) -> dict[str, Any]:
+        """Return what `from_json` takes."""
+        return asdict(self) | {"device": str(self.device)}
 
-class OutOfTimeError(BaseException):
-    """A time budget is used up; no Exception, so that a compiler in the middle of its work does not catch it."""
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Settings:
+        """Return the settings of which that is the JSON."""
+        return cls(**{**stored, "device": torch.device(stored["device"])})
+
+
+Say = Callable[..., None]
+"""Told what is being done: `doing`, in words; `contender`, whom it is about; `limit`, in seconds; None for none."""
 
 
 class Measurement:
@@ -64,10 +70,15 @@ class Measurement:
         case: The workload.
         settings: Of the run.
         jax: The module, or None.
+        left_out: Contenders that do not take part, and why.
+        say: Told what is being done.
     """
 
-    def __init__(self, case: Case, settings: Settings, jax: Any) -> None:
-        self.case, self.settings, self.jax = case, settings, jax
+    def __init__(
+        self, case: Case, settings: Settings, jax: Any, left_out: Mapping[str, str], say: Say = lambda **_: None
+    ) -> None:
+        self.case, self.settings, self.jax, self.left_out, self.say = case, settings, jax, left_out, say
+        say(doing="a reference in float64", contender=None, limit=None)
         self.problem = self._make()
         self.judge = JacobianJudge(case, small=settings.small, device=settings.device)
         self.m, self.n = entries(self.problem)
@@ -92,6 +103,7 @@ class Measurement:
         for name, make in ours(self.problem, fresh, compiled=self.settings.compiled).items():
             limit = self.settings.compile_seconds if name == COMPILED else self.settings.plan_seconds
             self.enter(name, "ours", make, limit=limit)
+        self.say(doing="the timing", contender=None, limit=None)
         warm = {name: c for name, c in self.contenders.items() if c.seconds <= SLOW_SECONDS}
         for name, times in time_in_turn(warm, self.settings.device, self.settings.seconds).items():
             self.found[name] |= asdict(times)
@@ -108,17 +120,18 @@ class Measurement:
         """
         limit = options.pop("limit", None)
         row = self.found[name] = {"kind": kind, "note": "", **options}
+        if name in self.left_out:
+            row["note"] = f"not measured: {self.left_out[name]}"
+            return
+        self.say(doing=f"{name} and its check", contender=name, limit=limit)
         try:
-            with within(limit):
-                contender = make()
-                row |= contender.facts
-                seconds, result = contender.run(self.settings.device)
-                row["error_over_budget"] = error = self.judge(result)
-                del result
-                if seconds <= SLOW_SECONDS or kind in {"jax", "compiled peer"} or name == COMPILED:
-                    seconds = min(contender.run(self.settings.device)[0] for _ in range(2))
-        except OutOfTimeError:
-            row["note"] = f"not measured: not ready after {limit:g} s"
+            contender = make()
+            row |= contender.facts
+            seconds, result = contender.run(self.settings.device)
+            row["error_over_budget"] = error = self.judge(result)
+            del result
+            if seconds <= SLOW_SECONDS or kind in {"jax", "compiled peer"} or name == COMPILED:
+                seconds = min(contender.run(self.settings.device)[0] for _ in range(2))
         except Exception as failure:  # noqa: BLE001 (whatever a contender raises belongs in its row)
             row["note"] = f"raises: {problem_text(failure)}"
         else:
@@ -218,50 +231,24 @@ def count_ops(problem: Problem) -> int:
     return counter.ops
 
 
-@contextmanager
-def within(seconds: float | None) -> Iterator[None]:
-    """Break off what takes longer than that, where the system has alarms.
-
-    Args:
-        seconds: None for no limit.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        OutOfTimeError: When the time is over.
-    """  # noqa: DOC502 (raised by the handler)
-    if seconds is None or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def ring(_number: int, _frame: FrameType | None) -> None:
-        raise OutOfTimeError
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def measure(case: Case, settings: Settings, jax: Any) -> Row:
+def measure(
+    case: Case, settings: Settings, jax: Any, left_out: Mapping[str, str] | None = None, say: Say = lambda **_: None
+) -> Row:
     """Measure one workload.
 
     Args:
         case: The workload.
         settings: Of the run.
         jax: The module, or None.
+        left_out: Contenders that do not take part, and why.
+        say: Told what is being done.
 
     Returns:
         Its row; one with a note alone if not even the peers run.
     """
-    torch.compiler.reset()
     start = time.monotonic()
     try:
-        row = Measurement(case, settings, jax).row()
+        row = Measurement(case, settings, jax, left_out or {}, say).row()
     except Exception as failure:  # noqa: BLE001 (a row is never dropped)
         row = {"workload": case.id, "contenders": {}, "note": f"not measured: {problem_text(failure)}"}
     return row | {"seconds": round(time.monotonic() - start, 1)}

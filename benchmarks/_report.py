@@ -70,11 +70,12 @@ class Report:
         """Return the path of the JSON file in a folder, ``<name>-<device>.json``."""
         return directory / f"{self.name}-{device_slug(self.device)}.json"
 
-    def save(self, directory: Path) -> Path:
+    def save(self, directory: Path, *, quietly: bool = False) -> Path:
         """Write the JSON file.
 
         Args:
             directory: Where to; it is made if absent.
+            quietly: Whether not to say so.
 
         Returns:
             Path of the file, ``<name>-<device>.json``.
@@ -90,7 +91,8 @@ class Report:
             "rows": self.rows,
         }
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"saved {_shown(path)}")
+        if not quietly:
+            print(f"saved {_shown(path)}")
         return path
 
     def plot(self, path: Path, draw: Callable[[Any], Any]) -> None:

@@ -2,13 +2,16 @@
 
 python benchmarks/bench_jacobian.py [--only ID ...] [--quick] [--no-jax] [--no-compile] [--memory] [--strategies]
 
-Every contender is checked against float64 first; those that are right are timed in turn in one process. A row holds
-all contenders of one workload in the JSON; the table shows the best PyTorch peer, with its best chunk size.
+Every workload has a process of its own. Its contenders are checked against float64 first; those that are right are
+timed in turn. A row holds all contenders of one workload in the JSON, which is written after every workload; the table
+shows the best PyTorch peer, with its best chunk size.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import math
 import time
@@ -16,9 +19,9 @@ from pathlib import Path
 
 import torch
 from _environment import pick_device
-from _jacobian_jax import load_jax
-from _jacobian_measure import Settings, measure
+from _jacobian_measure import Settings
 from _jacobian_memory import draw_memory, memory_section
+from _jacobian_processes import measured
 from _jacobian_strategies import strategies_section
 from _jacobian_summary import COLUMNS, draw, failing, failures, key_figures
 from _jacobian_workloads import select
@@ -37,20 +40,16 @@ def main() -> int:
         return 0
     torch.set_num_threads(args.threads)
     # JAX on the CPU is no peer of ours on a GPU.
-    jax = None if args.no_jax or device.type != "cpu" else load_jax(args.threads)
+    jax = not args.no_jax and device.type == "cpu" and importlib.util.find_spec("jax") is not None
     # Sections alone are no measurement of the workloads, and must not stand in the place of one.
     report = Report("jacobian-sections" if args.sections_only else "jacobian", device)
-    report.environment["jax"] = None if jax is None else jax.__version__
+    report.environment["jax"] = importlib.metadata.version("jax") if jax else None
     report.notes.append(_conditions(args, jax))
     start = time.monotonic()
-    if args.strategies:  # first: a compiler that is interrupted may leave the process unable to differentiate
+    if args.strategies:
         strategies_section(report, select(args.only, args.quick), args.seconds)
     if not args.sections_only:
         _workloads(args, report, jax, start)
-        if args.more:
-            report.rows = _with_others(report, args.results)
-        report.key_figures |= key_figures(report.rows)
-        report.notes += failures(report.rows)
         report.show(COLUMNS)
         report.save(args.results)  # whatever becomes of what follows
     if args.memory:
@@ -64,8 +63,8 @@ def main() -> int:
     return int(failing(report.rows))
 
 
-def _workloads(args: argparse.Namespace, report: Report, jax: object, start: float) -> None:
-    """Measure the workloads until the time is used up."""
+def _workloads(args: argparse.Namespace, report: Report, jax: bool, start: float) -> None:
+    """Measure the workloads until the time is used up, and save after each."""
     settings = Settings(
         report.device,
         args.seconds,
@@ -77,45 +76,52 @@ def _workloads(args: argparse.Namespace, report: Report, jax: object, start: flo
         everything=args.all,
     )
     cases = select(args.only, args.quick)
+    rows = _rows_before(report, args.results) if args.more else {}
+    notes, figures = list(report.notes), dict(report.key_figures)
     for done, case in enumerate(cases):
         spent = time.monotonic() - start
         if spent >= args.budget_seconds:
-            report.notes.append(
+            notes.append(
                 f"time budget of {args.budget_seconds:g} s used up: {len(cases) - done} of {len(cases)} workloads not "
                 f"measured, from {case.id} on"
             )
             break
-        report.rows.append(measure(case, settings, jax))
-        print(f"[{time.monotonic() - start:5.0f} s] {case.id}", flush=True)
+        print(f"[{spent:5.0f} s] {case.id}", flush=True)
+        rows[case.id] = measured(case.id, settings, jax=jax, threads=args.threads)
+        report.rows = [rows[case.id] for case in select(None) if case.id in rows]
+        report.key_figures = figures | key_figures(report.rows)
+        report.notes = notes + failures(report.rows)
+        report.extra["seconds"] = time.monotonic() - start
+        report.save(args.results, quietly=True)
+    report.notes = notes + failures(report.rows)
 
 
-def _with_others(report: Report, folder: Path) -> list[Row]:
-    """Rows together with those that the results file holds of other workloads, if it is of the same code and machine.
+def _rows_before(report: Report, folder: Path) -> dict[str, Row]:
+    """The rows that the results file holds, if it is of the same code and machine.
 
     Args:
-        report: What was measured now.
+        report: What is measured now.
         folder: Where the file is.
 
     Returns:
-        The rows, in the order of the table.
+        The rows by workload.
 
     Raises:
         SystemExit: If the file is of other code, or of another machine.
     """
     path = report.path(folder)
-    rows = {row["workload"]: row for row in report.rows}
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        there, here = ({k: v for k, v in e.items() if k != "date"} for e in (before["environment"], report.environment))
-        if there != here:
-            raise SystemExit(f"--more adds to results of the same code and machine, got {there} in {path}")
-        rows = {row["workload"]: row for row in before["rows"]} | rows
-    return [rows[case.id] for case in select(None) if case.id in rows]
+    if not path.exists():
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    there, here = ({k: v for k, v in e.items() if k != "date"} for e in (before["environment"], report.environment))
+    if there != here:
+        raise SystemExit(f"--more adds to results of the same code and machine, got {there} in {path}")
+    return {row["workload"]: row for row in before["rows"]}
 
 
-def _conditions(args: argparse.Namespace, jax: object) -> str:
+def _conditions(args: argparse.Namespace, jax: bool) -> str:
     absent = "JAX left out" if args.no_jax or args.device == "cuda" else "JAX is not installed"
-    return f"{torch.get_num_threads()} thread(s); {absent if jax is None else 'JAX on the CPU under the same limit'}"
+    return f"{torch.get_num_threads()} thread(s); {'JAX on the CPU under the same limit' if jax else absent}"
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import math
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from _jacobian_measure import Settings, count_ops, measure  # noqa: E402
 from _jacobian_memory import Task, run  # noqa: E402
 from _jacobian_ours import COMPILED, OURS, REUSED, make_plan  # noqa: E402
 from _jacobian_peers import peers  # noqa: E402
+from _jacobian_processes import measured  # noqa: E402
 from _jacobian_strategies import CONTENDERS, PICK, strategy_row  # noqa: E402
 from _jacobian_summary import failing, failures, fastest, key_figures  # noqa: E402
 from _jacobian_timing import Contender, time_in_turn  # noqa: E402
@@ -167,6 +169,51 @@ def test_what_raises_is_noted_in_its_row() -> None:
     row = measure(Case("broken", build), Settings(CPU), None)  # pyright: ignore[reportArgumentType]
     assert row["note"] == "not measured: ArithmeticError: no such function"
     assert failures([row]) == ["broken: not measured: ArithmeticError: no such function"]
+
+
+_FOLLOWED = """
+import json, os, sys, time
+request = json.loads(sys.argv[1])
+print(json.dumps({"doing": "the start", "contender": None, "limit": None}), flush=True)
+contenders = {}
+for name in ("quick", "hangs", "dies"):
+    if name in request["left_out"]:
+        contenders[name] = {"kind": "peer", "note": "not measured: " + request["left_out"][name]}
+        continue
+    print(json.dumps({"doing": name, "contender": name, "limit": 0.5 if name == "hangs" else None}), flush=True)
+    if name == "hangs":
+        time.sleep(60)
+    if name == "dies":
+        os.abort()
+    contenders[name] = {"kind": "peer", "note": "", "median_ms": 1.0}
+print(json.dumps({"row": {"workload": request["workload"], "contenders": contenders}}), flush=True)
+"""
+
+
+def test_a_contender_that_hangs_or_dies_is_noted_and_the_others_are_measured() -> None:
+    row = measured("any", Settings(CPU), worker=(sys.executable, "-c", _FOLLOWED))
+    assert row["contenders"]["quick"]["median_ms"] == 1.0
+    assert row["contenders"]["hangs"]["note"] == "not measured: not ready after 0.5 s in hangs"
+    assert row["contenders"]["dies"]["note"] == "not measured: the process ended in dies: SIGABRT"
+    assert row["seconds"] >= 0.5
+
+
+def test_a_process_that_dies_by_itself_leaves_a_row_with_a_note() -> None:
+    row = measured("any", Settings(CPU), worker=(sys.executable, "-c", "raise OSError('no memory')"))
+    assert row["note"] == "not measured: the process ended in the start: exit code 1, OSError: no memory"
+    assert failures([row]) == [f"any: {row['note']}"]
+
+
+def test_settings_go_through_json() -> None:
+    settings = Settings(CPU, seconds=0.5, compiled=False, small=True)
+    assert Settings.from_json(json.loads(json.dumps(settings.as_json()))) == settings
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_measures_a_workload() -> None:
+    row = measured("curve", Settings(CPU, seconds=0.0, compiled=False, small=True), jax=False)
+    assert row["contenders"].keys() == {"jacrev", "jacfwd", "autograd reverse", "autograd forward", *OURS} - {COMPILED}
+    assert all("median_ms" in c for c in row["contenders"].values()), row
 
 
 def test_targets_are_passed_failed_or_incomplete() -> None:
