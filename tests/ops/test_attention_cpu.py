@@ -1,5 +1,6 @@
 """Attention of CPU tensors: no matrix of queries by keys at any point up to the second order, whatever hides keys."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,8 +29,11 @@ def draw_wide(*shapes: Sequence[int], dtype: torch.dtype = F64, seed: int = 0) -
 def allocations(run: Callable[[], object]) -> list[int]:
     """Bytes that were allocated (positive) and freed, in order."""
     cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
-        run()
+    with warnings.catch_warnings():
+        # Events are kept for one cycle, which is all there is. With `acc_events` each becomes a Python object: seconds.
+        warnings.filterwarnings("ignore", ".*Profiler clears events")
+        with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+            run()
     found = profile.profiler
     assert found is not None and found.kineto_results is not None
     events = [e for e in found.kineto_results.events() if e.name() == "[memory]"]
