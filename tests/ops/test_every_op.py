@@ -17,10 +17,17 @@ from torch_jvpvjp.testing.compiled import INDUCTOR
 from torch_jvpvjp.testing.compositions import EAGER
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _marks(number: int) -> list[pytest.MarkDecorator]:
+    """The first sample is for every day. The second differs from it in sizes only, which is for what is compiled."""
+    return [] if number == 0 else [pytest.mark.exhaustive] if number == 1 and not INTERPRETED else [pytest.mark.slow]
+
+
 SAMPLES = [
-    pytest.param(name, sample, id=f"{name}-{sample.name}")
+    pytest.param(name, sample, id=f"{name}-{sample.name}", marks=_marks(number))
     for name, case in CASES.items()
-    for sample in case.samples
+    for number, sample in enumerate(case.samples)
     if not INTERPRETED or sample.name in case.interpreted
 ]
 # What PyTorch can compile of the plain formula must be compiled of ours too, in every release.
