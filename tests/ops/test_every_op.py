@@ -19,13 +19,24 @@ from torch_jvpvjp.testing.compositions import EAGER
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _marks(number: int) -> list[pytest.MarkDecorator]:
+# In the interpreter CI takes an op of each kind of kernels. These launch the kernels of swiglu, gelu, softmax, mse_loss
+# and l2_norm, which tests/kernels and test_op_db.py judge there for every op; of attention, too slow for all
+# properties, test_attention_interpreted.py takes a selection.
+EXHAUSTIVE_IF_INTERPRETED = (
+    *("geglu", "glu", "silu", "tanh", "softplus", "log_softmax", "huber_loss", "kl_div", "pixel_norm"),
+    "scaled_dot_product_attention",
+)
+
+
+def _marks(name: str, number: int) -> list[pytest.MarkDecorator]:
     """The first sample is for every day. The second differs from it in sizes only, which is for what is compiled."""
-    return [] if number == 0 else [pytest.mark.exhaustive] if number == 1 and not INTERPRETED else [pytest.mark.slow]
+    if name in EXHAUSTIVE_IF_INTERPRETED if INTERPRETED else number == 1:
+        return [pytest.mark.exhaustive]
+    return [pytest.mark.slow] if number else []
 
 
 SAMPLES = [
-    pytest.param(name, sample, id=f"{name}-{sample.name}", marks=_marks(number))
+    pytest.param(name, sample, id=f"{name}-{sample.name}", marks=_marks(name, number))
     for name, case in CASES.items()
     for number, sample in enumerate(case.samples)
     if not INTERPRETED or sample.name in case.interpreted
