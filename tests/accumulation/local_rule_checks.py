@@ -91,5 +91,19 @@ def check(case: Case) -> None:
         found = dense(local, taken.operands, taken.outputs)
         expected = autograd(taken, position)
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12, equal_nan=True)
+        if local.through is not None:
+            _check_through(local, taken, expected)
     if case.kind is not None:
         assert type(taken.locals[case.active[0]].structure) is case.kind
+
+
+def _check_through(local: Local, taken: Taken, jacobian: Tensor) -> None:
+    """Vectors go through as a product with the Jacobian carries them."""
+    assert local.through is not None
+    m, n = jacobian.shape
+    for carry, vectors, expected in (
+        (local.through.push, (v := randn(3, n)), v @ jacobian.T),
+        (local.through.pull, (v := randn(3, m)), v @ jacobian),
+    ):
+        found = carry(taken.operands, taken.outputs, vectors)
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)

@@ -9,6 +9,7 @@ from structure_cases import SIZES, block_of, chains, plain_structures, structure
 
 from torch_jvpvjp.accumulation.structure import (
     Banded,
+    Block,
     BlockDiagonal,
     Dense,
     Diagonal,
@@ -30,6 +31,7 @@ from torch_jvpvjp.accumulation.structure import (
     UpperTriangular,
     WeightedGather,
     Zero,
+    add,
     multiply,
     product,
     product_rule,
@@ -184,6 +186,42 @@ def test_products_at_working_sizes_take_every_way_of_execution():
     ]:  # fmt: skip
         a, b = block_of(left, 1), block_of(right, 2)
         torch.testing.assert_close(multiply(a, b).dense(), a.dense() @ b.dense())
+
+
+IN_FRONT = {
+    "weight": Kronecker(Identity(3), Dense(4, 2)),
+    "blocks": BlockDiagonal(3, 12, 6),
+    "diagonal": Diagonal(6),
+    "scaled": ScaledIdentity(6),
+}
+
+
+@pytest.mark.parametrize("left", IN_FRONT.values(), ids=IN_FRONT)
+def test_columns_that_stand_in_front_in_memory_stay_there(left):
+    a, x = block_of(left, 1), torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).T
+    found = multiply(a, Block(Dense(6, 5), x))
+    torch.testing.assert_close(found.dense(), a.dense() @ x)
+    assert found.values.T.is_contiguous()
+    both = add(Block(Dense(6, 5), x.contiguous()), Block(Dense(6, 5), x))
+    assert torch.equal(both.dense(), 2 * x)
+    assert both.values.T.is_contiguous()
+
+
+SPARSE_ROWS = {
+    "gather": Gather(6, [0, 3, 4]),
+    "scatter": Scatter(4, [1, 0, 1, 3, 3, 1]),
+    "mean_over_samples": Pattern.of(np.tile(np.eye(2, dtype=bool), 3)),
+    "two_of_a_block": Pattern.of(np.array([[1, 1, 0, 0, 1, 0]], dtype=bool)),
+}
+
+
+@pytest.mark.parametrize("left", SPARSE_ROWS.values(), ids=SPARSE_ROWS)
+def test_sparse_rows_times_a_shared_weight_have_the_entries_and_the_count_of_the_product_multiplied_out(left):
+    weight = Kronecker(Identity(3), Dense(2, 5))
+    a, b = block_of(left, 1), block_of(weight, 2)
+    found, blocks = product(left, weight), product(left, BlockDiagonal(3, 6, 15))
+    assert found.result == blocks.result
+    torch.testing.assert_close(multiply(a, b).dense(LIKE), a.dense(LIKE) @ b.dense())
 
 
 def test_a_new_structure_is_multiplied_as_dense_and_by_its_own_rules():

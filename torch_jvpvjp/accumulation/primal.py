@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -54,10 +55,20 @@ class PrimalRun:
     def entries(self, arc: Arc) -> Values:
         """Return the stored entries of a local Jacobian, computed once."""
         if arc not in self._entries:
-            operands = [self.value(index) for index in arc.op.operands]
-            outputs = [self._values.get(index) if index is not None else None for index in arc.op.outputs]
-            self._entries[arc] = arc.local.values(operands, outputs)  # pyright: ignore[reportArgumentType]
+            self._entries[arc] = arc.local.values(*self._of_call(arc))
         return self._entries[arc]
+
+    def carried(self, arc: Arc, vectors: Tensor, *, forwards: bool) -> Tensor:
+        """Return vectors (c, ·) that were pushed, or pulled, through a local Jacobian without its entries."""
+        through = arc.local.through
+        assert through is not None
+        return (through.push if forwards else through.pull)(*self._of_call(arc), vectors)
+
+    def _of_call(self, arc: Arc) -> tuple[list[Tensor], list[Tensor]]:
+        """Return operands and outputs of the op of a local Jacobian."""
+        operands = [self.value(index) for index in arc.op.operands]
+        outputs: Any = [self._values.get(index) if index is not None else None for index in arc.op.outputs]
+        return operands, outputs
 
     def advance(self, count: int) -> None:
         """Run up to the end of the first `count` regions."""

@@ -53,15 +53,23 @@ class Tensors:
 
     def local_times(self, arc: Arc, block: Block) -> Block:
         """Return J_arc · block."""
-        if isinstance(arc.local.structure, Identity):
+        structure = arc.local.structure
+        if isinstance(structure, Identity):
             return block
+        if arc.local.through is not None and type(block.structure) is Dense:
+            y_dots = self.primal.carried(arc, self.matrix(block).T, forwards=True)
+            return Block(Dense(structure.m, block.structure.n), y_dots.T)
         local = self.local(arc)
         return local if isinstance(block.structure, Identity) else multiply(local, block)
 
     def times_local(self, block: Block, arc: Arc) -> Block:
         """Return block · J_arc."""
-        if isinstance(arc.local.structure, Identity):
+        structure = arc.local.structure
+        if isinstance(structure, Identity):
             return block
+        if arc.local.through is not None and type(block.structure) is Dense:
+            x_bars = self.primal.carried(arc, self.matrix(block), forwards=False)
+            return Block(Dense(block.structure.m, structure.n), x_bars)
         local = self.local(arc)
         return local if isinstance(block.structure, Identity) else multiply(block, local)
 

@@ -5,6 +5,10 @@ With x̂ the normalised row of length n, and r the factor that normalises it,
     layer norm:  J = diag(w) r (I − 1 1ᵀ / n − x̂ x̂ᵀ / n)
     RMS norm:    J = diag(w) r (I − x̂ x̂ᵀ / n)
 
+A vector goes through it by two means, and not by a product with its n² entries:
+
+    P v = v − mean(v) − mean(x̂ ⊙ v) x̂,    ẏ = w r ⊙ P ẋ,    x̄ = P (w r ⊙ ȳ)
+
 The factor is computed again rather than read from the outputs, which PyTorch does not differentiate.
 """
 
@@ -20,7 +24,7 @@ from ..structure import BlockDiagonal, Diagonal, PlusLowRank, Values
 from .arguments import Arguments, arguments, for_active, reader
 from .entrywise import multiple, weighted
 from .indexing import check_values
-from .registry import Call, Local, local_rule
+from .registry import Call, Local, Through, local_rule
 
 _aten = torch.ops.aten
 
@@ -78,10 +82,25 @@ def in_input(call: Call, normalise: Normalise, rows: int, n: int, *, centred: bo
         g, v = gain(a, factor), directions(x_hat)
         return torch.diag_embed(g) - (g / n).unsqueeze(2) * (v @ v.mT)
 
+    def projected(v: Tensor, x_hat: Tensor) -> Tensor:  # P v, P being symmetric; (c, rows, n)
+        along = (x_hat * v).mean(2, keepdim=True)
+        return torch.addcmul(v - v.mean(2, keepdim=True) if centred else v, along, x_hat, value=-1)
+
+    def push(operands: Sequence[Tensor], outputs: Sequence[Tensor], x_dots: Tensor) -> Tensor:
+        a = read(operands)
+        x_hat, factor = normalise(a)
+        return (gain(a, factor) * projected(x_dots.reshape(-1, rows, n), x_hat)).reshape(-1, rows * n)
+
+    def pull(operands: Sequence[Tensor], outputs: Sequence[Tensor], y_bars: Tensor) -> Tensor:
+        a = read(operands)
+        x_hat, factor = normalise(a)
+        return projected(gain(a, factor) * y_bars.reshape(-1, rows, n), x_hat).reshape(-1, rows * n)
+
     if rows == 1:
         return Local(PlusLowRank(Diagonal(n), rank), 6 * n, one_row)
     check_values(rows * n * n)
-    return Local(BlockDiagonal(rows, rows * n, rows * n), rows * n * (6 + (rank + 1) * n), blocks)
+    structure, through = BlockDiagonal(rows, rows * n, rows * n), Through((2 * rank + 1) * rows * n, push, pull)
+    return Local(structure, rows * n * (6 + (rank + 1) * n), blocks, through)
 
 
 def _local(call: Call, normalise: Normalise, *, centred: bool) -> dict[int, Local]:

@@ -55,16 +55,34 @@ class Call:
     output_index: int = 0
 
 
+Carry = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]
+"""From the tensor operands of a call, all its outputs, and vectors (c, n) behind one axis to J times each, (c, m)."""
+
+
+class Through(NamedTuple):
+    """How vectors are carried through a Jacobian in fewer operations than a product with its entries takes.
+
+    `push` takes tangents (c, n) to (c, m), `pull` cotangents (c, m) to (c, n); `fma` is what either costs for one
+    vector. Both are as `Local.values` is.
+    """
+
+    fma: int
+    push: Carry
+    pull: Carry
+
+
 class Local(NamedTuple):
     """The Jacobian of the output of a call in one operand, both flattened row by row.
 
     `values` computes the stored entries from the tensor operands and all the outputs of the call; it holds no state,
     runs plain differentiable PyTorch ops, and works under autograd and `torch.func.vmap`. `fma` is what that costs.
+    A dense block goes `through` it without those entries where that is given.
     """
 
     structure: Structure
     fma: int
     values: Callable[[Sequence[Tensor], Sequence[Tensor]], Values]
+    through: Through | None = None
 
 
 LocalRule = Callable[[Call], Mapping[int, Local] | None]

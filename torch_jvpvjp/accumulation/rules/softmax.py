@@ -10,7 +10,7 @@ from torch import Tensor
 from ..structure import BlockDiagonal, Diagonal, Identity, PlusLowRank, Values
 from .arguments import arguments, for_active
 from .indexing import check_values
-from .registry import Call, Local, local_rule
+from .registry import Call, Local, Through, local_rule
 
 _aten = torch.ops.aten
 
@@ -41,11 +41,18 @@ def _softmax(call: Call) -> Mapping[int, Local] | None:
         y = outputs[0].reshape(count, k)
         return torch.diag_embed(y) - y.unsqueeze(2) * y.unsqueeze(1)
 
+    def carry(operands: Sequence[Tensor], outputs: Sequence[Tensor], vectors: Tensor) -> Tensor:
+        # J v = y ⊙ v − ⟨y, v⟩ y, and J is symmetric
+        y = outputs[0].reshape(count, k)
+        scaled = y * vectors.reshape(-1, count, k)
+        return torch.addcmul(scaled, scaled.sum(2, keepdim=True), y, value=-1).reshape(-1, count * k)
+
     def local(position: int) -> Local:
         if count == 1:
             return Local(PlusLowRank(Diagonal(k), 1), k, one_row)
         check_values(count * k * k)
-        return Local(BlockDiagonal(count, count * k, count * k), count * k * k, blocks)
+        structure, through = BlockDiagonal(count, count * k, count * k), Through(2 * count * k, carry, carry)
+        return Local(structure, count * k * k, blocks, through)
 
     return for_active(call, self=local)
 
@@ -66,10 +73,19 @@ def _log_softmax(call: Call) -> Mapping[int, Local] | None:
         s = outputs[0].exp().reshape(count, 1, k)
         return torch.eye(k, dtype=s.dtype, device=s.device) - s
 
+    def push(operands: Sequence[Tensor], outputs: Sequence[Tensor], x_dots: Tensor) -> Tensor:
+        s, v = outputs[0].exp().reshape(count, k), x_dots.reshape(-1, count, k)
+        return (v - (s * v).sum(2, keepdim=True)).reshape(-1, count * k)  # ẏ = ẋ − ⟨s, ẋ⟩ 1
+
+    def pull(operands: Sequence[Tensor], outputs: Sequence[Tensor], y_bars: Tensor) -> Tensor:
+        s, v = outputs[0].exp().reshape(count, k), y_bars.reshape(-1, count, k)
+        return torch.addcmul(v, v.sum(2, keepdim=True), s, value=-1).reshape(-1, count * k)  # x̄ = ȳ − (Σ ȳ) s
+
     def local(position: int) -> Local:
         if count == 1:
             return Local(PlusLowRank(Identity(k), 1), k, one_row)
         check_values(count * k * k)
-        return Local(BlockDiagonal(count, count * k, count * k), count * k * k, blocks)
+        structure, through = BlockDiagonal(count, count * k, count * k), Through(count * k, push, pull)
+        return Local(structure, count * k * k, blocks, through)
 
     return for_active(call, self=local)

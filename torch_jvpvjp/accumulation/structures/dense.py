@@ -62,6 +62,11 @@ class Dense(Structure):
         return values.mT
 
 
+def has_columns_in_front(matrix: Tensor) -> bool:
+    """Whether the entries of a column follow one another in memory, as where vectors were pushed through an op."""
+    return matrix.shape[1] > 1 and matrix.stride(0) == 1 and matrix.stride(1) >= matrix.shape[0] > 1
+
+
 class _Square:
     """What the multiples of the identity and the diagonal matrices share: n rows, one entry in each."""
 

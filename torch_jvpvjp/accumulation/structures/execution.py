@@ -13,7 +13,7 @@ from .algebra import cost
 from .base import Structure, Values, coordinates, csr, entry_positions
 from .blocks import BlockDiagonal, Pool, Stacked
 from .canonical import block_count, nested
-from .dense import Dense, Diagonal, ScaledIdentity
+from .dense import Dense, Diagonal, ScaledIdentity, has_columns_in_front
 from .factored import first_tensor
 from .index import Index, frozen
 from .selection import Gather, Scatter, WeightedGather, WeightedScatter
@@ -65,11 +65,11 @@ def _narrowed(result: Structure, matrix: Tensor) -> Values:
 
 def _scale_rows(d: Any, right: Structure, b: Any, result: Structure) -> Values:
     # (diag(d) B)_rc = d_r B_rc
+    if isinstance(right, Dense):
+        return (d if d.dim() == 0 else d[:, None]) * b  # in memory as B is
     if d.dim() == 0:
         return result.from_csr(d * right.csr_values(b, d))
     match right:
-        case Dense():
-            scaled = d[:, None] * b
         case BlockDiagonal():
             scaled = d.reshape(*b.shape[:2], 1) * b
         case Pool():
@@ -85,10 +85,12 @@ def _scale_rows(d: Any, right: Structure, b: Any, result: Structure) -> Values:
 
 def _scale_columns(left: Structure, a: Any, d: Any, result: Structure) -> Values:
     # (A diag(d))_rc = A_rc d_c
+    if isinstance(left, Dense):
+        return a * d
     if d.dim() == 0:
         return result.from_csr(left.csr_values(a, d) * d)
     match left:
-        case Dense() | Pool():
+        case Pool():
             scaled = a * d
         case BlockDiagonal():
             scaled = a * d.reshape(left.b, 1, -1)
@@ -109,6 +111,8 @@ def _blocks(left: Structure, a: Any, right: Structure, b: Any) -> Tensor:
     """The blocks of A B, of which the larger of the nested blocks remain."""
     if isinstance(left, Dense) and isinstance(right, Dense):
         return a @ b
+    if isinstance(right, Dense) and has_columns_in_front(b):  # (A B)ᵀ = Bᵀ Aᵀ, in memory as B is
+        return _blocks(right.transposed(), b.T, left.transposed(), left.transpose_values(a)).reshape(-1, left.m).T
     a, b = _as_blocks(left, a), _as_blocks(right, b)
     wide, narrow = min(a.shape[0], b.shape[0]), max(a.shape[0], b.shape[0])
     inner = narrow // wide

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from .algebra import product_structure, zero_of
-from .base import Structure, Values
+from .base import Structure, Values, coordinates
 from .blocks import BlockDiagonal
 from .dense import Dense, Diagonal, Identity, ScaledIdentity, Zero
 from .factored import Kronecker, first_tensor, typed
-from .plain import plain
+from .index import Index, frozen
+from .plain import is_plain, plain
 from .product import Product, plain_product, product, product_rule, work
 
 
@@ -55,13 +58,16 @@ def _kronecker_dense(left: Kronecker, right: Dense) -> Product:
 
     def values(factors: Any, x: Any) -> Values:
         first, second = factors
-        if b_first <= a_first:
+        if _is_shared(left):  # one product with the columns in front, rather than one for each of the blocks
+            front = x.T.reshape(columns * a.n, b.n) @ second.T
+            x = front.reshape(columns, left.m).T
+        elif b_first <= a_first:
             x = _on_columns(b, second, x.reshape(a.n, b.n, columns))
             x = _times(a, first, x.reshape(a.n, b.m * columns))
         else:
             x = _times(a, first, x.reshape(a.n, b.n * columns))
             x = _on_columns(b, second, x.reshape(a.m, b.n, columns))
-        x = x.reshape(left.m, columns)
+        x = x.reshape(left.m, columns)  # a view of what has its columns in front
         return x if isinstance(result, Dense) else result.gather_values(x)
 
     return Product(result, min(b_first, a_first), values)
@@ -138,7 +144,29 @@ def _kronecker_times(left: Kronecker, right: Structure) -> Product:
 
 @product_rule(Structure, Kronecker)
 def _times_kronecker(left: Structure, right: Kronecker) -> Product:
-    return _multiplied_out(left, right)
+    # A (I ⊗ W), A sparse: where no row of A has two entries in one block, entry A_i,sk gives A_i,sk W_k,: by itself
+    whole = _multiplied_out(left, right)
+    if not (_is_shared(right) and is_plain(left) and 0 < left.nnz <= left.m * right.left.n):
+        return whole
+
+    def values(a: Any, b: Any) -> Values:
+        rows = _rows_met(left, right)
+        if rows is None:
+            return whole.apply(a, b)
+        taken = rows.take(b[1], 0)
+        parts = taken if left.constant else left.csr_values(a).unsqueeze(1) * taken
+        return whole.result.from_csr(parts.reshape(-1))
+
+    return Product(whole.result, whole.fma, values)
+
+
+@lru_cache(maxsize=256)
+def _rows_met(left: Structure, right: Kronecker) -> Index | None:
+    """The row k of W that each entry A_i,sk meets; None if a row of A has two entries in one block."""
+    rows, columns = (index.array for index in coordinates(left))
+    block, row = np.divmod(columns, right.right.m)
+    meets = rows * right.left.n + block  # which ascends, A being listed row by row
+    return None if (np.diff(meets) == 0).any() else frozen(row)
 
 
 def _multiplied_out(left: Structure, right: Structure) -> Product:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from .base import Structure, Values, entry_positions, ones
-from .dense import Dense, Identity, ScaledIdentity, Zero
+from .dense import Dense, Identity, ScaledIdentity, Zero, has_columns_in_front
 from .factored import first_tensor
 from .index import Index, frozen
 
@@ -36,7 +36,7 @@ def apply_sum(
     if isinstance(result, ScaledIdentity):
         return lambda a, b: _scalar(left, a, first_tensor(b, like)) + _scalar(right, b, first_tensor(a, like))
     if isinstance(result, Dense):
-        return lambda a, b: left.dense(a, first_tensor(b, like)) + right.dense(b, first_tensor(a, like))
+        return lambda a, b: _full_sum(left.dense(a, first_tensor(b, like)), right.dense(b, first_tensor(a, like)))
     if left == right == result:
         return lambda a, b: a + b
 
@@ -49,6 +49,12 @@ def apply_sum(
         return result.from_csr(total)
 
     return entrywise
+
+
+def _full_sum(a: Tensor, b: Tensor) -> Tensor:
+    # A sum lies in memory as its first term does. Vectors that went through an op have their columns in front, and so
+    # have those that follow: the other term is brought into that order, once.
+    return b + a if has_columns_in_front(b) else a + b
 
 
 def _scalar(structure: Structure, value: Any, like: Tensor | None) -> Tensor:

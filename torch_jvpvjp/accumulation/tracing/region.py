@@ -316,10 +316,18 @@ class Symbols:
 
     def local_times(self, arc: Arc, block: Structure) -> Structure:
         """Return the structure of the product, and count it."""
+        through = arc.local.through
+        if through is not None and type(block) is Dense:
+            self.fma += block.n * through.fma
+            return Dense(arc.local.structure.m, block.n)
         return self.multiply(arc.local.structure, block)
 
     def times_local(self, block: Structure, arc: Arc) -> Structure:
         """Return the structure of the product, and count it."""
+        through = arc.local.through
+        if through is not None and type(block) is Dense:
+            self.fma += block.m * through.fma
+            return Dense(block.m, arc.local.structure.n)
         return self.multiply(block, arc.local.structure)
 
     def multiply(self, left: Structure, right: Structure) -> Structure:
