@@ -43,7 +43,7 @@ def values_of_parts(subject: Subject, samples: Tensor) -> list[tuple[Tensor, Ten
     """  # noqa: DOC502 (raised by f)
     with torch.no_grad():
         parts = [part.to(samples.device) for part in _parts(samples.shape[0])]
-        return [(part, subject.values_of_arguments([samples[part]])) for part in parts]
+        return [(part, subject.values_of_arguments([samples.index_select(0, part)])) for part in parts]
 
 
 @lru_cache(maxsize=64)

@@ -65,7 +65,7 @@ def _by_copies(subject: Subject, samples: Tensor, m: int, live: bool) -> tuple[T
     plain pullback gives all rows. For small samples that takes less time than m pullbacks under `vmap`.
     """
     count = samples.shape[0]
-    run = _run(subject, samples.repeat(m, *(1,) * (samples.dim() - 1)), live=live)
+    run = _run(subject, torch.cat([samples] * m), live=live)
     rows = torch.eye(m, dtype=run.y.dtype, device=run.y.device).repeat_interleave(count, 0)
     (pulled,) = run.row(rows.reshape(run.y.shape))
     return run.y[:count], pulled.to(run.y.dtype).reshape(m, count, -1).transpose(0, 1)

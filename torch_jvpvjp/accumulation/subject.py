@@ -57,7 +57,7 @@ class Subject:
     def _target(self) -> Function:
         return self.stages[0] if len(self.stages) == 1 else nn.Sequential(*_modules(self.stages))
 
-    @property
+    @cached_property
     def label(self) -> str:
         """What people call the function."""
         return " ∘ ".join(label_of(stage) for stage in reversed(self.stages))
