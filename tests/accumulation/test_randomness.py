@@ -6,6 +6,7 @@ from jacobian_checks import F64, assert_same, judged, randn
 from torch import nn
 
 from torch_jvpvjp.accumulation import jacobian, plan_jacobian
+from torch_jvpvjp.accumulation.cache import Remembered
 
 
 def _noisy(v):
@@ -44,6 +45,16 @@ def test_the_one_shot_function_draws_anew_in_each_call(make):
         torch.manual_seed(seed)
         assert_same(found[-1], judged(f, x))
     assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("make", RANDOM.values(), ids=RANDOM)
+def test_a_call_that_makes_a_plan_draws_what_one_without_a_plan_draws(make, monkeypatch):
+    monkeypatch.setattr(Remembered, "planning_pays", lambda *_: True)
+    f, x = make(), randn(3)
+    torch.manual_seed(1)
+    found = jacobian(f, x)
+    torch.manual_seed(1)
+    assert_same(found, judged(f, x))
 
 
 def test_chunks_share_one_draw():

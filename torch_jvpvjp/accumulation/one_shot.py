@@ -13,6 +13,7 @@ from torch import Tensor
 from ._torch import inside_transform, wraps_transform
 from .batches import check_independent
 from .cache import Remembered
+from .carrying import random_state, set_random_state
 from .options import Options
 from .plain import Recorded, plain_jacobian
 from .plain_batches import jacobians_by_samples, jacobians_of_batch
@@ -68,6 +69,10 @@ def _blocks_of_one(subject: Subject, leaves: Sequence[Tensor], known: Remembered
     def function(*tensors: Tensor) -> Tensor:
         return subject.value(tensors)
 
+    device = leaves[0].device
+    before = random_state(device)
     run = Recorded(function, leaves, live=live)
-    pays = known.planning_pays(run.seconds, run.width, lambda: run.recording.nodes)
-    return None if pays else plain_jacobian(run)
+    if not known.planning_pays(run.seconds, run.width, lambda: run.recording.nodes):
+        return plain_jacobian(run)
+    set_random_state(device, before)  # the plan draws what this run has drawn
+    return None
