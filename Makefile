@@ -13,11 +13,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed lint types
 	$(RUN) -m pytest -n 2 --dist worksteal --ignore tests/kernels/test_aot.py -m "not exhaustive"
-	$(RUN) -m pytest tests/kernels/test_aot.py  # two processes of its own; prints its table
+	$(RUN) -m pytest tests/kernels/test_aot.py -m "not exhaustive"  # two processes of its own; prints its table
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --dist worksteal tests/kernels tests/ops -m "not compiled and not exhaustive"
 
 test-all: test  # what CI has no time for as well
-	$(RUN) -m pytest -n 2 --dist worksteal -m exhaustive
+	$(RUN) -m pytest -n 2 --dist worksteal --ignore tests/kernels/test_aot.py -m exhaustive
+	$(RUN) -m pytest tests/kernels/test_aot.py -m exhaustive
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --dist worksteal tests/kernels tests/ops -m "exhaustive and not compiled"
 
 test-fast: $(VENV)/.installed
