@@ -130,14 +130,15 @@ def _leaves(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(t.detach().requires_grad_() for t in tensors)
 
 
+JVP = "jvp"
 OPERATIONS = {
     operation.name: operation
     for operation in (
         Operation("forward", _forward, (1, 1)),  # reads x; writes y
-        Operation("jvp", _jvp, (2, 2)),  # reads x, ẋ; writes y, ẏ
+        Operation(JVP, _jvp, (2, 2)),  # reads x, ẋ; writes y, ẏ
         Operation("forward + vjp", _gradient, (3, 2)),  # the forward; then reads x, ȳ; writes x̄
         Operation("vjp of jvp", _gradient_of_jvp, (6, 4)),  # the JVP; then reads x, ẋ and cotangents; writes two
         Operation("hvp", _hvp, (3, 1)),  # reads x, ẋ, ȳ; writes the tangent of x̄
     )
 }
-FIRST_ORDER = ("forward", "jvp", "forward + vjp")
+FIRST_ORDER = ("forward", JVP, "forward + vjp")

@@ -76,12 +76,15 @@ class Known(NamedTuple):
 
 @triton.jit
 def known_of(lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, head, stored, SECOND: tl.constexpr):
-    """Return the pointers of a head, by its number among those of all n and batches."""
+    """Return the pointers of a head, by its number among those of all n and batches.
+
+    Without SECOND the dotted ones are others, that nobody reads: Triton 3.6 does not let a function return None.
+    """
     here = head * stored
     if SECOND:
         known = Known(lse_ptr + here, delta_ptr + here, lse_dot_ptr + here, delta_dot_ptr + here)
     else:
-        known = Known(lse_ptr + here, delta_ptr + here, None, None)
+        known = Known(lse_ptr + here, delta_ptr + here, lse_ptr + here, delta_ptr + here)
     return known
 
 

@@ -77,14 +77,14 @@ class Facts(NamedTuple):
 @triton.jit
 def _tangent_products(q, q_dots, k, keys, rules, j, FACTS: tl.constexpr, HIDES: tl.constexpr, WHICH: tl.constexpr):
     """Return q̇·k + q·k̇ of rows and the tile of keys that begins at j, given as columns, for one of several tangents."""
-    z_dot = tl.zeros([FACTS.BLOCK_M, FACTS.BLOCK_N], FACTS.ACC)
+    BLOCK_M: tl.constexpr = FACTS.BLOCK_M
+    BLOCK_N: tl.constexpr = FACTS.BLOCK_N
+    z_dot = tl.zeros([BLOCK_M, BLOCK_N], FACTS.ACC)
     if FACTS.HAS_Q:
         z_dot = tl.dot(q_dots[WHICH], k, z_dot, input_precision=FACTS.PRECISION, out_dtype=FACTS.ACC)
     if FACTS.HAS_K:
         place, stride = keys.k_dots[WHICH], keys.k_dot_stride
-        k_dot = load_rows(
-            place, j, stride, rules.columns, FACTS.BLOCK_N, FACTS.DK, FACTS.BLOCK_DK, not HIDES, FACTS.WIDE
-        )
+        k_dot = load_rows(place, j, stride, rules.columns, BLOCK_N, FACTS.DK, FACTS.BLOCK_DK, not HIDES, FACTS.WIDE)
         z_dot = tl.dot(q, tl.trans(k_dot), z_dot, input_precision=FACTS.PRECISION, out_dtype=FACTS.ACC)
     return z_dot
 
@@ -97,6 +97,7 @@ def _visit(state, q, q_dots, origins, keys, rules, tile, j, FACTS: tl.constexpr,
     DV: tl.constexpr = FACTS.DV
     BLOCK_DV: tl.constexpr = FACTS.BLOCK_DV
     BLOCK_N: tl.constexpr = FACTS.BLOCK_N
+    TANGENTS: tl.constexpr = FACTS.TANGENTS
     HAS_Q: tl.constexpr = FACTS.HAS_Q
     HAS_K: tl.constexpr = FACTS.HAS_K
     CAPPED: tl.constexpr = FACTS.CAPPED
@@ -133,7 +134,7 @@ def _visit(state, q, q_dots, origins, keys, rules, tile, j, FACTS: tl.constexpr,
     o = tl.dot(low, v, o * fade[:, None], input_precision=PRECISION, out_dtype=ACC)
     new_moved = ()
     new_lse_dots = ()
-    for i in tl.static_range(FACTS.TANGENTS):
+    for i in tl.static_range(TANGENTS):
         a = moved[i] * fade[:, None]
         r = lse_dots[i] * fade
         if HAS_Q or HAS_K or FACTS.HAS_BIAS:
@@ -164,18 +165,22 @@ def _origins(places, q_row, qd_row, keys, rules, tile, start, j, FACTS: tl.const
     `places` are those of q and its tangents, which are loaded here again: used by loops as well, where they stand in
     shared memory would be kept in registers for the sake of this, and something else spilled.
     """
-    rows: tl.constexpr = FACTS.BLOCK_M
-    q = load_rows(places[0], start, q_row, rules.rows, rows, FACTS.DK, FACTS.BLOCK_DK, False, FACTS.WIDE)
+    BLOCK_M: tl.constexpr = FACTS.BLOCK_M
+    BLOCK_N: tl.constexpr = FACTS.BLOCK_N
+    TANGENTS: tl.constexpr = FACTS.TANGENTS
+    q = load_rows(places[0], start, q_row, rules.rows, BLOCK_M, FACTS.DK, FACTS.BLOCK_DK, False, FACTS.WIDE)
     q_dots = ()
-    for i in tl.static_range(FACTS.TANGENTS):
+    for i in tl.static_range(TANGENTS):
         if FACTS.HAS_Q:
             q_dots = q_dots + (
-                load_rows(places[i + 1], start, qd_row, rules.rows, rows, FACTS.DK, FACTS.BLOCK_DK, False, FACTS.WIDE),
+                load_rows(
+                    places[i + 1], start, qd_row, rules.rows, BLOCK_M, FACTS.DK, FACTS.BLOCK_DK, False, FACTS.WIDE
+                ),
             )
-    column = (j + tl.arange(0, FACTS.BLOCK_N))[None, :]
+    column = (j + tl.arange(0, BLOCK_N))[None, :]
     tile = Tile(tile.row, column, tile.low, tile.high)
     stride = keys.k_stride
-    k = load_rows(keys.k, j, stride, rules.columns, FACTS.BLOCK_N, FACTS.DK, FACTS.BLOCK_DK, False, FACTS.WIDE)
+    k = load_rows(keys.k, j, stride, rules.columns, BLOCK_N, FACTS.DK, FACTS.BLOCK_DK, False, FACTS.WIDE)
     k = tl.trans(k)
     z = tl.dot(q, k, input_precision=FACTS.PRECISION, out_dtype=FACTS.ACC)
     s, t = scores(rules, z, tile, FACTS.CAPPED, FACTS.WIDE)
@@ -186,13 +191,13 @@ def _origins(places, q_row, qd_row, keys, rules, tile, start, j, FACTS: tl.const
     p = tl.exp2(s)
     p /= tl.sum(p, 1)[:, None]
     origins = ()
-    for i in tl.static_range(FACTS.TANGENTS):
+    for i in tl.static_range(TANGENTS):
         if FACTS.HAS_Q or FACTS.HAS_K or FACTS.HAS_BIAS:
             z_dot = _tangent_products(q, q_dots, k, keys, rules, j, FACTS, True, i)
             s_dot = tangent_scores(rules, z_dot, t, tile, 0.0, FACTS.CAPPED, FACTS.WIDE, i)
             origins = origins + (tl.sum(p * s_dot, 1),)
         else:
-            origins = origins + (tl.zeros([FACTS.BLOCK_M], FACTS.ACC),)
+            origins = origins + (tl.zeros([BLOCK_M], FACTS.ACC),)
     return origins
 
 

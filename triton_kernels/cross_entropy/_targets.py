@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._jets import tanh_jet
+from .._rows import row_sum
 
 
 class Options(NamedTuple):
@@ -105,6 +106,16 @@ def target_weights(
         hit = (col == t) | (weight_t != weight_t)
         one = tl.where(hit & inside, weight_t, 0.0)
         return one + tl.where(counts, w * smooth, 0.0) if SMOOTH else one
+
+
+@triton.jit
+def aimed_sum(tau, powers):
+    """Return Σ τ.
+
+    Powers of e are ≥ 0, or NaN: asking ties τ to a tile that was loaded. Triton 3.6 gives all columns of a tile that is
+    made of numbers of rows to each of a row's threads.
+    """
+    return row_sum(tl.where(powers < 0.0, 0.0, tau))
 
 
 @triton.jit

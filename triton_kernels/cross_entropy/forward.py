@@ -26,6 +26,7 @@ from ..softmax._tiles import (
 )
 from ._targets import (
     Options,
+    aimed_sum,
     load_class,
     load_class_weights,
     load_logits,
@@ -119,7 +120,7 @@ def _forward_kernel(
         powers = tl.exp(z - new)
         sums = sums * shrink + row_sum(powers)
         below += sigma * (new - old) + row_sum(lost(tau, new - z, inside, PROBABILITIES))
-        sigma += row_sum(tau)
+        sigma += aimed_sum(tau, powers)
         if TANGENTS and not MANY:
             x_dot = load_tangent(x_dot_ptr, group * x_dot_group + o * x_dot_outer + i + at, inside, ACC)
             z_dot = slope * x_dot

@@ -26,6 +26,7 @@ from ..softmax._tiles import (
 )
 from ._targets import (
     Options,
+    aimed_sum,
     load_class,
     load_class_weights,
     load_logits,
@@ -140,7 +141,7 @@ def _second_order_kernel(
         z_dot = slope * x_dot
         sums = sums * shrink + row_sum(powers)
         mean = mean * shrink + row_sum(powers * z_dot)
-        sigma += row_sum(tau)
+        sigma += aimed_sum(tau, powers)
         if loss_dot_ptr is not None:
             aimed += row_sum(tau * z_dot)
         if q_dot_ptr is not None:
