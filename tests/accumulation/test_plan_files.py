@@ -127,6 +127,7 @@ def test_neither_file_nor_sizes_is_an_error(capsys):
     assert "give a FILE with chains, or --dims" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_line_plans_a_file(tmp_path):
     path = tmp_path / "chain.json"
     path.write_text(json.dumps(TAPED), encoding="utf-8")

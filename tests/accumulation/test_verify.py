@@ -66,6 +66,7 @@ def test_a_plan_from_a_file_takes_the_jacobian(tmp_path):
     assert_same(jacobian(net, x, plan=loaded), judged(net, x))
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_a_compiled_plan_gives_the_jacobian():
     net, x = _net(), randn(4)

@@ -28,11 +28,14 @@ EXHAUSTIVE_IF_INTERPRETED = (
 )
 
 
+_LONG = ("attention_jvp", "varlen_attention", "qk_rms_norm", "modulated_rms_norm")  # beside others of their families
+
+
 def _marks(name: str, number: int) -> list[pytest.MarkDecorator]:
     """The first sample is for every day. The second differs from it in sizes only, which is for what is compiled."""
     if name in EXHAUSTIVE_IF_INTERPRETED if INTERPRETED else number == 1:
         return [pytest.mark.exhaustive]
-    return [pytest.mark.slow] if number else []
+    return [pytest.mark.slow] if number or name in _LONG else []
 
 
 SAMPLES = [
