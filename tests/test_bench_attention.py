@@ -45,6 +45,7 @@ def test_the_judge_computes_by_rows_what_pytorch_computes_at_once(
         torch.testing.assert_close(exact.squeeze(-3), torch.stack(places, -3), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hiding", ["none", "causal", "mask"])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_contender_is_right_and_timed(mode: str, hiding: str) -> None:

@@ -26,6 +26,7 @@ def test_every_op_has_a_workload() -> None:
     assert {w.op for w in workloads(1 << 12)} == set(ops.__all__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ops.__all__)
 def test_the_op_is_right_on_its_workload(op: str) -> None:
     for workload in workloads(1 << 12, [op]):
