@@ -56,15 +56,15 @@ class _Tables(NamedTuple):
 # the second order over rows.
 _LARGE = _Tables(
     (
-        (Config(128, 128, 8, 2), Config(128, 128, 8, 2), Config(128, 64, 8, 2)),
-        (Config(128, 64, 8, 2), Config(128, 32, 8, 3), Config(64, 32, 8, 2)),
+        (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 64, 8, 2)),
+        (Config(64, 64, 4, 3), Config(128, 64, 8, 2), Config(64, 32, 8, 2)),
         (Config(128, 32, 8, 2), Config(64, 32, 8, 2), Config(32, 32, 8, 1)),
     ),
     {
-        ("rows", False): (Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(64, 32, 8, 2)),
-        ("columns", False): (Config(64, 64, 4, 2), Config(64, 128, 8, 2), Config(32, 64, 8, 1)),
+        ("rows", False): (Config(64, 64, 4, 3), Config(128, 64, 8, 3), Config(64, 32, 8, 2)),
+        ("columns", False): (Config(64, 64, 4, 3), Config(32, 64, 4, 3), Config(32, 64, 8, 1)),
         ("bias", False): (Config(64, 64, 8, 1), Config(64, 32, 8, 1), Config(32, 32, 8, 1)),
-        ("rows", True): (Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(32, 32, 8, 1)),
+        ("rows", True): (Config(64, 64, 4, 2), Config(128, 32, 8, 2), Config(32, 32, 8, 1)),
         ("columns", True): (Config(32, 128, 8, 2), Config(32, 128, 8, 2), Config(32, 32, 8, 1)),
         ("bias", True): (Config(64, 32, 8, 1), Config(32, 16, 4, 1), Config(16, 16, 4, 1)),
     },

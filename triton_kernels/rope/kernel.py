@@ -13,25 +13,17 @@ _SIZES = ["groups", "batches", "tokens", "table_rows", "blocks", "turning_blocks
 
 
 @triton.jit
-def _token(ptr, strides, group, batch, token):
-    """Return where a row operand's token starts, None if it is absent, and how far its heads are apart."""
-    group_stride, batch_stride, head_stride, token_stride = strides
-    if ptr is None:
-        return None, head_stride
-    else:
-        return ptr + group * group_stride + batch * batch_stride + token * token_stride, head_stride
+def _token(strides, group, batch, token):
+    """Return how far from its first element a row operand's token starts."""
+    group_stride, batch_stride, _, token_stride = strides
+    return group * group_stride + batch * batch_stride + token * token_stride
 
 
 @triton.jit
-def _result(ptr, group, batch, token, batches, tokens, heads, d, HEADS_LAST: tl.constexpr):
+def _result(group, batch, token, batches, tokens, heads, d, HEADS_LAST: tl.constexpr):
     """Return `_token` of a result, contiguous (G, B, heads, tokens, d) or, if HEADS_LAST, (G, B, tokens, heads, d)."""
     size = heads.to(tl.int64) * d
-    head_stride = d if HEADS_LAST else tokens.to(tl.int64) * d
-    if ptr is None:
-        return None, head_stride
-    else:
-        start = (group * batches + batch) * tokens * size
-        return ptr + start + token * (size if HEADS_LAST else d), head_stride
+    return (group * batches + batch) * tokens * size + token * (size if HEADS_LAST else d)
 
 
 @triton.jit
@@ -118,37 +110,42 @@ def _program(
     TURNS: tl.constexpr = cos_dot_ptr is not None or sin_dot_ptr is not None  # pyright: ignore[reportAssignmentType]
     SUMS: tl.constexpr = cos_first_ptr is not None or cos_second_ptr is not None  # pyright: ignore[reportAssignmentType]
 
+    out_head = d if HEADS_LAST else tokens.to(tl.int64) * d
     for t in range(0, groups if MANY else 1):
         g = group + t
         first_g = group if FIRST_ONCE else g
         times = t if FIRST_ONCE else 0
-        a_q, a_q_head = _token(a_q_ptr, a_q_strides, g, batch, token)
-        a_k, a_k_head = _token(a_k_ptr, a_k_strides, g, batch, token)
-        b_q, b_q_head = _token(b_q_ptr, b_q_strides, g, batch, token)
-        b_k, b_k_head = _token(b_k_ptr, b_k_strides, g, batch, token)
-        first_q, q_head = _result(first_q_ptr, first_g, batch, token, batches, tokens, q_heads, d, HEADS_LAST)
-        first_k, k_head = _result(first_k_ptr, first_g, batch, token, batches, tokens, k_heads, d, HEADS_LAST)
-        second_q, _ = _result(second_q_ptr, g, batch, token, batches, tokens, q_heads, d, HEADS_LAST)
-        second_k, _ = _result(second_k_ptr, g, batch, token, batches, tokens, k_heads, d, HEADS_LAST)
+        a_q = a_q_ptr + _token(a_q_strides, g, batch, token) if a_q_ptr is not None else None
+        a_k = a_k_ptr + _token(a_k_strides, g, batch, token) if a_k_ptr is not None else None
+        b_q = b_q_ptr + _token(b_q_strides, g, batch, token) if b_q_ptr is not None else None
+        b_k = b_k_ptr + _token(b_k_strides, g, batch, token) if b_k_ptr is not None else None
+        first_in_q = _result(first_g, batch, token, batches, tokens, q_heads, d, HEADS_LAST)
+        first_in_k = _result(first_g, batch, token, batches, tokens, k_heads, d, HEADS_LAST)
+        second_in_q = _result(g, batch, token, batches, tokens, q_heads, d, HEADS_LAST)
+        second_in_k = _result(g, batch, token, batches, tokens, k_heads, d, HEADS_LAST)
+        first_q = first_q_ptr + first_in_q if first_q_ptr is not None else None
+        first_k = first_k_ptr + first_in_k if first_k_ptr is not None else None
+        second_q = second_q_ptr + second_in_q if second_q_ptr is not None else None
+        second_k = second_k_ptr + second_in_k if second_k_ptr is not None else None
         if block < turning_blocks:
             dot_offset = g * dot_group + batch * dot_batch + row * dot_row
             cos_dot = load_angle(cos_dot_ptr, dot_offset, col, inside, ACC)
             sin_dot = load_angle(sin_dot_ptr, dot_offset, col, inside, ACC)
             if INVERSE:
                 sin_dot = -sin_dot
-            x_q, x_q_head = _token(x_q_ptr, x_q_strides, g, batch, token)
-            x_k, x_k_head = _token(x_k_ptr, x_k_strides, g, batch, token)
-            x_dot_q, x_dot_q_head = _token(x_dot_q_ptr, x_dot_q_strides, g, batch, token)
-            x_dot_k, x_dot_k_head = _token(x_dot_k_ptr, x_dot_k_strides, g, batch, token)
+            x_q = x_q_ptr + _token(x_q_strides, g, batch, token) if x_q_ptr is not None else None
+            x_k = x_k_ptr + _token(x_k_strides, g, batch, token) if x_k_ptr is not None else None
+            x_dot_q = x_dot_q_ptr + _token(x_dot_q_strides, g, batch, token) if x_dot_q_ptr is not None else None
+            x_dot_k = x_dot_k_ptr + _token(x_dot_k_strides, g, batch, token) if x_dot_k_ptr is not None else None
             sums = tl.zeros([BLOCK_H, BLOCK_C], ACC)
             cos_first, sin_first, cos_second, sin_second = turn_heads(
-                a_q, a_q_head, b_q, b_q_head, x_q, x_q_head, x_dot_q, x_dot_q_head,
-                first_q, second_q, q_head, q_heads, start, c, cos, sin, cos_dot, sin_dot,
+                a_q, a_q_strides[2], b_q, b_q_strides[2], x_q, x_q_strides[2], x_dot_q, x_dot_q_strides[2],
+                first_q, second_q, out_head, q_heads, start, c, cos, sin, cos_dot, sin_dot,
                 sums, sums, sums, sums, times, SUMS, TURNS, INTERLEAVED, ACC, BLOCK_H, BLOCK_C,
             )  # fmt: skip
             cos_first, sin_first, cos_second, sin_second = turn_heads(
-                a_k, a_k_head, b_k, b_k_head, x_k, x_k_head, x_dot_k, x_dot_k_head,
-                first_k, second_k, k_head, k_heads, start, c, cos, sin, cos_dot, sin_dot,
+                a_k, a_k_strides[2], b_k, b_k_strides[2], x_k, x_k_strides[2], x_dot_k, x_dot_k_strides[2],
+                first_k, second_k, out_head, k_heads, start, c, cos, sin, cos_dot, sin_dot,
                 cos_first, sin_first, cos_second, sin_second,
                 times, SUMS, TURNS, INTERLEAVED, ACC, BLOCK_H, BLOCK_C,
             )  # fmt: skip
@@ -162,11 +159,11 @@ def _program(
         else:
             begin = 2 * c + (block - turning_blocks) * 2 * BLOCK_C
             copy_heads(
-                a_q, a_q_head, b_q, b_q_head, first_q, second_q, q_head, q_heads, begin, d, times,
+                a_q, a_q_strides[2], b_q, b_q_strides[2], first_q, second_q, out_head, q_heads, begin, d, times,
                 BLOCK_H, 2 * BLOCK_C,
             )  # fmt: skip
             copy_heads(
-                a_k, a_k_head, b_k, b_k_head, first_k, second_k, k_head, k_heads, begin, d, times,
+                a_k, a_k_strides[2], b_k, b_k_strides[2], first_k, second_k, out_head, k_heads, begin, d, times,
                 BLOCK_H, 2 * BLOCK_C,
             )  # fmt: skip
 
