@@ -181,7 +181,14 @@ def compile_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor], mode:
         A function of such inputs.
     """
     inductor: Any = importlib.import_module("torch._inductor")
-    return inductor.compile(graph, list(examples), options=inductor.list_mode_options(mode or "default"))
+    options = inductor.list_mode_options(mode or "default")
+    # Inductor tries to fuse each op that reads a tensor with the next 64 that do. In a loop all steps read one weight,
+    # but only neighbours can be fused, and the trying is what compiling 200 steps takes most of its time for.
+    options = {"max_fusion_buffer_group_pairwise_attempts": _NEIGHBOURS, **options}
+    return inductor.compile(graph, list(examples), options=options)
+
+
+_NEIGHBOURS = 4
 
 
 def bare_op(target: Any) -> Callable[..., Any]:
