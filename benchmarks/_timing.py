@@ -14,6 +14,7 @@ Thunk = Callable[[], object]
 
 FLUSH_BYTES = 256 << 20  # several times the last-level cache of any GPU of today
 MIN_REPEATS, MAX_REPEATS = 10, 100
+HOST_REPEATS = 5
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _time_on_gpu(functions: Mapping[str, Thunk], device: torch.device, seconds: 
         if number % len(functions) == len(functions) - 1:
             torch.cuda.synchronize(device)  # an overlong queue would block the host and so disturb the pauses
     host_samples: dict[str, list[float]] = {name: [] for name in functions}
-    for name in _rounds(functions, repeats):
+    for name in _rounds(functions, min(repeats, HOST_REPEATS)):
         host_samples[name] += _host_samples(functions[name], device, 1)
     return {
         name: summarise([a.elapsed_time(b) for a, b in events[name]], 1e6 * statistics.median(host_samples[name]))

@@ -10,19 +10,19 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from _attention_contenders import COMPILED, MATH, OURS, Contender, Hiding, contenders, missing
+from _attention_contenders import COMPILED, FUSED, MATH, OURS, Contender, Hiding, contenders, missing
 from _attention_figures import draw, key_figures, markdown
 from _attention_judge import AttentionJudge
-from _attention_modes import MODES, TANGENTS, Mode, Point
+from _attention_modes import FORWARD, MODES, TANGENTS, Mode, Point
 from _environment import pick_device
 from _memory import peak_bytes
 from _report import RESULTS, Column, Report, Row, number, problem
-from _timing import Timing, time_interleaved
+from _timing import Timing, time_host, time_interleaved
 
 Shape = tuple[int, int, int, int]  # B, H, N, d
 # The most important first: a time budget cuts the end.
@@ -39,6 +39,7 @@ COMPILED_SHAPES: dict[str, int] = {"cuda": 2, "cpu": 0}  # how many, of the firs
 COMPILE_SHARE = 0.6  # of the time budget: nothing is compiled after it
 SECONDS = {"cuda": 0.4, "cpu": 1.0}  # of timing for each case
 LEAST_REPEATS = {"cuda": 10, "cpu": 3}
+HOST_BATCHES, HOST_CALLS = 20, 10  # what a call costs the host when calls follow each other
 ROOM = 0.7  # of the memory that is free, for matrices of queries by keys
 
 
@@ -82,7 +83,8 @@ def cases(device: torch.device, args: argparse.Namespace) -> Iterator[Case]:
         for hiding in HIDINGS[device.type]:
             compiles = not (args.quick or args.no_compile) and place < COMPILED_SHAPES[device.type]
             for name in args.modes or MODES:
-                yield Case(MODES[name], shape, hiding, compiles and hiding == "none")
+                takes_part = compiles and hiding == "none" and name in (args.compile_modes or MODES)
+                yield Case(MODES[name], shape, hiding, takes_part)
 
 
 def measure(case: Case, device: torch.device, dtype: torch.dtype, seconds: float) -> list[Row]:
@@ -120,6 +122,9 @@ def measure(case: Case, device: torch.device, dtype: torch.dtype, seconds: float
         if run is not None:
             runs[contender.name] = run
     timings = time_interleaved(runs, device, seconds, least=LEAST_REPEATS[device.type])
+    if case.mode.name == FORWARD and device.type == "cuda":
+        host = time_host({name: runs[name] for name in (OURS, FUSED) if name in runs}, device, HOST_BATCHES, HOST_CALLS)
+        timings |= {name: replace(timings[name], host_us=timing.host_us) for name, timing in host.items()}
     _fill(rows, timings, case.flops(hiding.share))
     torch.compiler.reset()
     return rows
@@ -254,6 +259,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda")
     parser.add_argument("--quick", action="store_true", help="one shape, nothing compiled")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled contender out")
+    parser.add_argument("--compile-modes", type=_modes, default=(), help="where the compiled contender takes part")
     parser.add_argument("--modes", type=_modes, default=(), help=f"some of {', '.join(MODES)}, separated by commas")
     parser.add_argument("--shapes", type=_shapes, default=(), help="such as 2x12x2048x64,4x16x4096x64")
     parser.add_argument(

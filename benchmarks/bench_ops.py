@@ -1,6 +1,6 @@
 """Every op and its derivatives against the native function it replaces, eager and compiled.
 
-python benchmarks/bench_ops.py [--device cuda|cpu] [--ops gelu,softmax] [--seconds 2] [--no-compile]
+python benchmarks/bench_ops.py [--device cuda|cpu] [--ops gelu,softmax] [--seconds 2] [--compile-modes jvp]
 
 On a CPU the kernels are PyTorch's own, and what counts is the ratio to native code; on a GPU the share of a copy.
 """
@@ -293,8 +293,8 @@ def main() -> int:
             continue
         for operation in OPERATIONS.values():
             try:
-                asked = operation.name in FIRST_ORDER if args.compile_first_order else not args.no_compile
-                compiles = asked and not args.quick and spent() < share
+                asked = operation.name in (args.compile_modes or OPERATIONS)
+                compiles = asked and not (args.no_compile or args.quick) and spent() < share
                 seconds = args.seconds / len(OPERATIONS)
                 report.rows += measure(workload, operation, device, at, seconds, compiles)
             except Exception as error:  # e.g. a small card has no room for the reference
@@ -327,7 +327,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ops", type=lambda text: text.split(","), default=(), help="names, separated by commas")
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing for each op; checks and compilers extra")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled contenders out")
-    parser.add_argument("--compile-first-order", action="store_true", help="leave it out at second order")
+    parser.add_argument("--compile-modes", type=lambda text: text.split(","), default=(), help="where it takes part")
     parser.add_argument("--quick", action="store_true", help="nothing compiled")
     parser.add_argument("--elements", type=int, help="of the largest tensor")
     parser.add_argument("--budget-seconds", type=float, default=math.inf, help="start no op after this time")

@@ -104,7 +104,7 @@ def test_the_plot_is_drawn() -> None:
 
 
 def test_the_important_shapes_come_first_and_compiled_ones_are_few() -> None:
-    args = argparse.Namespace(shapes=(), quick=False, no_compile=False, modes=())
+    args = argparse.Namespace(shapes=(), quick=False, no_compile=False, modes=(), compile_modes=())
     todo = list(bench_attention.cases(torch.device("cuda"), args))
     assert len(todo) == 6 * 2 * len(MODES)
     assert {case.shape for case in todo if case.compiles} == {(2, 24, 4096, 128), (4, 16, 4096, 64)}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 _TILE_REGISTERS = 96
 _MAX_WARPS = 16
 _LONGEST_BLOCK = 16384
+_LONG_ROW = 1024
 # A block smaller than this leaves a warp idle or its loads too short; narrow rows share a program until they fill it.
 _SMALLEST_TILE = 2048
 # Shared memory a pipelined loop may take: it must fit the 64 KiB of gfx942, and four programs the 163 KiB of sm_80.
@@ -45,7 +46,9 @@ class Config(NamedTuple):
 
 
 @functools.cache
-def row_config(n: int, itemsize: int, tiles: int, limit: int | None = None, loop_rows: int = 1) -> Config:
+def row_config(
+    n: int, itemsize: int, tiles: int, limit: int | None = None, loop_rows: int = 1, *, many: bool = False
+) -> Config:
     """Configuration for rows of n columns.
 
     Args:
@@ -54,6 +57,7 @@ def row_config(n: int, itemsize: int, tiles: int, limit: int | None = None, loop
         tiles: How many row-shaped values a program keeps in registers at once: operands, weights, running sums.
         limit: Longest row taken in one pass, and length of a chunk beyond; for tests, a power of two.
         loop_rows: Rows of a tile where rows are too long for one pass.
+        many: Whether a program loops over directions of its rows, which takes registers too.
 
     Returns:
         The configuration; equal for all n between two powers of two.
@@ -64,6 +68,8 @@ def row_config(n: int, itemsize: int, tiles: int, limit: int | None = None, loop
         longest = min(longest, limit)
     per_thread = 16 if words <= 3 else 8 if words <= 12 else 4  # elements: loads in flight against registers
     block_n = _power_of_two_above(n)
+    if block_n >= _LONG_ROW:  # as measured on an H200: few warps, which wait less for each other when they add up
+        per_thread = 32 if words <= 6 and not many else 16 if words <= 12 else 4
     one_pass = block_n <= longest
     if one_pass:
         block_m = max(1, _SMALLEST_TILE // (1 if per_thread > 4 else 2) // block_n)
@@ -93,6 +99,8 @@ def accumulating_config(n: int, itemsize: int, tiles: int, streams: int, limit: 
     config = row_config(n, itemsize, tiles, limit, loop_rows)
     if not config.one_pass:
         return config  # one tile per program: nothing to run ahead for
+    if config.block_n >= _LONG_ROW:  # sums over rows take registers too
+        config = config._replace(num_warps=min(_MAX_WARPS, 2 * config.num_warps))
     ahead = _PIPELINE_BYTES // (config.block_m * config.block_n * itemsize * streams)
     return config._replace(stages=1 + min(2, ahead))
 

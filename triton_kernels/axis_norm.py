@@ -33,10 +33,22 @@ _LONGEST_TILE = 8192
 
 
 @triton.jit
-def _tile(ptr, start, n, n_stride, below, lanes, BLOCK_N: tl.constexpr, ACC: tl.constexpr):
-    """Return elements start, ... of the vectors at `ptr + below`, 0 outside."""
+def _place(row, n_stride, beside, b_stride, WIDE: tl.constexpr):
+    """Return where elements of neighbouring vectors stand behind the first; WIDE: where 32 bits are too few."""
+    if WIDE:
+        place = row.to(tl.int64) * n_stride + beside.to(tl.int64) * b_stride
+    else:
+        place = row * n_stride + beside * b_stride
+    return place
+
+
+@triton.jit
+def _tile(
+    ptr, start, n, n_stride, beside, b_stride, lanes, WIDE: tl.constexpr, BLOCK_N: tl.constexpr, ACC: tl.constexpr
+):
+    """Return elements start, ... of neighbouring vectors, the first at `ptr`; 0 outside."""
     row = start + tl.arange(0, BLOCK_N)[:, None]
-    return tl.load(ptr + row.to(tl.int64) * n_stride + below, mask=(row < n) & lanes, other=0.0).to(ACC)
+    return tl.load(ptr + _place(row, n_stride, beside, b_stride, WIDE), mask=(row < n) & lanes, other=0.0).to(ACC)
 
 
 @triton.jit
@@ -79,6 +91,7 @@ def _apply_kernel(
     MANY: tl.constexpr,
     FLOORED: tl.constexpr,
     ACC: tl.constexpr,
+    WIDE: tl.constexpr,
     ONE_PASS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -89,45 +102,49 @@ def _apply_kernel(
     of them. Moves (1 + one for y + 2·vectors)·size bytes an element of x; vectors longer than a tile are read twice.
     """
     program = tl.program_id(0)
-    b = (program % blocks * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]).to(tl.int64)
+    first = program % blocks * BLOCK_B
+    beside = tl.arange(0, BLOCK_B)[None, :]
+    b = first.to(tl.int64)
     a = (program // blocks % outer).to(tl.int64)
     k = (program // blocks // outer).to(tl.int64)
-    lanes = b < columns
-    x_below = k * x_k + a * x_a + b * x_b
+    lanes = beside < columns - first
+    x_here = x_ptr + k * x_k + a * x_a + b * x_b
     stop = BLOCK_N if ONE_PASS else n
 
     x = tl.zeros([BLOCK_N, BLOCK_B], ACC)
     v = tl.zeros([BLOCK_N, BLOCK_B], ACC)
     squares = tl.zeros([1, BLOCK_B], ACC)
     for start in range(0, stop, BLOCK_N):
-        x = _tile(x_ptr, start, n, x_n, x_below, lanes, BLOCK_N, ACC)
+        x = _tile(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
         squares += tl.sum(x * x, axis=0, keep_dims=True)
     s, c = _scale(squares, n, eps, FLOORED)
     if y_ptr is not None:
+        y_here = y_ptr + k * out_k + a * out_a + b * out_b
         for start in range(0, stop, BLOCK_N):
             if not ONE_PASS:
-                x = _tile(x_ptr, start, n, x_n, x_below, lanes, BLOCK_N, ACC)
+                x = _tile(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
             row = start + tl.arange(0, BLOCK_N)[:, None]
-            place = k * out_k + a * out_a + row.to(tl.int64) * out_n + b * out_b
-            tl.store(y_ptr + place, (s * x).to(y_ptr.dtype.element_ty), mask=(row < n) & lanes)
+            place = y_here + _place(row, out_n, beside, out_b, WIDE)
+            tl.store(place, (s * x).to(y_ptr.dtype.element_ty), mask=(row < n) & lanes)
     if v_ptr is not None:
         for t in range(0, vectors if MANY else 1):
             kt = k + t
-            v_below = kt * v_k + a * v_a + b * v_b
+            v_here = v_ptr + kt * v_k + a * v_a + b * v_b
+            out_here = out_ptr + kt * out_k + a * out_a + b * out_b
             inner = tl.zeros([1, BLOCK_B], ACC)
             for start in range(0, stop, BLOCK_N):
                 if not ONE_PASS:
-                    x = _tile(x_ptr, start, n, x_n, x_below, lanes, BLOCK_N, ACC)
-                v = _tile(v_ptr, start, n, v_n, v_below, lanes, BLOCK_N, ACC)
+                    x = _tile(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
+                v = _tile(v_here, start, n, v_n, beside, v_b, lanes, WIDE, BLOCK_N, ACC)
                 inner += tl.sum(s * x * v, axis=0, keep_dims=True)
             for start in range(0, stop, BLOCK_N):
                 if not ONE_PASS:
-                    x = _tile(x_ptr, start, n, x_n, x_below, lanes, BLOCK_N, ACC)
-                    v = _tile(v_ptr, start, n, v_n, v_below, lanes, BLOCK_N, ACC)
+                    x = _tile(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
+                    v = _tile(v_here, start, n, v_n, beside, v_b, lanes, WIDE, BLOCK_N, ACC)
                 row = start + tl.arange(0, BLOCK_N)[:, None]
-                place = kt * out_k + a * out_a + row.to(tl.int64) * out_n + b * out_b
+                place = out_here + _place(row, out_n, beside, out_b, WIDE)
                 out = s * (v - c * inner * (s * x))
-                tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=(row < n) & lanes)
+                tl.store(place, out.to(out_ptr.dtype.element_ty), mask=(row < n) & lanes)
 
 
 def axis_norm(
@@ -200,8 +217,16 @@ def _launch(
         MANY=many,
         FLOORED=floored,
         ACC=accumulator(x.dtype),
+        WIDE=any(_reaches_far(t, options) for t in (x, v, y, out) if t is not None),
         **options,
     )
+
+
+def _reaches_far(tensor: Tensor, options: dict[str, int | bool]) -> bool:
+    """Whether elements that a program looks at may be 2³¹ or more behind its first."""
+    _, _, n_stride, b_stride = tensor.stride()
+    length = max(tensor.shape[2], int(options["BLOCK_N"]))
+    return (length + int(options["BLOCK_N"])) * n_stride + int(options["BLOCK_B"]) * b_stride >= 2**31
 
 
 @functools.cache
@@ -218,7 +243,7 @@ def _config(n: int, columns: int, along: bool, itemsize: int, tiles: int, limit:
         "ONE_PASS": one_pass,
         "BLOCK_N": block_n,
         "BLOCK_B": lanes,
-        "num_warps": min(16, max(1, block_n * lanes // 256)),
+        "num_warps": min(16, max(1, block_n * lanes // 512)),
         "num_stages": 1,
         "enable_fp_fusion": True,  # said, because the default differs between Triton versions
     }

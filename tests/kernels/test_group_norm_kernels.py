@@ -163,7 +163,9 @@ def test_samples_that_are_not_dense_are_copied_and_rows_of_a_larger_batch_are_no
 def test_mean_far_from_zero_loses_no_digits() -> None:
     x = 1e4 + torch.randn(1, 1, 2, 64, device=DEVICE)
     y, _, _ = group_norm_forward(x, None, None, 1, False, 1e-5, "identity", block_limit=16)
-    exact = formula(x[0].double(), *(torch.tensor([v, v], dtype=torch.float64) for v in (1.0, 0.0)), 1, False, False)
+    exact = formula(
+        x[0].double(), *(torch.tensor([v, v], dtype=torch.float64, device=DEVICE) for v in (1.0, 0.0)), 1, False, False
+    )
     exact *= ((x.double().var(correction=0) + EPS) / (x.double().var(correction=0) + 1e-5)).sqrt()
     torch.testing.assert_close(y[0].double(), exact, rtol=0, atol=2e-3)
 

@@ -65,7 +65,8 @@ _LARGE = _Tables(
         ("columns", False): (Config(64, 64, 4, 3), Config(32, 64, 4, 3), Config(32, 64, 8, 1)),
         ("bias", False): (Config(64, 64, 8, 1), Config(64, 32, 8, 1), Config(32, 32, 8, 1)),
         ("rows", True): (Config(64, 64, 4, 2), Config(128, 32, 8, 2), Config(32, 32, 8, 1)),
-        ("columns", True): (Config(32, 128, 8, 2), Config(32, 128, 8, 2), Config(32, 32, 8, 1)),
+        ("columns", True): (Config(32, 128, 8, 2), Config(16, 64, 4, 2), Config(32, 32, 8, 1)),
+        ("values", True): (Config(32, 128, 8, 2), Config(32, 128, 8, 3), Config(32, 32, 8, 1)),
         ("bias", True): (Config(64, 32, 8, 1), Config(32, 16, 4, 1), Config(16, 16, 4, 1)),
     },
 )
@@ -185,14 +186,17 @@ def adjoint_config(head: int, like: Tensor, kind: str, blocks: Blocks | None, *,
     Args:
         head: The greater head size.
         like: An operand.
-        kind: "rows", "columns" or "bias": what a program keeps while it walks over the rest.
+        kind: "rows", "columns" or "bias": what a program keeps while it walks over the rest; "values": columns of which
+            it sums those of values alone.
         blocks: Lists of blocks, which tiles must divide.
         second: Whether the tangent of the pullback is computed.
 
     Returns:
         The configuration.
     """
-    return _fitted(_tables(like).adjoints[kind, second][_column(head)], blocks)
+    table = _tables(like).adjoints
+    alike = "columns" if kind == "values" and (kind, second) not in table else kind
+    return _fitted(table[alike, second][_column(head)], blocks)
 
 
 def sums_apart(head: int, like: Tensor, *, second: bool) -> bool:

@@ -226,7 +226,7 @@ def attention_second_order(
             continue
         sums_first = (needs_first.k and keys) or (needs_first.v and values)
         sums_second = (needs_second.k and keys) or (needs_second.v and values)
-        config = config_of("columns", sums_second)
+        config = config_of("columns" if keys else "values", sums_second)
         column_blocks = -(-columns // config.block_n)
         spans = None if options.ranges is None else spans_of(options.ranges, columns)
         mask, slopes, ranges, seed = rules.pointers

@@ -92,6 +92,8 @@ def _forward_kernel(
     t, weight_t, counts = load_class(t_ptr, t_row, w_ptr, first, classes, valid, ignore, sharp, PROBABILITIES, ACC)
     stop = BLOCK_N if ONE_PASS else n
     TANGENTS: tl.constexpr = loss_dot_ptr is not None  # pyright: ignore[reportAssignmentType]
+    # Where τ is one weight, at the class, sums over τ are made of the one logit there.
+    ONE: tl.constexpr = not PROBABILITIES and not SMOOTH  # pyright: ignore[reportAssignmentType]
 
     z = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     slope = tl.zeros([BLOCK_M, BLOCK_N], ACC)
@@ -110,22 +112,25 @@ def _forward_kernel(
         inside = valid & (col < n)
         at = column_offsets(col, inner, INNER)
         z, slope, _ = load_logits(x_rows + at, inside, cap, CAPPED, ACC)
-        w = load_class_weights(w_ptr, col, inside, ACC)
-        tau = target_weights(
-            t_ptr, t_row + at, col, t, weight_t, w, counts, inside, sharp, smooth, PROBABILITIES, SMOOTH, ACC
-        )
+        if not ONE:
+            w = load_class_weights(w_ptr, col, inside, ACC)
+            tau = target_weights(
+                t_ptr, t_row + at, col, t, weight_t, w, counts, inside, sharp, smooth, PROBABILITIES, SMOOTH, ACC
+            )
         old = finite_top(top, False)
         top, shrink = raised(top, z, False)
         new = finite_top(top, False)
         powers = tl.exp(z - new)
         sums = sums * shrink + row_sum(powers)
-        below += sigma * (new - old) + row_sum(lost(tau, new - z, inside, PROBABILITIES))
-        sigma += aimed_sum(tau, powers)
+        if not ONE:
+            below += sigma * (new - old) + row_sum(lost(tau, new - z, inside, PROBABILITIES))
+            sigma += aimed_sum(tau, powers)
         if TANGENTS and not MANY:
             x_dot = load_tangent(x_dot_ptr, group * x_dot_group + o * x_dot_outer + i + at, inside, ACC)
             z_dot = slope * x_dot
             mean = mean * shrink + row_sum(powers * z_dot)
-            aimed += row_sum(tau * z_dot)
+            if not ONE:
+                aimed += row_sum(tau * z_dot)
             if q_dot_ptr is not None:
                 q_dot = load_tangent(q_dot_ptr, group * q_dot_group + o * q_dot_outer + i + at, inside, ACC)
                 tau_dot = sharp * w * q_dot
@@ -134,6 +139,13 @@ def _forward_kernel(
     sums = tl.where(valid, sums, 1.0)
     reach = tl.log(sums)  # L − top
     finite = finite_top(top, False)
+    there = counts & (t >= 0) & (t < n)
+    class_at = column_offsets(t, inner, INNER)
+    class_slope = one
+    if ONE:
+        class_z, class_slope, _ = load_logits(x_rows + class_at, there, cap, CAPPED, ACC)
+        sigma = tl.where(there | (weight_t != weight_t), weight_t, 0.0)  # NaN where no class is meant
+        below = lost(sigma, finite - class_z, there, PROBABILITIES)
     loss = sigma * reach + below
     tl.store(loss_ptr + row, tl.where(counts, loss, 0.0).to(loss_ptr.dtype.element_ty), mask=valid)
     tl.store(lse_ptr + row, tl.where(counts, finite + reach, 0.0).to(lse_ptr.dtype.element_ty), mask=valid)
@@ -151,6 +163,7 @@ def _forward_kernel(
                     at = column_offsets(col, inner, INNER)
                     if not ONE_PASS:
                         z, slope, _ = load_logits(x_rows + at, inside, cap, CAPPED, ACC)
+                    if not ONE_PASS and not ONE:
                         w = load_class_weights(w_ptr, col, inside, ACC)
                         tau = target_weights(
                             t_ptr,
@@ -170,12 +183,16 @@ def _forward_kernel(
                     x_dot = load_tangent(x_dot_ptr, k * x_dot_group + o * x_dot_outer + i + at, inside, ACC)
                     z_dot = slope * x_dot
                     mean += row_sum(tl.exp(z - finite) * z_dot)
-                    aimed += row_sum(tau * z_dot)
+                    if not ONE:
+                        aimed += row_sum(tau * z_dot)
                     if q_dot_ptr is not None:
                         q_dot = load_tangent(q_dot_ptr, k * q_dot_group + o * q_dot_outer + i + at, inside, ACC)
                         tau_dot = sharp * w * q_dot
                         below_dot += row_sum(lost(tau_dot, finite - z, inside, PROBABILITIES))
                         sigma_dot += row_sum(tau_dot)
+            if ONE:
+                dot_row = (k if MANY else group) * x_dot_group + o * x_dot_outer + i
+                aimed = sigma * class_slope * load_tangent(x_dot_ptr, dot_row + class_at, there, ACC)
             lse_dot = mean / sums
             loss_dot = sigma * lse_dot - aimed + sigma_dot * reach + below_dot
             k_row = ((group + k) * outer + o) * inner + i

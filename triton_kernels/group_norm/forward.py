@@ -109,6 +109,7 @@ def group_norm_forward(
     if y.numel() == 0:
         return y, mean[: x.shape[0]].fill_(float("nan")), rstd[: x.shape[0]].fill_(float("nan"))
     x, weight, bias = dense_samples(x), unit_columns(weight), unit_columns(bias)
+    tiles = 2 + (activation != "identity")
     launch(
         _forward_kernel,
         k * sizes.samples * num_groups,
@@ -130,6 +131,6 @@ def group_norm_forward(
         eps,
         ACTIVATION=activation,
         ACC=accumulator(x.dtype),
-        **tile_config(sizes.channels, sizes.sites, channels_last, x.element_size(), 2, block_limit),
+        **tile_config(sizes.channels, sizes.sites, channels_last, x.element_size(), tiles, block_limit),
     )
     return y, mean[: x.shape[0]], rstd[: x.shape[0]]

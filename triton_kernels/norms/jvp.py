@@ -320,7 +320,8 @@ def norm_jvp(
     y = torch.empty((1 if shared else groups, rows, n), dtype=x.dtype, device=x.device)
     total = None if residual is None else torch.empty_like(y)
     operands = (weight, bias, residual, x_dot, weight_dot, bias_dot, residual_dot)
-    config = row_config(n, x.element_size(), 1 + many + sum(t is not None for t in operands), block_limit)
+    tiles = 1 + many + sum(t is not None for t in operands)
+    config = row_config(n, x.element_size(), tiles, block_limit, many=many)
     (x_strides, residual_strides, x_dot_strides, residual_dot_strides) = layout.strides
     launch(
         _jvp_kernel,

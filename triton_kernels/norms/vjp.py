@@ -271,7 +271,7 @@ def norm_vjp(
     item, processors = x.element_size(), multiprocessors(x.device)
     tiles = 2 + (weight is not None) + (carry is not None)
     if present == 0:
-        config = row_config(n, item, tiles, block_limit)
+        config = row_config(n, item, tiles, block_limit, many=groups > 1 and group_stride(x) == 0)
     else:
         loop_rows = rows_of_long_tile(groups * rows, processors)
         config = accumulating_config(n, item, max(4, tiles + present), 2, block_limit, loop_rows)
