@@ -139,11 +139,13 @@ def draw(rows: Sequence[Row], plt: Any) -> Any:
             found = {tuple(r["shape"]): r for r in timed if r["mode"] == mode and r["contender"] == name}
             at = [i + (place - (len(names) - 1) / 2) * 0.8 / len(names) for i, s in enumerate(shapes) if s in found]
             heights = [found[s]["median_ms"] for s in shapes if s in found]
-            axis.bar(at, heights, 0.8 / len(names), label=name, color=f"C{place}")
+            axis.bar(at, heights, 0.8 / len(names), color=f"C{place}")
         axis.set_yscale("log")
         axis.set_xticks(range(len(shapes)), ["\n".join(map(str, s)) for s in shapes], fontsize=7)
         axis.set(title=mode)
     axes[0][0].set_ylabel("ms")
     axes[0][0].set_xlabel("B, H, N, d", fontsize=8)
-    axes[0][0].legend(fontsize=8)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=f"C{place}") for place in range(len(names))]
+    figure.legend(handles, names, loc="lower center", ncols=len(names), fontsize=8, bbox_to_anchor=(0.5, 0.98))
+    figure.tight_layout()
     return figure

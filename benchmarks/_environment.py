@@ -126,9 +126,10 @@ def _driver() -> str | None:
 
 
 def _commit() -> tuple[str, bool | None]:
-    """Commit, and whether files differ from it; a copy without its history is told by ``BENCHMARK_COMMIT``."""
+    """Commit, and whether files differ from it; ``BENCHMARK_COMMIT`` tells it to a copy without history."""
+    told = os.environ.get("BENCHMARK_COMMIT")
     commit = _output("git", "rev-parse", "HEAD")
-    if commit is None:
-        return os.environ.get("BENCHMARK_COMMIT", "unknown"), None
+    if told is not None or commit is None:
+        return told or "unknown", None
     changes = _output("git", "status", "--porcelain", "--", ".", ":!benchmarks/results")
     return commit, None if changes is None else bool(changes)

@@ -293,8 +293,10 @@ def main() -> int:
             continue
         for operation in OPERATIONS.values():
             try:
-                asked = operation.name in (args.compile_modes or OPERATIONS)
-                compiles = asked and not (args.no_compile or args.quick) and spent() < share
+                asked = operation.name in (args.compile_modes or OPERATIONS) and not (args.no_compile or args.quick)
+                compiles = asked and (spent() < share or bool(args.compile_modes))
+                if asked and not compiles:
+                    report.notes.append(f"{workload.op} {operation.name}: nothing compiled: time budget")
                 seconds = args.seconds / len(OPERATIONS)
                 report.rows += measure(workload, operation, device, at, seconds, compiles)
             except Exception as error:  # e.g. a small card has no room for the reference
