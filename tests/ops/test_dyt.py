@@ -40,6 +40,11 @@ def test_parameters_keep_their_dtype(dtype: torch.dtype, device: str) -> None:
         assert t.grad is not None and t.grad.dtype == t.dtype
 
 
+def test_a_jacobian_of_no_rows_has_no_rows(device: str) -> None:
+    x, alpha, w = torch.randn(0, 4, device=device), torch.randn((), device=device), torch.randn(4, device=device)
+    assert torch.func.jacrev(ops.dyt, argnums=2)(x, alpha, w).shape == (0, 4, 4)
+
+
 @pytest.mark.usefixtures("interpreted")
 def test_launches(device: str) -> None:
     from torch_jvpvjp.triton_kernels._launch import count_launches

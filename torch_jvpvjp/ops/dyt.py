@@ -115,7 +115,7 @@ def _vjp_kernel(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tup
     return (
         None if x_bar is None else operands.result(x_bar, inputs.x),
         *(
-            None if s is None else operands.result(s.flatten(1).unsqueeze(1), like)
+            None if s is None else operands.result(s.reshape(s.shape[0], 1, s.shape[1:].numel()), like)
             for s, like in zip(sums, inputs[1:], strict=True)
         ),
     )
