@@ -261,6 +261,7 @@ def _calls() -> Iterator[Callable[[], object]]:
         (torch.float16, 30, 49),
         (torch.float32, 65536, 1),
         (torch.float64, 256, 1024),
+        (torch.bfloat16, 1 << 16, 1 << 16),  # reaches beyond 2³¹
     ):
         x = torch.empty(1, 4, n, columns, dtype=dtype, device="meta")
         for floored in (True, False):

@@ -66,6 +66,22 @@ def test_nan_and_infinity_propagate_as_in_pytorch(value: float, device: str) -> 
 
 
 @pytest.mark.usefixtures("interpreted")
+def test_offsets_of_64_bits_are_taken_where_32_are_too_few(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch_jvpvjp.triton_kernels.axis_norm as kernels
+    from torch_jvpvjp.triton_kernels._launch import record_launches
+
+    for n, is_far in ((1 << 10, False), (1 << 16, True)):
+        with record_launches() as launches:
+            kernels.axis_norm(torch.empty(1, 1, n, 1 << 15, device="meta"), None, 1e-8, False, wants_y=True)
+        assert launches[-1].options["WIDE"] is is_far
+    x = torch.randn(2, 3, 5, 7, device=device)
+    near = kernels.axis_norm(x, x.sin(), 1e-8, False, wants_y=True)
+    monkeypatch.setattr(kernels, "_reaches_far", lambda *_: True)
+    far = kernels.axis_norm(x, x.sin(), 1e-8, False, wants_y=True)
+    assert all(a is not None and b is not None and torch.equal(a, b) for a, b in zip(near, far, strict=True))
+
+
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("norm", [ops.l2_norm, ops.pixel_norm])
 def test_launches(norm: Callable[..., Tensor], device: str) -> None:
     from torch_jvpvjp.triton_kernels._launch import count_launches
