@@ -160,6 +160,7 @@ BINARY = {
     "xlogy": Case(aten.xlogy.Tensor, (X, positive(3, 4)), active=(0, 1)),
     "xlog1py": Case(aten.special_xlog1py.default, (X, positive(4)), active=(0, 1)),
     "copysign": Case(aten.copysign.Tensor, (X, OTHER), active=(0,)),
+    "ldexp": Case(aten.ldexp.Tensor, (X, OTHER), active=(0, 1)),
 }
 
 

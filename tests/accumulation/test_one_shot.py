@@ -90,6 +90,14 @@ def test_bound_methods_of_two_objects_and_two_methods_do_not_share_plans(monkeyp
             assert_same(jacobian(one, x), judged(one, x))
 
 
+def test_builtins_of_one_module_and_methods_of_one_tensor_do_not_share_plans(monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
+    x, weight = randn(3), randn(3)
+    for f in (torch.special.ndtr, torch.special.i1, nn.functional.gelu, nn.functional.softplus, weight.mul, weight.sub):
+        for _ in range(2):
+            assert_same(jacobian(f, x), judged(f, x))
+
+
 def test_other_shapes_dtypes_and_options_have_plans_of_their_own(monkeypatch):
     monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
 

@@ -213,3 +213,10 @@ def test_a_constant_of_one_entry_may_have_any_strides():
         return v * v.new_ones(1).expand(3)[:1] + v.new_zeros(()).expand(1)
 
     check_jacobian(function, randn(1))
+
+
+def test_ldexp_by_a_constant_does_not_end_the_process():
+    # PyTorch's own JVP of it crashes under a dispatch mode, as a recording is one.
+    plan, x = plan_jacobian(lambda v: torch.ldexp(v, torch.tensor(2)), randn(3)), randn(3)
+    for _ in range(2):
+        assert_same(plan(x), 4 * torch.eye(3, dtype=F64))

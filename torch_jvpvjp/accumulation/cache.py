@@ -95,12 +95,14 @@ def remembered(stages: Sequence[Callable[..., Any]], kind: Hashable) -> Remember
     """Return what is remembered of a function with arguments of one kind; nothing yet where nothing can be kept."""
     first: Any = stages[0]
     owner = getattr(first, "__self__", first)  # a bound method is a new object each time
+    # Of a builtin such as `torch.nn.functional.gelu` or `weight.mul` that is a module or a tensor, which has many.
+    method = None if owner is first else getattr(first, "__func__", first.__name__)
     try:
         attributes = vars(owner)
         plans = attributes.get(ATTRIBUTE)
         if plans is None or not plans.are_of(owner):
             object.__setattr__(owner, ATTRIBUTE, plans := _Plans(owner))
-        key = getattr(first, "__func__", None), tuple(stages[1:]), kind
+        key = method, tuple(stages[1:]), kind
         if key not in plans:
             while len(plans) >= _MOST_KINDS:
                 plans.pop(next(iter(plans)))

@@ -1,9 +1,8 @@
 """Guards: what a function refers to, so that a recording of it is used only while it still says what the function does.
 
 A recording holds Python values as they were: a closed-over number, a module's training flag, a parameter object. A
-guard
-is a list of places (a closure cell, a global, an entry of an object's `__dict__` or of a container) with what stood
-there. Everything is compared by identity; what is written into a tensor is seen by the recording itself.
+guard is a list of places (a closure cell, a global, an entry of an object's `__dict__` or of a container) with what
+stood there. Everything is compared by identity; what is written into a tensor is seen by the recording itself.
 """
 
 from __future__ import annotations
@@ -26,16 +25,23 @@ from .cache import ATTRIBUTE
 
 _MOST_PLACES = 50_000
 _CHANGING = frozenset({"random", "time", "datetime", "secrets", "uuid", "os", "environ", "open", "input"})
+_SEEDING = frozenset({"manual_seed", "seed", "set_state", "set_rng_state", "fork_rng"})  # not seen by a recording
 _REFLECTING = frozenset({"globals", "locals", "eval", "exec", "__import__"})  # what these reach cannot be told
+_BY_NAME = frozenset({"getattr", "vars", "__dict__"})  # of a Python module these reach what no code names
 _VALUES = (
     int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, type(Ellipsis), slice,
-    range, weakref.ref, torch.layout, torch.memory_format, torch.finfo, torch.iinfo, torch.Generator,
+    range, torch.layout, torch.memory_format, torch.finfo, torch.iinfo, torch.Generator,
     torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch.jit.ScriptFunction,
 )  # fmt: skip
 _LIBRARIES = frozenset({
     "torch", "torch_jvpvjp", "math", "numpy", "functools", "itertools", "operator", "builtins", "typing", "collections",
     "abc", "dataclasses", "enum", "contextlib", "types",
 })  # fmt: skip
+_PLAIN = frozenset({int, float, complex, str, bytes, bool, type(None)})
+_ASKED: dict[str, Callable[[Tensor], bool]] = {
+    "requires_grad": lambda tensor: tensor.requires_grad,
+    "grad": lambda tensor: tensor.is_leaf and tensor.grad is None,
+}
 _IDLE = frozenset({
     "_non_persistent_buffers_set", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
     "_forward_pre_hooks_with_kwargs", "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
@@ -74,12 +80,16 @@ class Guards:
         self._named: set[str] = set()  # all attributes that code names
         self._watched: set[tuple[int, str]] = set()  # modules and their attributes
         self._modules: list[types.ModuleType] = []  # reached otherwise than by a name in code
-        self._tensors: list[Tensor] = []
+        self._foreign: types.ModuleType | None = None  # one of the user's, reached in any way
+        self.tensors: list[Tensor] = []
         self._count = 0
         for function in functions:
             self._visit(function)
         for module in self._modules:  # grows while it is walked
             self._visit_module(module, self._named)
+        if self._foreign is not None and self._named & _BY_NAME:
+            raise Opaque(f"the module {self._foreign.__name__}, by {', '.join(sorted(self._named & _BY_NAME))}")
+        self._watch_tensors()
         self._modes = _modes()
 
     def hold(self) -> bool:
@@ -93,10 +103,16 @@ class Guards:
             and all([look() is before for look, before in self._looks])  # noqa: C419 (a list is quicker)
         )
 
+    def _watch_tensors(self) -> None:
+        """Watch what code may ask tensors besides their entries, which no op shows."""
+        for name, looks in _ASKED.items():
+            if name in self._named:
+                self._looks += [(partial(looks, tensor), looks(tensor)) for tensor in self.tensors]
+
     def watch_gradients(self, used: Iterable[Tensor]) -> None:
         """Watch those tensors whose `grad` is among some that a recording uses; each backward may put another there."""
         numbers = set(map(id, used))
-        for tensor in self._tensors:
+        for tensor in self.tensors:
             if tensor.is_leaf and id(tensor.grad) in numbers:
                 self._looks.append((partial(getattr, tensor, "grad"), tensor.grad))
 
@@ -141,6 +157,7 @@ class Guards:
         self._values += mapping.values()
         self._counted(len(mapping))
         for key in mapping if visited is None else visited:
+            self._visit(key)
             self._visit(mapping[key])
 
     def _counted(self, more: int) -> None:
@@ -149,13 +166,16 @@ class Guards:
             raise Opaque("more than a guard can watch")
 
     def _visit(self, value: Any) -> None:
-        if isinstance(value, _VALUES) or id(value) in self._seen:
+        if type(value) in _PLAIN or id(value) in self._seen:
             return
         if isinstance(value, Tensor):
             self._visit_tensor(value)
             return
         self._seen.add(id(value))
         self._kept.append(value)
+        if isinstance(value, _VALUES):
+            self._visit_subclass(value)
+            return
         if isinstance(value, types.FunctionType):
             self._visit_function(value)
         elif isinstance(value, types.ModuleType):
@@ -171,6 +191,9 @@ class Guards:
             self._visit(value.fget)
         elif isinstance(value, (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)):
             self._visit_builtin(value)
+        elif isinstance(value, weakref.ref):
+            if not isinstance(value(), Tensor):  # as an LSTM keeps its weights
+                raise Opaque("a weak reference")
         elif isinstance(value, partial):
             for part in (value.func, value.args, value.keywords):
                 self._visit(part)
@@ -184,17 +207,17 @@ class Guards:
             self._visit_object(value)
 
     def _visit_tensor(self, tensor: Tensor) -> None:
-        self._tensors.append(tensor)
+        self.tensors.append(tensor)
         if vars(tensor):  # attributes that somebody gave it
             self._seen.add(id(tensor))
             self._kept.append(tensor)
             self._watch_mapping(vars(tensor))
 
-    def _visit_subclass(self, container: Any) -> None:
-        """Watch what a container of the user's own kind holds besides its members."""
-        if not _is_library(type(container).__module__):
-            self._visit_class(type(container))
-            self._watch_mapping(getattr(container, "__dict__", {}))
+    def _visit_subclass(self, value: Any) -> None:
+        """Watch what a container, or a number, of the user's own kind holds besides its members."""
+        if not _is_library(type(value).__module__):
+            self._visit_class(type(value))
+            self._watch_mapping(getattr(value, "__dict__", {}))
 
     def _visit_container(self, container: Any) -> None:
         if not container:
@@ -236,16 +259,19 @@ class Guards:
                 continue
             if id(base) not in self._seen or base is kind:
                 self._seen.add(id(base))
-                self._watch_mapping(vars(base), [name for name in vars(base) if _is_used(name)])
+                self._watch_mapping(vars(base), [name for name, value in vars(base).items() if _is_used(name, value)])
             if called:
+                self._visit(vars(base).get("__new__"))
                 self._visit(vars(base).get("__init__"))
+        if not _is_library(type(kind).__module__):
+            self._visit_class(type(kind))
 
     def _visit_function(self, function: types.FunctionType) -> None:
         if _is_library(function.__module__):
             return
         self._looks.append((partial(getattr, function, "__code__"), function.__code__))
-        attributes = _attributes_within(function.__code__)
-        self._named |= attributes
+        attributes = _names_within(function.__code__, _ATTRIBUTES)
+        self._named |= attributes | _names_within(function.__code__, _GLOBALS) & _BY_NAME
         for cell in function.__closure__ or ():
             self._watch(partial(_cell, cell), attributes)
         for name in ("__defaults__", "__kwdefaults__"):
@@ -256,7 +282,7 @@ class Guards:
     def _visit_names(self, scope: dict[str, Any], code: types.CodeType) -> None:
         names, attributes = set(_names(code, _GLOBALS)), set(_names(code, _ATTRIBUTES))
         imports = set(_names(code, _IMPORTS))
-        changing = (names | attributes | imports) & _CHANGING | names & _REFLECTING
+        changing = (names | attributes | imports) & (_CHANGING | _SEEDING) | names & _REFLECTING
         if changing:
             raise Opaque(f"what changes by itself: {', '.join(sorted(changing))}")
         foreign = [name for name in imports if not _is_library(name)]
@@ -275,6 +301,7 @@ class Guards:
         """Watch what a function may take from a module of the user's, or from one within that."""
         if _is_library(module.__name__):
             return
+        self._foreign = module
         for name in sorted(attributes):
             if name in vars(module) and (id(module), name) not in self._watched:
                 self._watched.add((id(module), name))
@@ -297,10 +324,12 @@ def _names(code: types.CodeType, operations: frozenset[str]) -> Iterator[str]:
             yield str(instruction.argval)
 
 
-def _attributes_within(code: types.CodeType) -> set[str]:
-    """Return the attributes that code names, with what is defined inside of it."""
-    inside = [_attributes_within(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return set(_names(code, _ATTRIBUTES)).union(*inside)
+def _names_within(code: types.CodeType, operations: frozenset[str]) -> set[str]:
+    """Return what code names in some operations, with what is defined inside of it."""
+    inside = [
+        _names_within(constant, operations) for constant in code.co_consts if isinstance(constant, types.CodeType)
+    ]
+    return set(_names(code, operations)).union(*inside)
 
 
 def _cell(cell: types.CellType) -> Any:
@@ -310,9 +339,21 @@ def _cell(cell: types.CellType) -> Any:
         return _GONE
 
 
-def _is_used(name: str) -> bool:
-    """Return whether a recording may have used this attribute of a class by any object of it."""
-    return not name.startswith("__") or name == "__call__"
+def _is_used(name: str, value: Any) -> bool:
+    """Return whether a recording may have used this attribute of a class by any object of it.
+
+    A method with a name of Python's own, such as `__getitem__`, is called by what code does not name.
+    """
+    if not name.startswith("__"):
+        return True
+    return name not in _OF_MAKING and isinstance(value, (types.FunctionType, staticmethod, classmethod))
+
+
+# Methods that make, copy, show or end an object, which a call of a function does not do with one that was there before.
+_OF_MAKING = frozenset({
+    "__new__", "__init__", "__post_init__", "__init_subclass__", "__class_getitem__", "__del__", "__copy__",
+    "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__repr__", "__sizeof__", "__dir__",
+})  # fmt: skip
 
 
 def _is_library(module: str | None) -> bool:

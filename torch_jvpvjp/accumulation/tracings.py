@@ -103,7 +103,8 @@ def trace_subject(subject: Subject, watching: Sequence[Callable[..., Any]], spar
         guards = Guards([stage for stage in watching if label_of(stage) not in traced.refusals])
     if guards is not None:
         guards.watch_gradients(constants.values())
-    forms = same_forms([*constants.values(), *subject.parameters])
+    outside = [*constants.values(), *subject.parameters, *(guards.tensors if guards is not None else ())]
+    forms = same_forms(list({id(tensor): tensor for tensor in outside}.values()))
     subject.forget()
     traced.tape.constants |= {
         index: extra for index, extra in zip(extras, subject.extras, strict=True) if index is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -135,12 +136,21 @@ local_rule(_aten.fmod.Tensor)(_remainder_rule("trunc"))
 local_rule(_aten.remainder.Tensor)(_remainder_rule("floor"))
 
 
+@local_rule(_aten.ldexp.Tensor)
+def _times_power_of_two(call: Call) -> Mapping[int, Local]:
+    # y = x 2^z; by formula, since its JVP kills the process where a recording looks on (in 2.11 to 2.15)
+    return for_active(
+        call,
+        self=lambda position: weighted(call, position, lambda a, y: torch.exp2(a["other"].to(y.dtype))),
+        other=lambda position: weighted(call, position, lambda a, y: y * math.log(2)),
+    )
+
+
 @local_rule(
     _aten.copysign.Tensor,
     _aten.special_xlog1py.default,
     _aten.xlogy.Tensor,
     _aten.xlogy.Scalar_Other,
-    _aten.ldexp.Tensor,
 )
 def _by_pushforward(call: Call) -> Mapping[int, Local]:
     return for_every_active(call, lambda position: by_tangent_of_ones(call, position))
