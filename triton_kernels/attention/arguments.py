@@ -51,7 +51,7 @@ class Scores(NamedTuple):
         slopes: ALiBi's, (B or 1, Hq), or None.
         ranges: First key, end of keys and position of each row, int32, (B or 1, 3, Lq), in place of the window, or
             None; first keys and ends do not decrease.
-        seed: Seeds of dropout, int64, (N or 1), or None.
+        seed: Seeds of dropout, int64, (N or 1) or (), or None.
         dropout_p: Probability of dropout.
         blocks: Lists of blocks that hold all that is visible, or None.
     """
@@ -125,7 +125,7 @@ def rule_arguments(options: Scores, bias: Tensor | None, bias_dot: Tensor | None
             *score_strides(bias),
             *score_strides(bias_dot),
             *score_strides(mask),
-            *(0 if t is None or t.shape[0] == 1 else t.stride(0) for t in (slopes, ranges, seed)),
+            *(0 if t is None or t.dim() == 0 or t.shape[0] == 1 else t.stride(0) for t in (slopes, ranges, seed)),
         ),
         (
             _UNBOUNDED if options.left < 0 else options.left,
@@ -191,4 +191,9 @@ def padded(size: int) -> int:
 
 def shared_size(*tensors: Tensor | None) -> int:
     """N: the size of the first axis after broadcasting."""
-    return max([1, *(t.shape[0] for t in tensors if t is not None)])
+    return max([1, *(t.shape[0] for t in tensors if t is not None and t.dim())])
+
+
+def with_front(tensor: Tensor | None) -> Any:
+    """A tensor of heads or scores with the axis N in front."""
+    return tensor if tensor is None or tensor.dim() == 5 else tensor.unsqueeze(0)

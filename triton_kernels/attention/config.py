@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -223,6 +223,18 @@ def _fitted(config: Config, blocks: Blocks | None) -> Config:
     if blocks is None:
         return config
     return config._replace(block_m=min(config.block_m, blocks.q_block), block_n=min(config.block_n, blocks.kv_block))
+
+
+def circumstances(dtype: torch.dtype) -> tuple[Any, ...]:
+    """What tiles depend on besides arguments: what tests force, and what PyTorch is told of float32.
+
+    Args:
+        dtype: That of the operands.
+
+    Returns:
+        Something that is equal where tiles are.
+    """
+    return _forced[-1] if _forced else None, _assumed_small[-1], precision(dtype)
 
 
 def precision(dtype: torch.dtype) -> str:

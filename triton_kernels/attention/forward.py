@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .._dtypes import accumulator, partial_dtype
-from .._launch import launch
-from ._scores import LN2, LOG2E, Rules, Tile, keys_seen, scores, survival, tangent_scores, visible
+from .._launch import Prepared, launch_prepared
+from ._forward_tiles import Facts, Keys, first_origins, visit
+from ._scores import LN2, Rules, Tile, keys_seen
 from ._tiles import head_offset, keys_of_tile, load_rows, store_rows
 from .arguments import (
     NOT_SPECIALIZED,
@@ -30,175 +31,11 @@ from .arguments import (
     rule_arguments,
     shared_size,
     unit_last,
+    with_front,
 )
-from .config import forward_config, precision, tangents_of_program
+from .config import Config, circumstances, forward_config, precision, tangents_of_program
 
-
-class Keys(NamedTuple):
-    """Keys and values of one head and tuples of their tangents: pointers, and strides between vectors."""
-
-    k: Any
-    k_stride: Any
-    v: Any
-    v_stride: Any
-    k_dots: Any
-    k_dot_stride: Any
-    v_dots: Any
-    v_dot_stride: Any
-
-
-class Facts(NamedTuple):
-    """Compile-time facts: head sizes, tiles, how many tangents and which of them there are, and how to multiply.
-
-    CAPPED: 0 without a softcap, 1 with one, 2 where tanh has to be exact. LEFT: whether a row may not see a key before
-    its last. PLAIN: whether scores are q·k by a positive factor. WIDE, ALIKE: see the facts of pullbacks.
-    """
-
-    DK: int
-    BLOCK_DK: int
-    DV: int
-    BLOCK_DV: int
-    BLOCK_M: int
-    BLOCK_N: int
-    TANGENTS: int
-    HAS_Q: bool
-    HAS_K: bool
-    HAS_V: bool
-    HAS_BIAS: bool
-    CAPPED: int
-    LEFT: bool
-    PLAIN: bool
-    WIDE: bool
-    ALIKE: bool
-    PRECISION: str
-    ACC: tl.dtype
-
-
-@triton.jit
-def _tangent_products(q, q_dots, k, keys, rules, j, FACTS: tl.constexpr, HIDES: tl.constexpr, WHICH: tl.constexpr):
-    """Return q̇·k + q·k̇ of rows and the tile of keys that begins at j, given as columns, for one of several tangents."""
-    BLOCK_M: tl.constexpr = FACTS.BLOCK_M
-    BLOCK_N: tl.constexpr = FACTS.BLOCK_N
-    z_dot = tl.zeros([BLOCK_M, BLOCK_N], FACTS.ACC)
-    if FACTS.HAS_Q:
-        z_dot = tl.dot(q_dots[WHICH], k, z_dot, input_precision=FACTS.PRECISION, out_dtype=FACTS.ACC)
-    if FACTS.HAS_K:
-        place, stride = keys.k_dots[WHICH], keys.k_dot_stride
-        k_dot = load_rows(place, j, stride, rules.columns, BLOCK_N, FACTS.DK, FACTS.BLOCK_DK, not HIDES, FACTS.WIDE)
-        z_dot = tl.dot(q, tl.trans(k_dot), z_dot, input_precision=FACTS.PRECISION, out_dtype=FACTS.ACC)
-    return z_dot
-
-
-@triton.jit
-def _visit(state, q, q_dots, origins, keys, rules, tile, j, FACTS: tl.constexpr, HIDES: tl.constexpr):
-    """Take in the tile of keys that begins at j; HIDES: whether some of it may not be visible, or not exist."""
-    DK: tl.constexpr = FACTS.DK
-    BLOCK_DK: tl.constexpr = FACTS.BLOCK_DK
-    DV: tl.constexpr = FACTS.DV
-    BLOCK_DV: tl.constexpr = FACTS.BLOCK_DV
-    BLOCK_N: tl.constexpr = FACTS.BLOCK_N
-    TANGENTS: tl.constexpr = FACTS.TANGENTS
-    HAS_Q: tl.constexpr = FACTS.HAS_Q
-    HAS_K: tl.constexpr = FACTS.HAS_K
-    CAPPED: tl.constexpr = FACTS.CAPPED
-    PRECISION: tl.constexpr = FACTS.PRECISION
-    ACC: tl.constexpr = FACTS.ACC
-    m, mass, o, moved, lse_dots = state
-    column = (j + tl.arange(0, BLOCK_N))[None, :]
-    tile = Tile(tile.row, column, tile.low, tile.high)
-    k = tl.trans(load_rows(keys.k, j, keys.k_stride, rules.columns, BLOCK_N, DK, BLOCK_DK, not HIDES, FACTS.WIDE))
-    z = tl.dot(q, k, input_precision=PRECISION, out_dtype=ACC)
-    t = 0.0
-    if FACTS.PLAIN:  # max and scale commute: one multiplication a row, and one fused multiply-add an element
-        factor = rules.scale * LOG2E
-        if HIDES:
-            z = tl.where(visible(tile, False, FACTS.LEFT), z, -float("inf"))
-        top = tl.maximum(m, tl.max(z, 1) * factor)
-        base = tl.where(top == -float("inf"), 0.0, top)  # rows that have seen nothing yet
-        p = tl.exp2(z * factor - base[:, None])
-    else:
-        s, t = scores(rules, z, tile, CAPPED, FACTS.WIDE)
-        if HIDES:
-            s = tl.where(visible(tile, False, FACTS.LEFT), s, -float("inf"))
-        top = tl.maximum(m, tl.max(s, 1))
-        base = tl.where(top == -float("inf"), 0.0, top)
-        p = tl.exp2(s - base[:, None])
-    fade = tl.exp2(m - base)
-    mass = mass * fade + tl.sum(p, 1)
-    kept = p
-    if rules.seed is not None:
-        drop = survival(rules, tile)
-        kept = p * drop
-    v = load_rows(keys.v, j, keys.v_stride, rules.columns, BLOCK_N, DV, BLOCK_DV, not HIDES, FACTS.WIDE)
-    low = kept.to(v.dtype)
-    o = tl.dot(low, v, o * fade[:, None], input_precision=PRECISION, out_dtype=ACC)
-    new_moved = ()
-    new_lse_dots = ()
-    for i in tl.static_range(TANGENTS):
-        a = moved[i] * fade[:, None]
-        r = lse_dots[i] * fade
-        if HAS_Q or HAS_K or FACTS.HAS_BIAS:
-            z_dot = _tangent_products(q, q_dots, k, keys, rules, j, FACTS, HIDES, i)
-            h = p * tangent_scores(rules, z_dot, t, tile, origins[i][:, None], CAPPED, FACTS.WIDE, i)
-            r += tl.sum(h, 1)
-            if rules.seed is not None:
-                h *= drop
-            a = tl.dot(h.to(v.dtype), v, a, input_precision=PRECISION, out_dtype=ACC)
-        if FACTS.HAS_V:
-            v_dot = load_rows(
-                keys.v_dots[i], j, keys.v_dot_stride, rules.columns, BLOCK_N, DV, BLOCK_DV, not HIDES, FACTS.WIDE
-            )
-            a = tl.dot(low, v_dot, a, input_precision=PRECISION, out_dtype=ACC)
-        new_moved = new_moved + (a,)
-        new_lse_dots = new_lse_dots + (r,)
-    return top, mass, o, new_moved, new_lse_dots
-
-
-@triton.jit
-def _origins(places, q_row, qd_row, keys, rules, tile, start, j, FACTS: tl.constexpr):
-    """Return Σ P∘Ṡ over the tile of keys that begins at j, for every tangent: about ℓ̇, which is known at the end only.
-
-    P∘Ṡ is rounded before it is multiplied, and what all keys of a row have in common in Ṡ takes no part in ȯ: it is
-    subtracted before, or it would drown the rest where keys, or values, have a mean. Rows that see none of these keys
-    take all of them.
-
-    `places` are those of q and its tangents, which are loaded here again: used by loops as well, where they stand in
-    shared memory would be kept in registers for the sake of this, and something else spilled.
-    """
-    BLOCK_M: tl.constexpr = FACTS.BLOCK_M
-    BLOCK_N: tl.constexpr = FACTS.BLOCK_N
-    TANGENTS: tl.constexpr = FACTS.TANGENTS
-    q = load_rows(places[0], start, q_row, rules.rows, BLOCK_M, FACTS.DK, FACTS.BLOCK_DK, False, FACTS.WIDE)
-    q_dots = ()
-    for i in tl.static_range(TANGENTS):
-        if FACTS.HAS_Q:
-            q_dots = q_dots + (
-                load_rows(
-                    places[i + 1], start, qd_row, rules.rows, BLOCK_M, FACTS.DK, FACTS.BLOCK_DK, False, FACTS.WIDE
-                ),
-            )
-    column = (j + tl.arange(0, BLOCK_N))[None, :]
-    tile = Tile(tile.row, column, tile.low, tile.high)
-    stride = keys.k_stride
-    k = load_rows(keys.k, j, stride, rules.columns, BLOCK_N, FACTS.DK, FACTS.BLOCK_DK, False, FACTS.WIDE)
-    k = tl.trans(k)
-    z = tl.dot(q, k, input_precision=FACTS.PRECISION, out_dtype=FACTS.ACC)
-    s, t = scores(rules, z, tile, FACTS.CAPPED, FACTS.WIDE)
-    seen = tl.where(visible(tile, False, FACTS.LEFT), s, -float("inf"))
-    top = tl.max(seen, 1)[:, None]
-    blind = top == -float("inf")
-    s = tl.where(blind, tl.zeros_like(s), seen - tl.where(blind, 0.0, top))
-    p = tl.exp2(s)
-    p /= tl.sum(p, 1)[:, None]
-    origins = ()
-    for i in tl.static_range(TANGENTS):
-        if FACTS.HAS_Q or FACTS.HAS_K or FACTS.HAS_BIAS:
-            z_dot = _tangent_products(q, q_dots, k, keys, rules, j, FACTS, True, i)
-            s_dot = tangent_scores(rules, z_dot, t, tile, 0.0, FACTS.CAPPED, FACTS.WIDE, i)
-            origins = origins + (tl.sum(p * s_dot, 1),)
-        else:
-            origins = origins + (tl.zeros([BLOCK_M], FACTS.ACC),)
-    return origins
+_NOTHING = Operands()
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -380,19 +217,19 @@ def _forward_kernel(
     first, last, shared = keys_of_tile(begin, end, row, rows, columns, BLOCK_N)
     origins = ()
     if TANGENTS > 0:
-        origins = _origins(places, q_row, qd_row, keys, rules, tile, start, first * BLOCK_N, FACTS)
+        origins = first_origins(places, q_row, qd_row, keys, rules, tile, start, first * BLOCK_N, FACTS)
     if count_ptr is not None:
         place = b * list_b + h * list_h + block * BLOCK_M // LISTED_ROWS
         SPLIT: tl.constexpr = LISTED_COLUMNS // BLOCK_N
         for i in tl.range(0, tl.load(count_ptr + place) * SPLIT, num_stages=STAGES):
             listed_block = tl.load(index_ptr + place.to(tl.int64) * listed + i // SPLIT)
             j = listed_block * LISTED_COLUMNS + i % SPLIT * BLOCK_N
-            state = _visit(state, q, q_dots, origins, keys, rules, tile, j, FACTS, True)
+            state = visit(state, q, q_dots, origins, keys, rules, tile, j, FACTS, True)
     else:
         for i in tl.range(first, shared, num_stages=STAGES):
-            state = _visit(state, q, q_dots, origins, keys, rules, tile, i * BLOCK_N, FACTS, False)
+            state = visit(state, q, q_dots, origins, keys, rules, tile, i * BLOCK_N, FACTS, False)
         for i in tl.range(shared, last, num_stages=STAGES):
-            state = _visit(state, q, q_dots, origins, keys, rules, tile, i * BLOCK_N, FACTS, True)
+            state = visit(state, q, q_dots, origins, keys, rules, tile, i * BLOCK_N, FACTS, True)
 
     m, mass, o, moved, lse_dots = state
     empty = mass == 0
@@ -419,6 +256,24 @@ def _forward_kernel(
         tl.store(lse_dot_ptr + at * rows + index, r.to(lse_dot_ptr.dtype.element_ty), mask=index < rows)
 
 
+class _Call(NamedTuple):
+    """All of a call that shapes, strides, dtypes and options determine.
+
+    Attributes:
+        results: Shapes and dtypes of o, ℓ and their tangents; None for one that there is not.
+        copied: Which of the tensors kernels cannot read as they lie.
+        launch: The rest of the launch; None if there is nothing to compute.
+    """
+
+    results: tuple[tuple[tuple[int, ...], torch.dtype] | None, ...]
+    copied: tuple[int, ...] = ()
+    launch: Prepared | None = None
+
+
+_calls: dict[tuple[Any, ...], _Call] = {}
+_MOST_CALLS = 1024
+
+
 def attention_forward(
     at: Operands, dots: Operands | None, options: Scores
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -426,49 +281,75 @@ def attention_forward(
 
     Args:
         at: q (N, B, Hq, Lq, dk), k (N, B, Hk, Lk, dk), v (N, B, Hk, Lk, dv) and bias (N, B, Hq, Lq, Lk) with axes that
-            are full or 1, or None; N may be 1 against others' N.
-        dots: Their tangents, each of them or None; they may be K along the first axis if at's have 1 there.
+            are full or 1, or None; N may be 1 against others' N, and each may lack that axis.
+        dots: Their tangents, each of them or None; they may be K along the first axis if at's have 1 there, or none.
         options: What is done to the scores.
 
     Returns:
-        o (N, B, Hq, Lq, dv) in q's dtype, ℓ (N, B, Hq, Lq) in float32, or float64; and their tangents, or None.
+        o (N, B, Hq, Lq, dv) in q's dtype, ℓ (N, B, Hq, Lq) in float32, or float64; and their tangents, or None. The
+        first axis is there where something that the result depends on has it.
     """
-    q, k, v, q_dot, k_dot, v_dot = (unit_last(t) for t in (*at[:3], *(dots or Operands())[:3]))
-    bias, bias_dot = at.bias, None if dots is None else dots.bias
+    q, k, v, bias = at
+    q_dot, k_dot, v_dot, bias_dot = dots or _NOTHING
+    blocks = options.blocks
+    tensors = [q, k, v, q_dot, k_dot, v_dot, bias, bias_dot, options.mask, options.slopes, options.ranges]
+    tensors += [options.seed if options.dropout_p > 0 else None, *((None, None) if blocks is None else blocks[:2])]
+    key = (
+        q.device,
+        *circumstances(q.dtype),
+        options.scale,
+        options.left,
+        options.right,
+        options.offset,
+        options.softcap,
+        options.dropout_p,
+        None if blocks is None else blocks[4:],
+        *[None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors],
+    )
+    call = _calls.get(key)
+    if call is None:
+        if len(_calls) >= _MOST_CALLS:
+            _calls.clear()
+        call = _calls[key] = _call_of(tensors, options)
+    for i in call.copied:
+        tensors[i] = tensors[i].contiguous()
+    results: Any = [None if like is None else q.new_empty(like[0], dtype=like[1]) for like in call.results]
+    if call.launch is None:
+        return empty_results(tuple(results))
+    launch_prepared(call.launch, q, (*tensors, *results))
+    return tuple(results)
+
+
+def _call_of(tensors: list[Any], options: Scores) -> _Call:
+    """What a call with tensors and options like these is."""
+    lists = [t if t is None else t.contiguous() for t in tensors[9:]]
+    ready = [*(unit_last(t) for t in tensors[:6]), *tensors[6:9], *lists]
+    copied = tuple(i for i, (given, used) in enumerate(zip(tensors, ready, strict=True)) if given is not used)
+    strided = [with_front(t) for t in ready[:9]]
+    q, k, v, *moved, bias, bias_dot, mask = strided
+    seed = tensors[11]
+    moving = [t for t in (*moved, bias_dot) if t is not None]
+    n = shared_size(q, k, v, bias, mask, seed)
+    count = max(n, shared_size(*moving))
+    has_front = [t is not None and t.dim() == (1 if t is seed else 5) for t in tensors]
+    batched = any(has_front[i] for i in (0, 1, 2, 6, 8, 11))
+    front, moved_front = (n,) if batched else (), (count,) if batched or any(has_front) else ()
     batch, heads, rows, dk = q.shape[1:]
     columns, dv = v.shape[-2:]
-    n = shared_size(q, k, v, bias, options.mask, options.seed)
-    moving = [t for t in (q_dot, k_dot, v_dot, bias_dot) if t is not None]
-    count = max(n, shared_size(*moving))
-    wide = partial_dtype(q.dtype)
-    o = q.new_empty((n, batch, heads, rows, dv))
-    lse = q.new_empty((n, batch, heads, rows), dtype=wide)
-    o_dot = q.new_empty((count, batch, heads, rows, dv)) if moving else None
-    lse_dot = q.new_empty((count, batch, heads, rows), dtype=wide) if moving else None
-    results = (o, lse, o_dot, lse_dot)
-    if o.numel() == 0 or columns == 0:
-        return empty_results(results)
+    results = tuple(
+        None if lead is None else ((*lead, batch, heads, rows, *last), dtype)
+        for lead in (front, moved_front if moving else None)
+        for last, dtype in (((dv,), q.dtype), ((), partial_dtype(q.dtype)))
+    )
+    if 0 in (n, batch, heads, rows, dv, columns):
+        return _Call(results)
     each = tangents_of_program(count, max(dk, dv)) if moving and n == 1 else int(bool(moving))
-    config = forward_config(max(dk, dv), q, each, options.blocks)
+    facts, config = _facts_of(strided, options, each)
     row_blocks = -(-rows // config.block_m)
     groups = count // max(1, each) if moving else n
-    rules = rule_arguments(options, bias, bias_dot)
-    launch(
-        _forward_kernel,
-        row_blocks * heads * batch * groups,
-        q,
-        q,
-        k,
-        v,
-        q_dot,
-        k_dot,
-        v_dot,
-        bias,
-        bias_dot,
-        *rules.pointers,
-        *rules.key_lists,
-        *results,
-        *(stride for t in (q, k, v, q_dot, k_dot, v_dot) for stride in head_strides(t)),
+    rules = rule_arguments(options._replace(mask=mask), bias, bias_dot)
+    numbers = (
+        *(stride for t in strided[:6] for stride in head_strides(t)),
         *rules.strides,
         *rules.key_list_strides,
         batch,
@@ -479,32 +360,43 @@ def attention_forward(
         *rules.window,
         row_blocks,
         *rules.numbers,
-        SHARED=n == 1 and groups > 1,
-        LISTED_ROWS=options.blocks.q_block if options.blocks else 1,
-        LISTED_COLUMNS=options.blocks.kv_block if options.blocks else config.block_n,
-        FACTS=Facts(
-            dk,
-            padded(dk),
-            dv,
-            padded(dv),
-            config.block_m,
-            config.block_n,
-            each,
-            q_dot is not None,
-            k_dot is not None,
-            v_dot is not None,
-            bias_dot is not None,
-            capped(options, q),
-            options.left >= 0 or options.ranges is not None,
-            options.scale > 0 and options.softcap <= 0 and bias is options.mask is options.slopes is None,
-            is_wide(q, k, v, q_dot, k_dot, v_dot, bias, bias_dot, options.mask),
-            are_alike(k, v, k_dot, v_dot),
-            precision(q.dtype),
-            accumulator(q.dtype),
-        ),
-        **config.options(),
     )
-    return results
+    constants = {
+        "SHARED": n == 1 and groups > 1,
+        "LISTED_ROWS": options.blocks.q_block if options.blocks else 1,
+        "LISTED_COLUMNS": options.blocks.kv_block if options.blocks else config.block_n,
+        "FACTS": facts,
+        **config.options(),
+    }
+    return _Call(results, copied, Prepared(_forward_kernel, row_blocks * heads * batch * groups, numbers, constants))
+
+
+def _facts_of(strided: list[Any], options: Scores, each: int) -> tuple[Facts, Config]:
+    """What the kernel is compiled for, with `each` tangents in a program."""
+    q, k, v, q_dot, k_dot, v_dot, bias, bias_dot, mask = strided
+    dk, dv = q.shape[-1], v.shape[-1]
+    config = forward_config(max(dk, dv), q, each, options.blocks)
+    facts = Facts(
+        dk,
+        padded(dk),
+        dv,
+        padded(dv),
+        config.block_m,
+        config.block_n,
+        each,
+        q_dot is not None,
+        k_dot is not None,
+        v_dot is not None,
+        bias_dot is not None,
+        capped(options, q),
+        options.left >= 0 or options.ranges is not None,
+        options.scale > 0 and options.softcap <= 0 and bias is mask is options.slopes is None,
+        is_wide(*strided),
+        are_alike(k, v, k_dot, v_dot),
+        precision(q.dtype),
+        accumulator(q.dtype),
+    )
+    return facts, config
 
 
 def empty_results(results: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ from .arguments import (
     rule_arguments,
     shared_size,
     unit_last,
+    with_front,
 )
 from .bias import attention_bias
 from .columns import _columns_kernel
@@ -95,6 +96,8 @@ def attention_second_order(
     """
     q, k, v, q_dot, k_dot, v_dot = (unit_last(t) for t in (*at[:3], *dots[:3]))
     bias, bias_dot = at.bias, dots.bias
+    if options.mask is not None:
+        options = options._replace(mask=with_front(options.mask))
     second = any(needs_second)
     batch, heads, rows, dk = q.shape[1:]
     key_heads, columns, dv = v.shape[2:]

@@ -1,5 +1,6 @@
 """What the arguments of a point are to the mathematics, and the axis that vmap puts in front of them."""
 
+import functools
 import math
 from typing import Any
 
@@ -101,11 +102,18 @@ def rank_of(name: str) -> int:
     return _RANKS[name]
 
 
+@functools.cache
+def _ranks_of(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """Places of the tensors among the names of arguments, and their axes without the one in front."""
+    return tuple((i, rank_of(name)) for i, name in enumerate(names) if name.startswith(tuple(_RANKS)))
+
+
 def batch_of(*inputs: Any) -> Any:
     """The size of the axis in front that some tensor among named tuples of arguments has; None if none has one."""
     for values in inputs:
-        for name, x in zip(values._fields, values, strict=True):
-            if isinstance(x, Tensor) and x.dim() > rank_of(name):
+        for i, rank in _ranks_of(values._fields):
+            x = values[i]
+            if x is not None and x.dim() > rank:
                 return x.shape[0]
     return None
 
