@@ -8,13 +8,28 @@ import os
 from dataclasses import replace
 
 import pytest
+import torch
 from attention_judge import RULES
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_jvpvjp.testing.budget import assert_equal
 from torch_jvpvjp.testing.case import Case
 from torch_jvpvjp.testing.cases import CASES
 from torch_jvpvjp.testing.compositions import EAGER
 from torch_jvpvjp.testing.dispatched import checks_of, record_calls
+
+
+class Names(TorchDispatchMode):
+    """The names of the ATen ops that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="test_every_op.py takes every property of every sample here"
@@ -41,3 +56,18 @@ def test_every_point_up_to_the_second_order_is_its_formula(case: Case) -> None:
     for call in calls:
         for _, check in checks_of(call):
             check()
+
+
+def test_nothing_is_copied_after_the_kernels() -> None:
+    """The cotangents are what the kernels wrote: no sum along an axis of one, no copy."""
+    from torch_jvpvjp.ops.attention.kernels import kernels
+    from torch_jvpvjp.ops.attention.rules import op
+    from torch_jvpvjp.triton_kernels._launch import record_launches
+
+    q = torch.randn(1, 2, 16, 16)
+    inputs = op.signature.inputs_type(q, q, q, *[None] * 10, -1, -1, 0, 0.0, 0.0, 1, 1)
+    with record_launches(), Names() as names:
+        outputs = kernels.primal(inputs)
+        cotangents = kernels.vjp((q, None), inputs, outputs, needs=(True, True, True, False))
+    assert [None if c is None else c.shape for c in cotangents] == [q.shape] * 3 + [None]
+    assert set(names.seen) <= {"new_empty", "empty", "unsqueeze", "unbind", "reshape", "view", "squeeze", "slice"}

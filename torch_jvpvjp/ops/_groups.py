@@ -146,7 +146,8 @@ def sum_to(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     if tensor.shape == torch.Size(shape):
         return tensor
     extra = tensor.dim() - len(shape)
-    axes = [i for i in range(tensor.dim()) if i < extra or (shape[i - extra] == 1 and tensor.shape[i] != 1)]
+    # An axis of one is not summed: that would be a kernel, and a copy.
+    axes = [i for i, n in enumerate(tensor.shape) if n != 1 and (i < extra or shape[i - extra] == 1)]
     return (tensor.sum(axes, keepdim=True) if axes else tensor).reshape(shape)
 
 
