@@ -57,6 +57,23 @@ def test_channels_last_stays_channels_last_in_every_derivative(
         torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("strides", [(48, 1, 12, 4), (48, 12, 4, 1)], ids=["channels-last", "contiguous"])
+@pytest.mark.parametrize("sites", [(4, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_weight_and_bias_alone_may_require_grad(
+    strides: tuple[int, ...], sites: tuple[int, ...], activation: str | None, device: str
+) -> None:
+    # PyTorch's pullback writes the cotangent of channels-last input into no memory if it is not wanted: a crash.
+    x = torch.empty_strided((2, 4, *sites), strides, device=device).normal_()
+    parameters = [torch.randn(4, device=device).requires_grad_() for _ in range(2)]
+    y_bar = torch.randn(x.shape, device=device)
+    y = ops.group_norm(x, 2, *parameters, activation=activation)
+    bars = torch.autograd.grad(y, parameters, y_bar)
+    plain = F.group_norm(x.clone(memory_format=torch.contiguous_format), 2, *parameters)
+    expected = torch.autograd.grad(F.silu(plain) if activation else plain, parameters, y_bar)
+    torch.testing.assert_close(bars, expected)
+
+
 def test_affine_is_right_under_compile_of_jvp() -> None:
     torch.compiler.reset()
     x, w, b = torch.randn(2, 4, 3), torch.randn(4), torch.randn(4)

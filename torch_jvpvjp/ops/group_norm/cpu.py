@@ -51,13 +51,13 @@ def _vjp(
         z = torch.native_group_norm(rows, weight, bias, n, c, sites, num_groups, eps)[0]
         bars = torch.ops.aten.silu_backward(bars, z)
     mean, rstd = (m.reshape(n, num_groups) for m in residuals)
-    wanted = [needs[0], needs[1] and weight is not None, needs[2] and bias is not None]
+    wanted = [needs[0] or _writes_all(rows), needs[1] and weight is not None, needs[2] and bias is not None]
     x_bar, w_bar, b_bar = torch.ops.aten.native_group_norm_backward(
         bars, rows, mean, rstd, weight, n, c, sites, num_groups, wanted
     )
     if channels_last and x_bar is not None:
         x_bar = x_bar.movedim(1, -1)
-    return x_bar, w_bar if wanted[1] else None, b_bar if wanted[2] else None
+    return x_bar if needs[0] else None, w_bar if wanted[1] else None, b_bar if wanted[2] else None
 
 
 def _pull(y_bar: Tensor, args: Any, kept: Any, needs: Any) -> tuple[Tensor | None, ...]:
@@ -72,6 +72,12 @@ def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int) ->
     """Whether PyTorch's kernels apply: one dtype, no batch axes, something to normalise."""
     plain = x.dtype in (torch.float32, torch.float64) and x.dim() == ndim and x.numel() > 0
     return plain and all(t is None or (t.dim() == 1 and t.dtype == x.dtype) for t in (weight, bias))
+
+
+def _writes_all(rows: Tensor) -> bool:
+    """Whether PyTorch's pullback writes x̄ even if nobody wants it: so it does, into no memory, for channels last."""
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(rows.dim())
+    return layout is not None and rows.is_contiguous(memory_format=layout)
 
 
 def _rows(x: Tensor, channels_last: bool) -> Tensor:
