@@ -117,6 +117,15 @@ def _train(*tensors: Tensor) -> Any:
 
 
 @pytest.mark.compiled
+def test_numbers_may_be_symbols(device: str) -> None:
+    tensors = qkv(device=device)
+    attend = lambda s: ops.scaled_dot_product_attention(*tensors, scale=s, softcap=s)  # noqa: E731
+    compiled = torch.compile(attend, fullgraph=True, dynamic=True, backend="aot_eager")
+    for number in (0.5, 2.0):
+        assert_equal(compiled(number), attend(number))
+
+
+@pytest.mark.compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("f", [_jvp, _grad, _train])
 def test_lengths_and_batches_do_not_recompile(f: Callable[..., Any], device: str) -> None:

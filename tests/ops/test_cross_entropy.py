@@ -236,6 +236,8 @@ def test_a_class_that_does_not_exist_is_nan_in_kernels(wrong: int, device: str) 
         ((X.long(), T), {}, TypeError, r"input must be float16, .* got torch.int64"),
         (([1.0], T), {}, TypeError, r"input must be a Tensor, got list"),
         ((torch.tensor(1.0), T), {}, ValueError, r"input must have an axis of classes"),
+        ((X[:, :0], T), {}, ValueError, r"input must have at least one class along axis 1, got \(2, 0\)"),
+        ((X[0, :0], X[0, :0]), {}, ValueError, r"input must have at least one class along axis 0, got \(0,\)"),
         ((X, [0, 1]), {}, TypeError, r"target must be an integer Tensor of classes, got list"),
         ((X, T.bool()), {}, TypeError, r"target must be an integer Tensor of classes, got torch.bool"),
         ((X, T[:1]), {}, ValueError, r"target must have shape \(2,\), one class for each row of input, got \(1,\)"),

@@ -1,5 +1,6 @@
 """Linear cross-entropy: that logits are never in memory at once, and the facts particular to it."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch_jvpvjp import ops
 from torch_jvpvjp.ops.linear_cross_entropy.chunks import chunk_classes, chunk_rows
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 N, D, V = 12, 3, 40
 
 
@@ -167,6 +169,7 @@ X, W, T = torch.randn(2, 3), torch.randn(4, 3), torch.tensor([0, 2])
         ((X.long(), W, T), {}, TypeError, r"input must be float16, .* got torch.int64"),
         ((X, [1.0], T), {}, TypeError, r"weight must be a Tensor, got list"),
         ((X, W.mT, T), {}, ValueError, r"weight must have shape \(V, D\) .* \(2, 3\), got \(3, 4\)"),
+        ((X, W[:0], T), {}, ValueError, r"weight must have at least one row, one for each class, got \(0, 3\)"),
         ((X, W[0], T), {}, ValueError, r"weight must have shape \(V, D\) .* got \(3,\)"),
         ((X, W.double(), T), {}, ValueError, r"weight must have input's dtype torch.float32 .* got torch.float64"),
         ((X, W.to("meta"), T), {}, ValueError, r"device cpu, got torch.float32 on meta"),
@@ -183,6 +186,18 @@ X, W, T = torch.randn(2, 3), torch.randn(4, 3), torch.tensor([0, 2])
 def test_bad_input(args: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=rf"^linear_cross_entropy: .*{message}"):
         ops.linear_cross_entropy(*args, **options)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="kernels give NaN instead, as nothing waits for a GPU")
+@pytest.mark.parametrize("chunk_size", [None, 1], ids=["native", "op"])
+@pytest.mark.parametrize("wrong", [4, -1])
+def test_a_class_that_does_not_exist(wrong: int, chunk_size: int | None) -> None:
+    def loss(x: Tensor) -> Tensor:
+        return ops.linear_cross_entropy(x, W, torch.tensor([0, wrong]), chunk_size=chunk_size)
+
+    for transform in (lambda f: f(X), lambda f: torch.func.jvp(f, (X,), (X,)), lambda f: torch.func.grad(f)(X)):
+        with pytest.raises(IndexError, match=rf"^linear_cross_entropy: target must be .* from 0 to 3 .*, got {wrong}"):
+            transform(loss)
 
 
 @pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered:RuntimeWarning")  # NumPy, of log 0

@@ -1,5 +1,7 @@
 """What a declaration refuses, and what its messages say."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from example_ops import fresh_name, waves
@@ -52,6 +54,26 @@ def test_non_tensor_output_is_refused() -> None:
 
     with pytest.raises(TypeError, match=r"every output must be a Tensor.*got a return annotation that means SymInt"):
         differentiable_op(fresh_name("count"))(count)
+
+
+def test_defaults_that_a_schema_cannot_hold_are_defaults_all_the_same() -> None:
+    @differentiable_op(fresh_name("defaults"))
+    def bounded(
+        x: Tensor,
+        note: str = "it's, [so",
+        bound: float = float("inf"),
+        powers: Sequence[int] = (1, 2),
+        *,
+        sign: int = 1,
+    ) -> Tensor:
+        assert note == "it's, [so"
+        return sign * sum(x**p for p in powers).clamp(max=bound)
+
+    x = torch.tensor([0.5, 3.0])
+    torch.testing.assert_close(bounded(x), x + x**2)
+    torch.testing.assert_close(bounded(x, bound=2.0, sign=-1), -(x + x**2).clamp(max=2.0))
+    torch.testing.assert_close(torch.func.grad(lambda t: bounded(t, powers=[3]).sum())(x), 3 * x**2)
+    torch.testing.assert_close(torch.func.jvp(bounded, (x,), (x,))[1], x * (1 + 2 * x))
 
 
 def test_only_functions_are_decorated() -> None:

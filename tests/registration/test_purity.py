@@ -92,7 +92,14 @@ def test_a_captured_tensor_that_requires_grad_is_refused(needs: bool) -> None:
 
 def test_a_tensor_in_the_place_of_an_option_is_refused() -> None:
     @differentiable_op(fresh_name("clip"))
-    def clip(x: Tensor, limit: float = 1.0, *, mode: str = "tanh") -> Tensor:
+    def clip(
+        x: Tensor,
+        limit: float = 1.0,
+        shifts: list[int] | None = None,
+        *,
+        mode: str = "tanh",
+        dtype: torch.dtype = torch.float64,
+    ) -> Tensor:
         return limit * torch.tanh(x / limit)
 
     x = torch.randn(3)
@@ -104,8 +111,12 @@ def test_a_tensor_in_the_place_of_an_option_is_refused() -> None:
         grad(lambda limit: clip(x, limit).sum())(torch.tensor(2.0))
     with pytest.raises(TypeError, match=r"argument 'limit' must be a float, got 'a'"):
         clip(x, "a")
+    with pytest.raises(TypeError, match=r"argument 'shifts' must be a list or tuple of int, or None, got \(1.5,\)"):
+        clip(x, shifts=(1.5,))
     with pytest.raises(TypeError, match=r"argument 'mode' must be a str, got 2"):
         clip(x, mode=2)
+    with pytest.raises(TypeError, match=r"argument 'dtype' must be a torch.dtype, got 'float64'"):
+        clip(x, dtype="float64")
 
 
 def test_a_kernel_that_now_and_then_returns_its_input_is_refused() -> None:

@@ -28,6 +28,7 @@ _OPTION_TYPES: dict[str, tuple[type, ...]] = {
     "SymInt": (int, torch.SymInt),
     "bool": (bool, torch.SymBool),
     "str": (str,),
+    "ScalarType": (torch.dtype,),
 }
 
 
@@ -47,9 +48,29 @@ def check_option(qualname: str, argument: Argument, value: Any) -> None:
             f"{qualname}: argument {argument.name!r} is a {argument.kind}, got a tensor; pass a number, or annotate it "
             "Tensor to have its derivatives."
         )
-    wanted = _OPTION_TYPES.get(argument.kind)
-    if wanted is not None and not isinstance(value, wanted):
-        raise TypeError(f"{qualname}: argument {argument.name!r} must be a {argument.kind}, got {value!r}.")
+    if not _is_option(argument.kind, value):
+        raise TypeError(f"{qualname}: argument {argument.name!r} must be {_in_words(argument.kind)}, got {value!r}.")
+
+
+def _is_option(kind: str, value: Any) -> bool:
+    """Whether a value is of a schema type: one of those above, perhaps in a list, perhaps optional."""
+    wanted = _OPTION_TYPES.get(kind)
+    if wanted is not None:
+        return isinstance(value, wanted)
+    if kind.endswith("?"):
+        return value is None or _is_option(kind[:-1], value)
+    if kind.endswith("[]"):
+        return isinstance(value, list | tuple) and all(_is_option(kind[:-2], v) for v in value)
+    return True
+
+
+def _in_words(kind: str) -> str:
+    """A schema type in words: "a float", "a sequence of int, or None"."""
+    if kind.endswith("?"):
+        return f"{_in_words(kind[:-1])}, or None"
+    if kind.endswith("[]"):
+        return f"a list or tuple of {_in_words(kind[:-2]).partition(' ')[2]}"
+    return {"SymInt": "an int", "ScalarType": "a torch.dtype"}.get(kind, f"a {kind}")
 
 
 def common_device(convention: Convention, args: Sequence[Any]) -> torch.device | None:

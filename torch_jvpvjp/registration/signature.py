@@ -1,6 +1,8 @@
 """What the dispatcher op of a declaration takes and returns, inferred from the reference's annotations."""
 
 import inspect
+import math
+import re
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -167,7 +169,7 @@ def infer_signature(
         ValueError: If a name or position does not exist.
     """
     try:
-        text = torch.library.infer_schema(reference, mutates_args=())
+        text = torch.library.infer_schema(_with_plain_defaults(reference), mutates_args=())
     except (ValueError, RuntimeError) as error:
         raise TypeError(
             f"differentiable_op {qualname!r}: every parameter and the return of the reference need an annotation "
@@ -235,6 +237,33 @@ def infer_signature(
         if parameter.default is not inspect.Parameter.empty
     ]
     return Signature(tuple(arguments), tuple(results), tuple(defaults))
+
+
+def _with_plain_defaults(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference as a schema can describe it: without defaults that a schema cannot hold, nor any before them."""
+    # Calls of the op fill them in all the same; only who calls `torch.ops` by hand must give them.
+    signature = inspect.signature(reference)
+    parameters = list(signature.parameters.values())
+    held = [p.default is p.empty or _is_held(p.default) for p in parameters]
+    if all(held):
+        return reference
+    first = len(held) - held[::-1].index(False)  # behind the last that is not
+    bare = [p.replace(default=p.empty) for p in parameters[:first]]
+
+    def described(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("only its signature is read")
+
+    described.__signature__ = signature.replace(parameters=[*bare, *parameters[first:]])  # pyright: ignore[reportFunctionMemberAccess]
+    return described
+
+
+def _is_held(default: Any) -> bool:
+    """Whether a schema can hold a default, and ``_split_arguments`` read it there."""
+    if isinstance(default, float):
+        return math.isfinite(default)
+    if isinstance(default, str):
+        return re.fullmatch(r"[\w .:-]*", default) is not None
+    return default is None or isinstance(default, int | torch.dtype | torch.device)
 
 
 def _split_arguments(schema: str) -> list[str]:

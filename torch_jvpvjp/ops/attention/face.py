@@ -214,7 +214,7 @@ def softcap_of(name: str, softcap: Any) -> Any:
     if softcap is None:
         return 0.0
     cap = number_of(name, "softcap", softcap, low=0.0)
-    if cap == 0 or math.isinf(cap):
+    if not 0 < cap < math.inf:  # math.isinf cannot be traced where the number is a symbol
         raise ValueError(f"{name}: softcap must be positive and finite, got {softcap!r}; None is no cap.")
     return cap
 

@@ -70,7 +70,7 @@ def cross_entropy(
     check(input, target, weight, ignore_index)
     probabilities = target.is_floating_point()
     if not z_loss and softcap is None and is_native(input, target if probabilities else None, weight):
-        return native_loss(input, target, weight, ignore_index, reduction, label_smoothing)
+        return native_loss("cross_entropy", input, target, weight, ignore_index, reduction, label_smoothing)
     dim = -1 if input.dim() < 2 else 1 - input.dim()
     rows_target = target if probabilities else target.unsqueeze(dim if input.dim() > 1 else -1)
     shaped = None if weight is None else weight.reshape(-1, *(1,) * (-dim - 1))

@@ -105,6 +105,8 @@ def check(x: Any, target: Any, weight: Any, ignore_index: int) -> None:
         raise ValueError("cross_entropy: input must have an axis of classes, (n), (N, n) or (N, n, ...), got a scalar.")
     axis = 0 if x.dim() == 1 else 1
     n, shape = x.shape[axis], (*x.shape[:axis], *x.shape[axis + 1 :])
+    if not n:
+        raise ValueError(f"cross_entropy: input must have at least one class along axis {axis}, got {tuple(x.shape)}.")
     if isinstance(target, Tensor) and target.is_floating_point():
         check_float_tensor(name, "target", target)
         if target.shape != x.shape:
@@ -130,14 +132,15 @@ def check(x: Any, target: Any, weight: Any, ignore_index: int) -> None:
             raise ValueError(f"cross_entropy: weight must be on input's device {x.device}, got {weight.device}.")
 
 
-def wrong_class(n: int, wrong: int) -> IndexError:
-    """The error of a class that does not exist.
+class WrongClassError(IndexError):
+    """A class that does not exist.
 
     Args:
-        n: How many there are.
+        name: The function.
+        n: How many classes there are.
         wrong: What came.
-
-    Returns:
-        The error.
     """
-    return IndexError(f"cross_entropy: target must be classes from 0 to {n - 1} or ignore_index, got {wrong}.")
+
+    def __init__(self, name: str, n: int, wrong: int) -> None:
+        super().__init__(f"{name}: target must be classes from 0 to {n - 1} or ignore_index, got {wrong}.")
+        self.n, self.wrong = n, wrong

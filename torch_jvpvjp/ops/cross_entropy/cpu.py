@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._arithmetic import total, wide
 from .._devices import triton_devices
-from .arguments import wrong_class
+from .arguments import WrongClassError
 from .rules import op
 
 
@@ -67,7 +67,7 @@ def _check_classes(classes: Tensor, n: int) -> None:
     if classes.numel():
         low, high = torch.aminmax(classes)
         if low < 0 or high >= n:
-            raise wrong_class(n, int(low if low < 0 else high))
+            raise WrongClassError("cross_entropy", n, int(low if low < 0 else high))
 
 
 def _aim(picked: _Picked, values: Tensor, dim: int) -> Tensor:

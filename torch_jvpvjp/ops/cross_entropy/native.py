@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...registration.fast_path import is_untransformed
 from .._native import WIDE, pushed_only, reversed_only
-from .arguments import wrong_class
+from .arguments import WrongClassError
 
 
 def is_native(x: Tensor, others: Tensor | None, weight: Tensor | None) -> bool:
@@ -27,11 +27,18 @@ def is_native(x: Tensor, others: Tensor | None, weight: Tensor | None) -> bool:
 
 
 def native_loss(
-    x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, label_smoothing: float
+    name: str,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
 ) -> Tensor:
     """The loss.
 
     Args:
+        name: The function that was called, for its error.
         x: Logits.
         target: Classes or probabilities.
         weight: Weights of the classes, or None.
@@ -43,7 +50,7 @@ def native_loss(
         What PyTorch's function returns.
 
     Raises:
-        wrong_class: An IndexError, if a class does not exist.
+        WrongClassError: If a class does not exist.
     """
     classes = target if target.is_floating_point() else target.long()
     options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
@@ -52,4 +59,4 @@ def native_loss(
     except IndexError as error:
         counts = classes[classes != ignore_index]
         n = x.shape[0 if x.dim() == 1 else 1]
-        raise wrong_class(n, int(counts[(counts < 0) | (counts >= n)][0])) from error
+        raise WrongClassError(name, n, int(counts[(counts < 0) | (counts >= n)][0])) from error

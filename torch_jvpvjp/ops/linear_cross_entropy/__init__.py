@@ -81,7 +81,7 @@ def linear_cross_entropy(
     whole = chunk_size is None and chunk_rows(len(rows), weight.shape[0], None) == len(rows)
     if whole and not z_loss and softcap is None and len(rows) and _is_native(rows, weight, bias):
         z = torch.nn.functional.linear(rows, weight, bias)
-        loss = native_loss(z, flat, None, ignore_index, reduction, float(label_smoothing))
+        loss = native_loss("linear_cross_entropy", z, flat, None, ignore_index, reduction, float(label_smoothing))
         return loss.reshape(batch) if reduction == "none" else loss
     args = (rows, weight, bias, flat, ignore_index, float(label_smoothing), softcap, chunk_size)
     losses, lse = op(*args) if autocast or _is_compiling() else op.call_flat(args)
@@ -106,6 +106,8 @@ def _check(x: Any, weight: Any, target: Any, bias: Any, chunk_size: Any, *, same
             f"{name}: weight must have shape (V, D) with D the last size of input's shape {tuple(x.shape)}, got "
             f"{tuple(weight.shape)}."
         )
+    if not weight.shape[0]:
+        raise ValueError(f"{name}: weight must have at least one row, one for each class, got {tuple(weight.shape)}.")
     if bias is not None:
         check_float_tensor(name, "bias", bias)
         if tuple(bias.shape) != (weight.shape[0],):

@@ -10,13 +10,14 @@ are in the dtype of X, as those of a linear layer are; what is done to them is c
 and sums over chunks are too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._arithmetic import total, wide
+from ..cross_entropy.arguments import WrongClassError
 from ..cross_entropy.rules import op as rows_op
 
 # Rows of a chunk have about this many logits in all.
@@ -145,7 +146,7 @@ def row_arguments(inputs: Any, z: Tensor, start: int, stop: int) -> tuple[Any, .
 
 def row_losses(args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     """ℓ and L of a chunk."""
-    losses, lse = rows_op.overload(*args)
+    losses, lse = _called(rows_op.overload, *args)
     return losses, lse
 
 
@@ -154,7 +155,15 @@ def row_push(args: tuple[Any, ...], z_dot: Tensor | None) -> tuple[Tensor, ...]:
     if z_dot is None:
         losses, lse = row_losses(args)
         return losses, lse, torch.zeros_like(losses), torch.zeros_like(lse)
-    return tuple(rows_op.jvp.op.overload(*args, z_dot.to(args[0].dtype), None))
+    return tuple(_called(rows_op.jvp.op.overload, *args, z_dot.to(args[0].dtype), None))
+
+
+def _called(rows: Callable[..., Any], *args: Any) -> Any:
+    """Call a point of cross-entropy's rows, whose error names the function that it is called for."""
+    try:
+        return rows(*args)
+    except WrongClassError as error:
+        raise WrongClassError("linear_cross_entropy", error.n, error.wrong) from error
 
 
 def row_pull(args: tuple[Any, ...], c: Tensor | None, e: Tensor | None) -> Tensor | None:
