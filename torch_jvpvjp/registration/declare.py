@@ -42,8 +42,9 @@ def differentiable_op(
         soft_clip.autocast(torch.float32)
 
     A rule is a formula in plain PyTorch, a pure function of what it is given: it writes into no argument. It receives
-    ``primals``, ``tangents``, ``cotangents`` and ``inputs`` as named tuples; a tangent or cotangent that is absent is
-    None, and None returned for one means zero. A reference must return fresh tensors. Integer tensors are simply not
+    ``primals``, ``tangents``, ``cotangents`` and ``inputs`` as named tuples, under the names of the arguments; an output is
+    called ``y``, several are ``y0``, ``y1``, ..., and with a 2 behind it if an argument has that name. A tangent or
+    cotangent that is absent is None, and None returned for one means zero. A reference must return fresh tensors. Integer tensors are simply not
     differentiated.
 
     Args:
