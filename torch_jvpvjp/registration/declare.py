@@ -42,10 +42,10 @@ def differentiable_op(
         soft_clip.autocast(torch.float32)
 
     A rule is a formula in plain PyTorch, a pure function of what it is given: it writes into no argument. It receives
-    ``primals``, ``tangents``, ``cotangents`` and ``inputs`` as named tuples, under the names of the arguments; an output is
-    called ``y``, several are ``y0``, ``y1``, ..., and with a 2 behind it if an argument has that name. A tangent or
-    cotangent that is absent is None, and None returned for one means zero. A reference must return fresh tensors. Integer tensors are simply not
-    differentiated.
+    ``primals``, ``tangents``, ``cotangents`` and ``inputs`` as named tuples, under the names of the arguments; an
+    output is called ``y``, several are ``y0``, ``y1``, ..., and one of these gets a 2 behind it if an argument has that
+    name. A tangent or cotangent that is absent is None, and None returned for one means zero. A reference must return
+    fresh tensors. Integer tensors are simply not differentiated.
 
     Args:
         name: ``namespace::name`` of the op in PyTorch's dispatcher.
