@@ -206,6 +206,18 @@ def test_launches(device: str) -> None:
     assert launches(lambda: torch.func.grad(along, argnums=(0, 1))(x, x)) == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_a_class_is_not_taken_for_the_ignored_one_in_a_narrow_dtype(dtype: torch.dtype, device: str) -> None:
+    wrong = 156 if dtype == torch.uint8 else 5  # what ignore_index wraps to
+    x, weight = torch.randn(2, 3, device=device), torch.randn(200, 3, device=device)
+    target, ignored = torch.tensor([wrong, 7], dtype=dtype, device=device), -100 if dtype == torch.uint8 else 2**16 + 5
+    expected = F.cross_entropy(x @ weight.mT, target.long())
+    for transform in (lambda f: f(x), lambda f: torch.func.jvp(f, (x,), (x,))[0], lambda f: torch.func.vjp(f, x)[0]):
+        loss = transform(lambda t: ops.cross_entropy(t @ weight.mT, target, ignore_index=ignored))
+        chunked = transform(lambda t: ops.linear_cross_entropy(t, weight, target, ignore_index=ignored, chunk_size=1))
+        torch.testing.assert_close((loss, chunked), (expected, expected))
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 X, T = torch.randn(2, 3), torch.tensor([0, 2])

@@ -6,7 +6,7 @@ from torch import Tensor
 from ...registration.autocast import is_autocast
 from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next does
 from . import kernels as _kernels  # noqa: F401
-from .arguments import check, check_options
+from .arguments import check, check_options, classes_of
 from .native import is_native, native_loss
 from .reduction import reduced
 from .rules import op
@@ -71,6 +71,7 @@ def cross_entropy(
     probabilities = target.is_floating_point()
     if not z_loss and softcap is None and is_native(input, target if probabilities else None, weight):
         return native_loss("cross_entropy", input, target, weight, ignore_index, reduction, label_smoothing)
+    target = target if probabilities else classes_of(target, ignore_index)
     dim = -1 if input.dim() < 2 else 1 - input.dim()
     rows_target = target if probabilities else target.unsqueeze(dim if input.dim() > 1 else -1)
     shaped = None if weight is None else weight.reshape(-1, *(1,) * (-dim - 1))

@@ -86,6 +86,20 @@ def check_target(name: str, target: Any, shape: tuple[int, ...], device: torch.d
         raise ValueError(f"{name}: target must be on input's device {device}, got {target.device}; use .to().")
 
 
+def classes_of(target: Tensor, ignore_index: int) -> Tensor:
+    """Classes in a dtype that tells ignore_index from all of them: −100 in uint8 is class 156.
+
+    Args:
+        target: Classes.
+        ignore_index: The class to ignore.
+
+    Returns:
+        The target, in int64 if its dtype does not hold ignore_index.
+    """
+    held = torch.iinfo(target.dtype)
+    return target if held.min <= ignore_index <= held.max else target.long()
+
+
 def check(x: Any, target: Any, weight: Any, ignore_index: int) -> None:
     """Refuse what is no cross-entropy.
 

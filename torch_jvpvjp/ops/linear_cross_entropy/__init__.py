@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...registration.autocast import is_autocast
 from .._native import pushed_only, reversed_only
-from ..cross_entropy.arguments import check_float_tensor, check_options, check_target
+from ..cross_entropy.arguments import check_float_tensor, check_options, check_target, classes_of
 from ..cross_entropy.native import native_loss
 from ..cross_entropy.reduction import reduced
 from . import kernels as _kernels  # noqa: F401 -- registers them
@@ -77,7 +77,7 @@ def linear_cross_entropy(
     autocast = isinstance(input, Tensor) and is_autocast(input.device.type)
     _check(input, weight, target, bias, chunk_size, same_dtype=not autocast)
     rows, batch = input.reshape(-1, input.shape[-1]), input.shape[:-1]
-    flat = target.reshape(-1)
+    flat = classes_of(target.reshape(-1), ignore_index)
     whole = chunk_size is None and chunk_rows(len(rows), weight.shape[0], None) == len(rows)
     if whole and not z_loss and softcap is None and len(rows) and _is_native(rows, weight, bias):
         z = torch.nn.functional.linear(rows, weight, bias)
