@@ -11,9 +11,8 @@ import builtins
 import dis
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from ._torch import any_global_module_hook, function_modes
 from .cache import ATTRIBUTE
+from .entries import DictEntries, Entries
 
 _MOST_PLACES = 50_000
 _CHANGING = frozenset({"random", "time", "datetime", "secrets", "uuid", "os", "environ", "open", "input"})
@@ -66,13 +66,9 @@ class Guards:
     """
 
     def __init__(self, functions: Sequence[Callable[..., Any]]) -> None:
-        # Two kinds of places, since both are looked at in every call: entries of a mapping, and anything else. The
-        # entries of all mappings are compared in one go, without a step of Python for each.
-        self._mappings: list[Mapping[Any, Any]] = []
-        self._sizes: list[int] = []
-        self._keys: list[Any] = []
-        self._entries: list[ValuesView[Any]] = []
-        self._values: list[Any] = []
+        # Kinds of places by how they are looked at in every call: entries of a dict, of a mapping of another kind, and
+        # anything else.
+        self._dicts, self._mappings = DictEntries(), Entries()
         self._looks: list[tuple[Callable[[], Any], Any]] = []
         self._empty: list[Any] = []  # containers that were empty, as most of a module's are
         self._seen: set[int] = set()
@@ -97,9 +93,8 @@ class Guards:
         return (
             not any(self._empty)
             and _modes() == self._modes
-            and list(map(len, self._mappings)) == self._sizes
-            and list(chain.from_iterable(self._mappings)) == self._keys
-            and all(map(is_, chain.from_iterable(self._entries), self._values))
+            and self._dicts.hold()
+            and self._mappings.hold()
             and all([look() is before for look, before in self._looks])  # noqa: C419 (a list is quicker)
         )
 
@@ -121,12 +116,8 @@ class Guards:
         for container in self._empty:
             if isinstance(container, (dict, list, set)):
                 container.clear()
-        end = 0
-        for mapping, size in zip(self._mappings, self._sizes, strict=True):
-            begin, end = end, end + size
-            if isinstance(mapping, dict):
-                mapping.clear()
-                mapping.update(zip(self._keys[begin:end], self._values[begin:end], strict=True))
+        self._dicts.restore()
+        self._mappings.restore()
 
     def __len__(self) -> int:
         return self._count
@@ -150,11 +141,7 @@ class Guards:
         if not mapping:
             self._empty.append(mapping)
             return
-        self._mappings.append(mapping)
-        self._sizes.append(len(mapping))
-        self._keys += mapping
-        self._entries.append(mapping.values())  # a view, which shows later values as well
-        self._values += mapping.values()
+        (self._dicts if type(mapping) is dict else self._mappings).add(mapping)
         self._counted(len(mapping))
         for key in mapping if visited is None else visited:
             self._visit(key)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ._torch import past_autograd
 from .calls import (
     MOST_FOLDED,
     RANDOM,
@@ -76,10 +77,10 @@ class Program:
         self.segments = list(segments)
         self.random = any(RANDOM in call.target.tags for call in calls)
         self.replayed = calls if together is None else together
-        self.run: Callable[..., tuple[Tensor, ...]] = self._written(self.replayed, by_hand(layouts))
+        self.run = past_autograd(self._written(self.replayed, by_hand(layouts)))
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the results for x and the constants."""
+        """Return the results for x and the constants, as tensors without grad; gradients must be off."""
         return self.run(*tensors)
 
     def timed(self, *tensors: Tensor) -> list[float]:
