@@ -101,9 +101,10 @@ def _check_through(local: Local, taken: Taken, jacobian: Tensor) -> None:
     """Vectors go through as a product with the Jacobian carries them."""
     assert local.through is not None
     m, n = jacobian.shape
-    for carry, vectors, expected in (
-        (local.through.push, (v := randn(3, n)), v @ jacobian.T),
-        (local.through.pull, (v := randn(3, m)), v @ jacobian),
-    ):
-        found = carry(taken.operands, taken.outputs, vectors)
-        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+    for through in filter(None, (local.through, local.through.final)):
+        for carry, vectors, expected in (
+            (through.push, (v := randn(3, n)), v @ jacobian.T),
+            (through.pull, (v := randn(3, m)), v @ jacobian),
+        ):
+            found = carry(taken.operands, taken.outputs, vectors)
+            torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)

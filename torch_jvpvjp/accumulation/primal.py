@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ._torch import inside_transform
 from .bracket import Mode
 from .linear_map import LinearMap
 from .stages import BlackBox
@@ -62,7 +63,8 @@ class PrimalRun:
         """Return vectors (c, ·) that were pushed, or pulled, through a local Jacobian without its entries."""
         through = arc.local.through
         assert through is not None
-        return (through.push if forwards else through.pull)(*self._of_call(arc), vectors)
+        chosen = through if through.final is None or self.live or inside_transform() else through.final
+        return (chosen.push if forwards else chosen.pull)(*self._of_call(arc), vectors)
 
     def _of_call(self, arc: Arc) -> tuple[list[Tensor], list[Tensor]]:
         """Return operands and outputs of the op of a local Jacobian."""

@@ -57,7 +57,8 @@ class Tensors:
         if isinstance(structure, Identity):
             return block
         if arc.local.through is not None and type(block.structure) is Dense:
-            y_dots = self.primal.carried(arc, self.matrix(block).T, forwards=True)
+            # Columns in front, where what follows is done on each without a stride.
+            y_dots = self.primal.carried(arc, self.matrix(block).T.contiguous(), forwards=True)
             return Block(Dense(structure.m, block.structure.n), y_dots.T)
         local = self.local(arc)
         return local if isinstance(block.structure, Identity) else multiply(local, block)

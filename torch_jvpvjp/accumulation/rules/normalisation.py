@@ -9,7 +9,8 @@ A vector goes through it by two means, and not by a product with its n² entries
 
     P v = v − mean(v) − mean(x̂ ⊙ v) x̂,    ẏ = w r ⊙ P ẋ,    x̄ = P (w r ⊙ ȳ)
 
-The factor is computed again rather than read from the outputs, which PyTorch does not differentiate.
+The factor is computed again rather than read from the outputs, which PyTorch does not differentiate. Where the result
+is not differentiated either, PyTorch's own pullback of a layer norm without weight takes a vector to r P v in one op.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..structure import BlockDiagonal, Diagonal, PlusLowRank, Values
 from .arguments import Arguments, arguments, for_active, reader
 from .entrywise import multiple, weighted
 from .indexing import check_values
-from .registry import Call, Local, Through, local_rule
+from .registry import Call, Final, Local, Through, local_rule
 
 _aten = torch.ops.aten
 
@@ -99,8 +100,38 @@ def in_input(call: Call, normalise: Normalise, rows: int, n: int, *, centred: bo
     if rows == 1:
         return Local(PlusLowRank(Diagonal(n), rank), 6 * n, one_row)
     check_values(rows * n * n)
-    structure, through = BlockDiagonal(rows, rows * n, rows * n), Through((2 * rank + 1) * rows * n, push, pull)
+    structure = BlockDiagonal(rows, rows * n, rows * n)
+    final = _final(call, rows, n, weight) if centred else None
+    through = Through((2 * rank + 1) * rows * n, push, pull, final)
     return Local(structure, rows * n * (6 + (rank + 1) * n), blocks, through)
+
+
+def _final(call: Call, rows: int, n: int, weight: Weight) -> Final | None:
+    """Return how a vector is carried by the pullback that PyTorch has of a layer norm; None where dtypes are mixed."""
+    read = reader(call)
+    dtypes = {call.output.dtype, *(operand.dtype for operand in call.operands)}
+    if len(dtypes) > 1 or dtypes.isdisjoint({torch.float32, torch.float64}):
+        return None
+
+    def weighted_rows(a: Arguments, v: Tensor) -> Tensor:
+        return v if a["weight"] is None else weight(a["weight"]) * v
+
+    def projected(a: Arguments, outputs: Sequence[Tensor], v: Tensor) -> Tensor:  # r P v
+        x, mean, factor = (
+            one.reshape(rows, -1).expand(v.shape[0], rows, -1).contiguous() for one in (a["input"], *outputs[1:])
+        )
+        pulled = _aten.native_layer_norm_backward.default(v, x, [n], mean, factor, None, None, [True, False, False])
+        return pulled[0]
+
+    def push(operands: Sequence[Tensor], outputs: Sequence[Tensor], x_dots: Tensor) -> Tensor:
+        a = read(operands)
+        return weighted_rows(a, projected(a, outputs, x_dots.reshape(-1, rows, n))).reshape(-1, rows * n)
+
+    def pull(operands: Sequence[Tensor], outputs: Sequence[Tensor], y_bars: Tensor) -> Tensor:
+        a = read(operands)
+        return projected(a, outputs, weighted_rows(a, y_bars.reshape(-1, rows, n))).reshape(-1, rows * n)
+
+    return Final(push, pull)
 
 
 def _local(call: Call, normalise: Normalise, *, centred: bool) -> dict[int, Local]:

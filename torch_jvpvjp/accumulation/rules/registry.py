@@ -59,16 +59,25 @@ Carry = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]
 """From the tensor operands of a call, all its outputs, and vectors (c, n) behind one axis to J times each, (c, m)."""
 
 
+class Final(NamedTuple):
+    """The push and the pull of a `Through` whose results are not differentiated."""
+
+    push: Carry
+    pull: Carry
+
+
 class Through(NamedTuple):
     """How vectors are carried through a Jacobian in fewer operations than a product with its entries takes.
 
     `push` takes tangents (c, n) to (c, m), `pull` cotangents (c, m) to (c, n); `fma` is what either costs for one
-    vector. Both are as `Local.values` is.
+    vector. Both are as `Local.values` is. `final` does the same by an op of PyTorch's own that computes all of it at
+    once; what it returns is not differentiated, and nothing is batched.
     """
 
     fma: int
     push: Carry
     pull: Carry
+    final: Final | None = None
 
 
 class Local(NamedTuple):
