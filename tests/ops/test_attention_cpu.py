@@ -191,6 +191,52 @@ def test_tiles_and_fused_kernels_give_what_the_formulas_give(
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+def upper(length: int) -> Tensor:
+    return torch.full((length, length), -torch.inf, dtype=F64).triu(1)
+
+
+def hidden_rows(length: int) -> Tensor:
+    seen = torch.arange(length * length).view(1, 1, length, length) % 3 > 0
+    seen[..., 5, :] = False
+    return seen
+
+
+LARGE: dict[str, Callable[[int], dict[str, Any]]] = {
+    "plain": lambda length: {},
+    "causal": lambda length: {"is_causal": True},
+    "mask": lambda length: {"attn_mask": hidden_rows(length)},
+    "mask of each head": lambda length: {"attn_mask": torch.cat([hidden_rows(length), ~hidden_rows(length)], 1)},
+}
+
+
+@pytest.mark.parametrize("layout", ["heads outside", "heads inside"])
+@pytest.mark.parametrize("shape", [(1, 2, 512, 32), (2, 2, 384, 32), (2, 2, 385, 32)], ids=str)
+@pytest.mark.parametrize("name", LARGE)
+def test_fused_kernels_of_large_tensors_give_what_a_formula_gives(
+    name: str, shape: tuple[int, ...], layout: str
+) -> None:
+    """Heads become a batch where that is a view, and causal gradients of these lengths come in halves."""
+    b, h, n, d = shape
+    options = LARGE[name](n)
+    if layout == "heads outside":
+        q, k, v, w = draw_wide(shape, shape, shape, shape)
+    else:
+        q, k, v, w = (t.transpose(1, 2) for t in draw_wide(*[(b, n, h, d)] * 4))
+    inputs = [t.detach().requires_grad_() for t in (q, k, v)]
+    s = inputs[0] @ inputs[1].mT * d**-0.5
+    s = s + upper(n) if name == "causal" else s
+    s = s.masked_fill(~options["attn_mask"], -torch.inf) if "attn_mask" in options else s
+    expected_lse = torch.logsumexp(s, -1)
+    expected = torch.softmax(s, -1).nan_to_num(0) @ inputs[2]
+    p = torch.softmax(s.masked_fill(expected_lse[..., None] == -torch.inf, 0), -1)
+    p = p.masked_fill(expected_lse[..., None] == -torch.inf, 0)  # 0 and no NaN in the pullback of rows that see nothing
+    bars = torch.autograd.grad(p @ inputs[2], inputs, w)
+    o, lse = ops.scaled_dot_product_attention(*inputs, return_lse=True, **options)
+    torch.testing.assert_close((o, lse), (expected, expected_lse), rtol=1e-10, atol=1e-10)
+    found = torch.autograd.grad(ops.scaled_dot_product_attention(*inputs, **options), inputs, w)
+    torch.testing.assert_close(found, bars, rtol=1e-10, atol=1e-10)
+
+
 def softmax_formula(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Any:
     """What PyTorch's MATH does, in the dtype of the inputs."""
     k, v = (t.repeat_interleave(2, -3) for t in (k, v))

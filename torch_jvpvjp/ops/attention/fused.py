@@ -20,6 +20,8 @@ from .stripes import Part, rows_of_call, windows
 
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+_WORTH_MERGING = 2**15  # numbers of the query, whose copies cost more than the views that save them
+_HALVED = range(384, 768)  # rows for which its backward does not cut 512 keys, causal or not
 _LOST_OF_MASS = 2.0**-11  # of P, relative, by the rounding of ℓ: less than what a product of float16 rounds
 
 
@@ -49,6 +51,10 @@ class Call(NamedTuple):
         """The view of something like the key that the call is about."""
         c, d = self.window[2:]
         return x[:, :, c:d]
+
+    def merged(self) -> "Call":
+        """The same with heads as a batch."""
+        return self if self.added is None else self._replace(added=self.added.transpose(0, 1))
 
 
 def is_plain(inputs: Any) -> bool:
@@ -89,6 +95,9 @@ def plain(inputs: Any) -> tuple[Tensor, Tensor]:
         o and ℓ.
     """
     q, k, v = inputs.query, inputs.key, inputs.value
+    if _merges(q, k, v):
+        o, lse = _FORWARD(_merged(q), _merged(k), _merged(v), 0.0, inputs.right == 0, scale=inputs.scale)
+        return o.view(q.shape), lse.view(q.shape[:-1])
     o, lse = _FORWARD(q, k, v, 0.0, inputs.right == 0, scale=inputs.scale)
     return o, lse.contiguous()
 
@@ -104,8 +113,39 @@ def plain_backward(w: Tensor, inputs: Any, outputs: Sequence[Tensor]) -> tuple[T
     Returns:
         The cotangents of query, key and value.
     """
-    q, k, v = inputs.query, inputs.key, inputs.value
-    return _BACKWARD(_unit(w), q, k, v, *outputs, 0.0, inputs.right == 0, scale=inputs.scale)
+    q, k, v, causal = inputs.query, inputs.key, inputs.value, inputs.right == 0
+    w, (o, lse) = _unit(w), outputs
+    if not _merges(q, k, v) or not _merges(w, o):
+        return _BACKWARD(w, q, k, v, o, lse, 0.0, causal, scale=inputs.scale)
+    merged = [_merged(t) for t in (w, q, k, v, o, lse)]
+    halves = causal and q.shape[2] == k.shape[2] in _HALVED and q.shape[2] % 2 == 0
+    if halves and all(t.is_contiguous() for t in merged):
+        found = _halved(merged, inputs.scale)
+    else:
+        found = _BACKWARD(*merged, 0.0, causal, scale=inputs.scale)
+    return found[0].view(q.shape), found[1].view(k.shape), found[2].view(v.shape)
+
+
+def _halved(tensors: Sequence[Tensor], scale: float | None) -> Sequence[Tensor]:
+    """The pullback of causal attention, (heads, 1, L, …) each, without the quarter of the scores that nothing sees.
+
+    Rows of either half see keys of their own half in causal order; those of the second see all keys of the first.
+
+    Args:
+        tensors: w, q, k, v, o, ℓ.
+        scale: s.
+
+    Returns:
+        The cotangents of q, k and v.
+    """
+    halves = [t.view(t.shape[0], 2, t.shape[2] // 2, *t.shape[3:]) for t in tensors]
+    own = _BACKWARD(*(t.flatten(0, 1).unsqueeze(1) for t in halves), 0.0, True, scale=scale)  # noqa: FBT003
+    rows, keys = slice(1, 2), slice(0, 1)
+    parts = [t[:, part] for t, part in zip(halves, (rows, rows, keys, keys, rows, rows), strict=True)]
+    found = [t.view(halves[0].shape) for t in own]
+    for into, part, more in zip(found, (rows, keys, keys), _BACKWARD(*parts, 0.0, False, scale=scale), strict=True):  # noqa: FBT003
+        into[:, part].add_(more)
+    return found
 
 
 def fits(inputs: Any) -> bool:
@@ -162,22 +202,29 @@ def forward(inputs: Any) -> tuple[Tensor, Tensor]:
     """
     at, scores, shape = _operands(inputs), scores_of(inputs), inputs.query.shape
     calls = _calls(at, scores)
+    if _merges(at.q, at.k, at.v) and _adds_alike(at, scores):
+        calls, at = map(Call.merged, calls), Operands(*map(_merged, at[:3]))
     first = next(calls)
-    if first.group == 1 and first.added is None and _is_whole(first, at):
-        o, lse = _FORWARD(at.q, at.k, at.v, 0.0, first.causal, scale=scores.scale)
+    if first.group == 1 and _is_whole(first, at):
+        o, lse = _forward(first, at, scores)
         return o.reshape(shape), lse.reshape(shape[:-1])
     o = at.q.new_zeros(at.q.shape)
     lse = at.q.new_full(at.q.shape[:-1], -torch.inf, dtype=_dtype_of_lse(at.q))
     for call in chain((first,), calls):
-        if call.window.c == call.window.d:
-            continue
-        q, k, v = call.rows(at.q), call.keys(at.k), call.keys(at.v)
-        o_rows, lse_rows = _FORWARD(q, k, v, 0.0, call.causal, attn_mask=call.added, scale=scores.scale)
-        call.rows(o).copy_(o_rows)
-        if call.added is not None:  # PyTorch gives 0 for a row that sees nothing
-            lse_rows = lse_rows.masked_fill(call.added.amax(-1) == -torch.inf, -torch.inf)
-        call.rows(lse).copy_(lse_rows)
+        if call.window.c < call.window.d:
+            o_rows, lse_rows = _forward(call, at, scores)
+            call.rows(o).copy_(o_rows)
+            call.rows(lse).copy_(lse_rows)
     return o.reshape(shape), lse.reshape(shape[:-1])
+
+
+def _forward(call: Call, at: Operands, scores: Scores) -> tuple[Tensor, Tensor]:
+    """The o and ℓ of one call."""
+    q, k, v = call.rows(at.q), call.keys(at.k), call.keys(at.v)
+    o, lse = _FORWARD(q, k, v, 0.0, call.causal, attn_mask=call.added, scale=scores.scale)
+    if call.added is not None:  # PyTorch gives 0 for a row that sees nothing
+        lse = lse.masked_fill(call.added.amax(-1) == -torch.inf, -torch.inf)
+    return o, lse
 
 
 def backward(w: Tensor, inputs: Any, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -197,6 +244,9 @@ def backward(w: Tensor, inputs: Any, outputs: Sequence[Tensor]) -> tuple[Tensor,
     lse = lse.masked_fill(lse == -torch.inf, 0)  # rows that see nothing: exp(−∞ − 0) = 0
     shapes = [t.shape for t in operands_of(inputs)[:3]]
     calls = _calls(at, scores)
+    if _merges(at.q, at.k, at.v) and _merges(w, o) and _adds_alike(at, scores):
+        calls, at = map(Call.merged, calls), Operands(*map(_merged, at[:3]))
+        w, o, lse = map(_merged, (w, o, lse))
     first = next(calls)
     if first.group == 1 and _is_whole(first, at):
         found = _BACKWARD(w, at.q, at.k, at.v, o, lse, 0.0, first.causal, attn_mask=first.added, scale=scores.scale)
@@ -258,6 +308,27 @@ def _added(at: Operands, scores: Scores, part: Part, window: Window, like: Tenso
     values = fill.values.reshape((1,) * (5 - fill.values.dim()) + fill.values.shape)
     values = torch.nn.functional.pad(values, (fill.start, 0)) if fill.start else values
     return values if bias is None else values + bias
+
+
+def _adds_alike(at: Operands, scores: Scores) -> bool:
+    """Whether what is added has one axis for batch and heads once these are merged."""
+    batch, heads = at.k.shape[:2]
+    shapes = [t.shape[:2] for t in (at.bias, scores.mask, scores.slopes) if t is not None]
+    shapes += [] if scores.ranges is None else [(scores.ranges.shape[0], 1)]
+    return heads == at.q.shape[1] and (batch == 1 or all(tuple(shape) == (1, 1) for shape in shapes))
+
+
+def _merges(*tensors: Tensor) -> bool:
+    """Whether batch and heads of (B, H, L, d) are one axis of a view, and large enough that it is worth while."""
+    return tensors[0].numel() >= _WORTH_MERGING and all(
+        t.shape[:2] == tensors[0].shape[:2] and (t.shape[0] == 1 or t.stride(0) == t.shape[1] * t.stride(1))
+        for t in tensors
+    )
+
+
+def _merged(x: Tensor) -> Tensor:
+    """(B, H, L, …) as (B · H, 1, L, …)."""
+    return x.flatten(0, 1).unsqueeze(1)
 
 
 def _is_whole(call: Call, at: Operands) -> bool:

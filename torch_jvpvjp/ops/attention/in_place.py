@@ -3,13 +3,16 @@
 The equations are those of `maps`, arranged so that a tile is passed over few times. A tile of the second order is,
 with w, λ cotangents of o, ℓ and u, μ their tangents,
 
-    P = exp(S − ℓ),   T = Ṡ − Σ P∘Ṡ,   A = w vᵀ − D,   X = u vᵀ + w v̇ᵀ + T∘A − C,   dS = P∘A,   dṠ = P∘X,   Ṗ = P∘T
+    P = softmax S,   T = Ṡ − Σ P∘Ṡ,   A = w vᵀ − D,   X = u vᵀ + w v̇ᵀ + T∘A − C,   dS = P∘A,   dṠ = P∘X,   Ṗ = P∘T
 
 where D and C make the rows of dS and dṠ sum to λ and μ: so they are found, as w·o − λ and u·o + w·ȯ − μ are less exact.
-The cotangents and their tangents are products of these with rows or keys, added up in place.
+PyTorch's softmax and its pullback P∘(X − Σ P∘X) pass over a tile once, and P costs the same however small it is; where
+exp underflows, or is given −∞, `torch.exp` takes several times as long. Cotangents and their tangents are products of
+these with rows or keys, added up in place.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +21,10 @@ from .._arithmetic import wide
 from .maps import Adjoint, Operands, Scores
 from .points import NONE, Cotangents
 from .stripes import tiled
-from .tiles import Buffers, Gathered, Given, Tile
+from .tiles import Buffers, Gathered, Given, Tile, softmax_
 from .tower import Outputs, Tower, stripes
+
+_softmax_backward: Any = torch.ops.aten._softmax_backward_data.out
 
 
 class InPlace:
@@ -48,14 +53,12 @@ class InPlace:
         fits = _fits(scores, (*at, *dots, w.o, u.o), (outputs[1], w.lse, u.lse))
         if not fits or outputs[1] is None:
             return stripes.engine.second(at, dots, scores, w, u, needs_first, needs_second, outputs)
-        lse = wide(outputs[1], at.q)
-        lse = lse.masked_fill(lse == -torch.inf, torch.inf).unsqueeze(-1)  # of rows that see nothing: P = 0
         w, u = (Cotangents(*(wide(t, at.q) for t in c)) for c in (w, u))
         bends = any(t is not None for t in dots) and any(t is not None for t in w) and any(needs_second)
-        given = _given(at, dots if bends else NONE, scores)
+        given = _given(at, dots if bends else NONE, scores, _blind(outputs[1].unsqueeze(-1)))
         if not bends:
-            return _pull(given, w, needs_first, lse), _pull(given, u, needs_second, lse)
-        return _second(given, w, u, needs_first, needs_second, lse)
+            return _pull(given, w, needs_first), _pull(given, u, needs_second)
+        return _second(given, w, u, needs_first, needs_second)
 
 
 in_place = Tower(InPlace())
@@ -71,9 +74,15 @@ def _fits(scores: Scores, tensors: Sequence[Tensor | None], lses: Sequence[Tenso
     )
 
 
-def _given(at: Operands, dots: Operands, scores: Scores) -> Given:
+def _given(at: Operands, dots: Operands, scores: Scores, blind: Tensor | None = None) -> Given:
     at, dots = (Operands(*(wide(t, at.q) for t in group)) for group in (at, dots))
-    return Given(at, dots, scores, Buffers(at.q))
+    return Given(at, dots, scores, Buffers(at.q), blind)
+
+
+def _blind(lse: Tensor) -> Tensor | None:
+    """Which rows see nothing, by their largest score or ℓ; None if all see something."""
+    found = lse == -torch.inf
+    return found if bool(found.any()) else None
 
 
 # ---- points ----------------------------------------------------------------------------------------------------------
@@ -91,7 +100,7 @@ def _tiles(given: Given, *sums: Gathered) -> Iterator[Tile]:
 
 
 def _forward(given: Given, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """o, ℓ, ȯ and ℓ̇: with e = exp(S − max S) and m = Σ e, o = e v / m, ȯ = ((e∘Ṡ) v + e v̇) / m − ℓ̇ o."""
+    """o, ℓ, ȯ and ℓ̇: o = P v, ℓ = max S − log max P, ℓ̇ = Σ P∘Ṡ, ȯ = (P∘Ṡ) v + P v̇ − ℓ̇ o."""
     q, v = given.at.q, given.at.v
     shape, scalars = (*q.shape[:-1], v.shape[-1]), (*q.shape[:-1], 1)
     moves = given.turns or given.dots.v is not None
@@ -99,39 +108,40 @@ def _forward(given: Given, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor |
     o_dot = q.new_zeros(shape, dtype=dtype) if moves else None
     lse_dot = q.new_zeros(scalars) if given.turns else None
     for tile in _tiles(given):
-        e = tile.scores()
-        top = e.amax(-1, keepdim=True)
-        top.masked_fill_(top == -torch.inf, 0)
-        mass = e.sub_(top).exp_().sum(-1, keepdim=True)
-        tile.put(lse, mass.log().add_(top))
-        mass.masked_fill_(mass == 0, 1)
-        o_rows = torch.bmm(e, tile.v).div_(mass)
+        s = tile.scores()
+        top = s.amax(-1, keepdim=True)
+        blind = _blind(top)
+        p = softmax_(s, blind)
+        largest = p.amax(-1, keepdim=True)  # 1 / Σ exp(S − max S)
+        tile.put(lse, top.sub_(largest.log_() if blind is None else largest.log_().masked_fill_(blind, 0)))
+        o_rows = torch.bmm(p, tile.v)
         tile.put(o, o_rows)
         if o_dot is None:
             continue
-        o_dot_rows = None if tile.v_dot is None else torch.bmm(e, tile.v_dot).div_(mass)
+        o_dot_rows = None if tile.v_dot is None else torch.bmm(p, tile.v_dot)
         t = tile.moved_scores()
         if t is not None and lse_dot is not None:
-            r = t.mul_(e).sum(-1, keepdim=True).div_(mass)
+            r = t.mul_(p).sum(-1, keepdim=True)
             tile.put(lse_dot, r)
-            turned = torch.bmm(t, tile.v).div_(mass).addcmul_(r, o_rows, value=-1)
+            turned = torch.bmm(t, tile.v).addcmul_(r, o_rows, value=-1)
             o_dot_rows = turned if o_dot_rows is None else o_dot_rows.add_(turned)
         assert o_dot_rows is not None
         tile.put(o_dot, o_dot_rows)
     return o, lse.squeeze(-1), o_dot, None if lse_dot is None else lse_dot.squeeze(-1)
 
 
-def _pull(given: Given, w: Cotangents, needs: Sequence[bool], lse: Tensor) -> Operands:
+def _pull(given: Given, w: Cotangents, needs: Sequence[bool]) -> Operands:
     """The pullback of o and ℓ."""
     if not any(needs) or all(t is None for t in w):
         return NONE
     sums = Gathered(given.at, needs)
     for tile in _tiles(given, sums):
-        p, w_rows = tile.probabilities(lse), _adjoint(tile, w)
+        p, w_rows = tile.probabilities(), _adjoint(tile, w)
         sums.add_v(tile, (p, w_rows.o))
         if not sums.wants_scores:
             continue
-        s_bar = _inner(tile, p, w_rows).mul_(p)
+        s_bar = tile.filled("a", 0.0) if w_rows.o is None else tile.product("a", w_rows.o, tile.v)
+        s_bar = _pulled(tile, p, s_bar, w_rows.lse)
         sums.add_bias(tile, s_bar)
         sums.add_q(tile, (s_bar, tile.k))
         sums.add_k(tile, (s_bar, tile.rows(given.at.q)))
@@ -144,18 +154,17 @@ def _second(
     u: Cotangents,
     needs_first: Sequence[bool],
     needs_second: Sequence[bool],
-    lse: Tensor,
 ) -> tuple[Operands, Operands]:
     """The pullback of w and its tangent."""
     first, second = Gathered(given.at, needs_first), Gathered(given.at, needs_second)
     for tile in _tiles(given, first, second):
-        p, w_rows, u_rows = tile.probabilities(lse), _adjoint(tile, w), _adjoint(tile, u)
+        p, w_rows, u_rows = tile.probabilities(), _adjoint(tile, w), _adjoint(tile, u)
         t = tile.moved_scores()
         if t is not None:
             t.sub_(_sum_of_product(tile, p, t))
         a = _inner(tile, p, w_rows)
-        x = _moved_inner(tile, (p, t, a), w_rows, u_rows)
-        s_bar, s_bar_dot, q_rows = a.mul_(p), x.mul_(p), tile.rows(given.at.q)
+        s_bar_dot = _pulled(tile, p, _moved_inner(tile, t, a, w_rows, u_rows), u_rows.lse)
+        s_bar, q_rows = a.mul_(p), tile.rows(given.at.q)
         first.add_bias(tile, s_bar)
         first.add_q(tile, (s_bar, tile.k))
         first.add_k(tile, (s_bar, q_rows))
@@ -183,16 +192,20 @@ def _inner(tile: Tile, p: Tensor, w: Adjoint) -> Tensor:
     return a.sub_(d if w.lse is None else d - w.lse)
 
 
-def _moved_inner(tile: Tile, scores: tuple[Tensor, Tensor | None, Tensor], w: Adjoint, u: Adjoint) -> Tensor:
-    """X = u vᵀ + w v̇ᵀ + T∘A − C."""
-    p, t, a = scores
+def _moved_inner(tile: Tile, t: Tensor | None, a: Tensor, w: Adjoint, u: Adjoint) -> Tensor:
+    """X + C = u vᵀ + w v̇ᵀ + T∘A."""
     x = None if u.o is None else tile.product("x", u.o, tile.v)
     if w.o is not None and tile.v_dot is not None:
         x = tile.product("x", w.o, tile.v_dot, x)
     x = tile.filled("x", 0.0) if x is None else x
-    x = x if t is None else x.addcmul_(t, a)
-    c = _sum_of_product(tile, p, x)
-    return x.sub_(c if u.lse is None else c - u.lse)
+    return x if t is None else x.addcmul_(t, a)
+
+
+def _pulled(tile: Tile, p: Tensor, x: Tensor, row_sum: Tensor | None) -> Tensor:
+    """P∘(X − Σ P∘X + λ), in the place of X."""
+    if row_sum is None:
+        return _softmax_backward(x, p, -1, x.dtype, grad_input=x)
+    return x.sub_(_sum_of_product(tile, p, x).sub_(row_sum)).mul_(p)
 
 
 def _sum_of_product(tile: Tile, p: Tensor, x: Tensor) -> Tensor:

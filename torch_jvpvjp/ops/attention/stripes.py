@@ -14,9 +14,10 @@ _SCORES_IN_STRIPE, _SCORES_IN_CALL = 2**17, 2**19
 _FEWEST_ROWS, _MOST_ROWS = 32, 512
 _NUMBERS_OF_DROPOUT = 8  # that a generator of four words of eight bytes holds for a score, in units of a score
 
-# Scores of a tile, for every thread: with the matrices of one size that a derivative needs, what a core has close by.
-_SCORES_IN_TILE = 2**17
-_ROWS_IN_TILE = 128
+# Scores of a tile, for every thread: products are slow by few rows, and where keys are hidden by position, many rows
+# see many keys that single ones do not.
+_SCORES_IN_TILE = 2**18
+_ROWS_IN_TILE, _ROWS_IN_TRIANGLE = 512, 128
 _MOST_THREADS = 32
 
 
@@ -145,7 +146,9 @@ def tiled(at: Operands, scores: Scores) -> Iterator[tuple[Part, list[Window]]]:
     batch, heads, keys = at.k.shape[:3]
     group = at.q.shape[1] // heads
     room = _SCORES_IN_TILE * min(_MOST_THREADS, torch.get_num_threads())
-    fewest, most = -(-_FEWEST_ROWS // group), -(-_ROWS_IN_TILE // group)
+    by_position = scores.left >= 0 or scores.right >= 0 or scores.ranges is not None
+    rows = min(_ROWS_IN_TILE, _ROWS_IN_TRIANGLE) if by_position else _ROWS_IN_TILE
+    fewest, most = -(-_FEWEST_ROWS // group), -(-rows // group)
     step = max(fewest, min(most, room // (group * keys)))
     found = list(windows(at, scores, step))
     together = max(1, room // (group * min(step, at.q.shape[2]) * keys))

@@ -36,17 +36,33 @@ class Given(NamedTuple):
         dots: Their tangents, None for zero.
         scores: What is done to the scores.
         buffers: Memory for tiles.
+        blind: Which rows see nothing, (B, Hq, L, 1), or None if all see something.
     """
 
     at: Operands
     dots: Operands
     scores: Scores
     buffers: Buffers
+    blind: Tensor | None = None
 
     @property
     def turns(self) -> bool:
         """Whether the scores have a tangent."""
         return any(t is not None for t in (self.dots.q, self.dots.k, self.dots.bias))
+
+
+def softmax_(s: Tensor, blind: Tensor | None) -> Tensor:
+    """P in the place of S, 0 in rows that see nothing.
+
+    Args:
+        s: Scores.
+        blind: Which rows these are, one number each, or None if there are none.
+
+    Returns:
+        P.
+    """
+    p = torch.softmax(s, -1, out=s)
+    return p if blind is None else p.masked_fill_(blind, 0)
 
 
 class Tile:
@@ -108,11 +124,9 @@ class Tile:
             fill.add_to(by_head)
         return s
 
-    def probabilities(self, lse: Tensor) -> Tensor:
-        """P, near which ℓ, (B, Hq, L, 1), brings the exponents; it is +∞ for rows that see nothing."""
-        p = self.scores().sub_(self.rows(lse)).exp_()
-        mass = p.sum(-1, keepdim=True)  # 1, but for the rounding of ℓ, which is relative to ℓ and not to P
-        return p.div_(mass.masked_fill_(mass == 0, 1))
+    def probabilities(self) -> Tensor:
+        """P, found anew: it is more exact than exp(S − ℓ), as the rounding of ℓ is relative to ℓ and not to P."""
+        return softmax_(self.scores(), self.rows(self.given.blind))
 
     def moved_scores(self) -> Tensor | None:
         """Ṡ = s (q̇ kᵀ + q k̇ᵀ) + ḃ; None for zero."""
