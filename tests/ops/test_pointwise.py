@@ -55,6 +55,13 @@ def test_nan_infinity_and_large_numbers_as_in_pytorch(name: str, device: str) ->
     x = torch.tensor(far, device=device)
     x = x[x.abs() < 1e4] if name == "sin" else x
     torch.testing.assert_close(ours(x), theirs(x), equal_nan=True)
+    largest = torch.finfo(x.dtype).max
+    for order in range(2, 4):
+        nearly = torch.tensor([largest, -largest], device=device) if name != "sin" else x[:2]
+        derivative = ours
+        for _ in range(order):
+            derivative = lambda t, f=derivative: torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]  # noqa: E731
+        assert derivative(nearly).isfinite().all()
     finite = x[x.isfinite() & (x.abs() < 1e6)]
     first = [torch.func.vjp(f, finite)[1](torch.ones_like(finite))[0] for f in (ours, theirs)]
     torch.testing.assert_close(first[0], first[1])

@@ -53,8 +53,6 @@ def check_operands(name: str, x: Any, t: Any, reduction: Any, reductions: tuple[
         raise TypeError(f"{name}: reduction must be one of {reductions}, got {type(reduction).__name__}.")
     if reduction not in reductions:
         raise ValueError(f"{name}: reduction must be one of {reductions}, got {reduction!r}.")
-    if reduction == "batchmean" and x.dim() == 0:
-        raise ValueError(f"{name}: reduction 'batchmean' divides by the first size of input, got shape (); use 'sum'.")
 
 
 def reduced(op: DifferentiableOp, x: Tensor, t: Tensor, reduction: str, *options: Any) -> Tensor:
@@ -70,6 +68,8 @@ def reduced(op: DifferentiableOp, x: Tensor, t: Tensor, reduction: str, *options
     Returns:
         The loss.
     """
+    if not x.dim() and reduction == "batchmean":  # as in PyTorch, a scalar is a batch of one
+        reduction = "sum"
     args = (x, t, reduction, 0 if reduction == "none" else x.dim(), *options)
     if _is_compiling() or _any_autocast():
         return op(*args)

@@ -174,7 +174,8 @@ def _mish_slope(x: Tensor) -> Tensor:
 
 def _mish_bend(x: Tensor) -> Tensor:
     t, s = torch.tanh(F.softplus(x)), torch.sigmoid(x)
-    return (1 - t.square()) * s * (2 + x * (torch.sigmoid(-x) - 2 * t * s))
+    slope = (1 - t.square()) * s  # t′, which is 0 far from 0; only then may x come in
+    return 2 * slope + slope * x * (torch.sigmoid(-x) - 2 * t * s)
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
