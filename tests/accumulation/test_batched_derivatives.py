@@ -72,6 +72,33 @@ def test_batches_of_samples() -> None:
     torch.testing.assert_close(tj.plan_jacobian(distances_of_batch, BATCH, batch_dims=1)(BATCH), expected)
 
 
+def test_samples_that_pytorch_gets_wrong_with_columns_are_taken_one_after_another() -> None:
+    # `vmap` of `jacfwd` of a solution of linear equations is wrong in PyTorch 2.11 to 2.15, though each alone is right.
+    matrices = torch.randn(3, 2, 2, dtype=torch.float64) + 4 * torch.eye(2, dtype=torch.float64)
+
+    def solution(v: Tensor) -> Tensor:
+        return torch.linalg.solve(v.mT @ v, v)
+
+    expected = torch.stack([by_rows(solution, matrix) for matrix in matrices])
+    for strategy in ("forward", "reverse"):
+        plan = tj.plan_jacobian(solution, matrices, batch_dims=1, strategy=strategy)
+        for _ in range(2):
+            torch.testing.assert_close(plan(matrices), expected)
+
+
+def test_a_map_that_takes_no_vectors_at_once_is_applied_to_each_vector() -> None:
+    def written(v: Tensor) -> tuple[Tensor]:
+        y = torch.zeros(3, dtype=v.dtype)
+        y[:2] = v[:2]
+        return (y.add_(v),)
+
+    vectors = torch.eye(3, dtype=torch.float64)
+    (carried,) = carry_each(written, [vectors])
+    torch.testing.assert_close(carried, vectors + torch.diag(torch.tensor([1.0, 1.0, 0.0]).double()))
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.func.vmap(written)(vectors)
+
+
 def test_a_map_that_vmap_gets_wrong_is_applied_to_each_vector() -> None:
     class Wrong(torch.autograd.Function):
         @staticmethod

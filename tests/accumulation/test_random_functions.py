@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 
 from torch_jvpvjp.accumulation import cache, jacobian, plan_jacobian
 
+pytestmark = pytest.mark.filterwarnings("ignore:(var|std).*degrees of freedom")  # of one entry, as drawn functions have
 QUICK = range(12)
 WIDE = [pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(12, 400)]
 

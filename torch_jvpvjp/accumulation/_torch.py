@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -29,13 +30,16 @@ def jvp(function: Callable[[Tensor], Tensor], x: Tensor, x_dot: Tensor) -> tuple
     return jvp_of(function, (x,), (x_dot,))
 
 
-def jvp_of(
-    function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return f(x, …) and Σ J ẋ over its arguments."""
+def jvp_of(function: Callable[..., Any], primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Any, Any]:
+    """Return f(x, …) and Σ J ẋ over its arguments; a function of several tensors to a tuple gives tuples."""
     load_jvp_rules()
-    results: Any = torch.func.jvp(function, tuple(primals), tuple(tangents))
+    with _FORWARD_MODE:
+        results: Any = torch.func.jvp(function, tuple(primals), tuple(tangents))
     return results
+
+
+_FORWARD_MODE = RLock()
+"""Held while forward mode runs: PyTorch has one level of it for all threads, which one thread closes for another."""
 
 
 def vjp(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]:

@@ -29,15 +29,28 @@ def carry_each(carry: Carry, vectors: Sequence[Tensor], *, apart: bool = False, 
 
     Returns:
         For each of its results what became of the vectors, behind one axis.
+
+    Raises:
+        RuntimeError: If the map takes neither all vectors at once nor one after another.
     """
     if not apart and vectors[0].shape[0] > 1:
         asked = asked and not inside_vmap()
         before = random_state(vectors[0].device) if asked else None
-        results = vmapped(carry, vectors)
+        try:
+            results = vmapped(carry, vectors)
+        except RuntimeError as error:  # something on the way takes no vectors at once, as some writing in place
+            try:
+                return _one_by_one(carry, vectors)
+            except RuntimeError:
+                raise error from None
         if before is None or not torch.equal(before, random_state(vectors[0].device)):
             return list(results)
         if _is_linear(carry, vectors, results):
             return list(results)
+    return _one_by_one(carry, vectors)
+
+
+def _one_by_one(carry: Carry, vectors: Sequence[Tensor]) -> list[Tensor]:
     results_of = [carry(*one) for one in zip(*vectors, strict=True)]
     return [torch.stack(parts) for parts in zip(*results_of, strict=True)]
 
@@ -57,6 +70,35 @@ def close(found: Tensor, expected: Tensor, scale: Tensor | None = None) -> bool:
     scale = expected.abs().max() if scale is None else scale
     atol = float(slack * scale.nan_to_num(0.0, 0.0, 0.0))
     return torch.allclose(found.to(expected.dtype), expected, rtol=slack, atol=atol, equal_nan=True)
+
+
+def dual(
+    y_bars: Sequence[Tensor], y_dots: Sequence[Tensor], x_bars: Sequence[Tensor], x_dots: Sequence[Tensor]
+) -> bool:
+    """Whether ⟨ȳ, ẏ⟩ = ⟨x̄, ẋ⟩, as it must be where ẏ = J ẋ and x̄ = Jᵀ ȳ, but for rounding.
+
+    PyTorch's JVP of a few ops is not that of their VJP (`scatter_reduce` by products, in 2.11 to 2.15), nor is that of
+    a function that writes under `no_grad`, or asks whether a tensor requires grad; `jacrev` has the VJP.
+
+    Args:
+        y_bars: Cotangents ȳ of each output.
+        y_dots: Tangents ẏ of each output.
+        x_bars: The cotangents x̄ of each input.
+        x_dots: The tangents ẋ of each input.
+
+    Returns:
+        Whether it is.
+    """
+    left, right = (
+        [(a * b).double() for a, b in zip(ones, others, strict=True)]
+        for ones, others in ((y_bars, y_dots), (x_bars, x_dots))
+    )
+    scale = torch.stack([term.abs().sum() for term in (*left, *right)]).sum()
+    if not scale.isfinite():
+        return True  # there is nothing to compare
+    whole = [torch.stack([term.sum() for term in terms]).sum() for terms in (left, right)]
+    slack = 10 * max(torch.finfo(x.dtype).eps for x in (*y_dots, *x_dots)) ** 0.5
+    return bool((whole[0] - whole[1]).abs() <= slack * scale)
 
 
 def weights(count: int, like: Tensor) -> Tensor:

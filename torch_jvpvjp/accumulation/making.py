@@ -75,6 +75,8 @@ def make_plan(
         )
 
     made = _made(runtime, tracing, x, planned(peak_entries), limit)
+    if runtime.options.batch_dims:
+        runtime.check_samples(made, x)
     if limit is None or (made.peak_bytes is not None and made.peak_bytes <= limit):
         return made
     entries, size = _entries(tracing, limit), meta.dtype.itemsize

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._torch import FakeTensorMode, jvp, unharmed, vjp
+from ._torch import FakeTensorMode, inside_transform, jvp, unharmed, vjp
+from .carrying import dual, random_state, set_random_state, weights
 from .count import FmaCounter
 from .stages import BlackBox
 
@@ -52,6 +53,8 @@ def profile_of(functions: Sequence[Callable[..., Any]], place: int, point: Point
     """
     stage = BlackBox(functions[place])
     profile = _run(stage, point, place, lambda: _value(functions[:place], x))
+    if profile.jvp_cost is not None and not _is_pushed_rightly(stage, lambda: _value(functions[:place], x)):
+        profile = profile._replace(jvp_cost=None, refusal="a JVP that is not the transpose of its VJP")
     if profile.jvp_cost is None and profile.vjp_cost is None:
         raise NotImplementedError(
             f"Chain: stage {place + 1} ({stage.label}) must be differentiable by torch.func.jvp or torch.func.vjp, "
@@ -98,6 +101,28 @@ def _run(stage: BlackBox, point: Point, index: int, value: Callable[[], Tensor])
         ) from error
 
 
+def _is_pushed_rightly(stage: BlackBox, value: Callable[[], Tensor]) -> bool:
+    """Return whether JVP and VJP of a stage are those of one Jacobian, the VJP being that of autograd."""
+    if inside_transform():
+        return True
+    x = value()
+    drawn = random_state(x.device)
+    try:
+        x_dot = weights(x.numel(), x).reshape(x.shape)
+        y, y_dot = jvp(stage, x, x_dot)
+        y_bar = weights(y.numel(), y).reshape(y.shape)
+        set_random_state(x.device, drawn)
+        with torch.enable_grad():
+            own = x.detach().clone().requires_grad_()
+            of_own = stage(own)
+            (x_bar,) = torch.autograd.grad(of_own, own, y_bar, allow_unused=True) if of_own.requires_grad else (None,)
+    except Exception:  # noqa: BLE001 (one of the two is not to be had)
+        return True
+    finally:
+        set_random_state(x.device, drawn)
+    return dual([y_bar], [y_dot], [torch.zeros_like(x) if x_bar is None else x_bar], [x_dot])
+
+
 def _profile(stage: BlackBox, x: Tensor) -> Profile:
     """Return what running the stage, and pushing and pulling a few vectors through it at once, tells.
 
@@ -118,12 +143,19 @@ def _profile(stage: BlackBox, x: Tensor) -> Profile:
 
 
 def _of_one_more(function: Callable[[Tensor], tuple[Tensor, ...]], vector: Tensor) -> int:
-    """Return the fma that a third vector adds to a batch of two; a batch of one is not run as a batch everywhere."""
+    """Return the fma that a third vector adds to a batch of two; a batch of one is not run as a batch everywhere.
+
+    Where no batch is run at all, that is what one vector takes.
+    """
     counts: list[int] = []
     for size in (2, 3):
         batch = torch.ones((size, *vector.shape), dtype=vector.dtype, device=vector.device)
         with FmaCounter() as counter:
-            torch.func.vmap(function, randomness="same")(batch)
+            try:
+                torch.func.vmap(function, randomness="same")(batch)
+            except RuntimeError:
+                function(batch[0])
+                return counter.fma
         counts.append(counter.fma)
     return max(counts[1] - counts[0], 0)
 

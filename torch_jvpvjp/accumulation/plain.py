@@ -9,8 +9,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from ._torch import Recording, jvp_of, recording_of, vjp_of
-from .carrying import carry_each
+from ._torch import Recording, inside_vmap, jvp_of, recording_of, vjp_of
+from .carrying import carry_each, dual, random_state, weights
 
 Function = Callable[..., Tensor]  # of some tensors to one
 Pullback = Callable[[Tensor], tuple[Tensor, ...]]
@@ -82,7 +82,24 @@ class Recorded:
         def push(*tangents: Tensor) -> tuple[Tensor]:
             return (jvp_of(self.function, self.leaves, tangents)[1],)
 
-        return carry_each(push, x_dots, asked=not trusted)[0]
+        before = random_state(self.y.device)
+        y_dots = carry_each(push, x_dots, asked=not trusted)[0]
+        if torch.equal(before, random_state(self.y.device)) and not self._has(x_dots, y_dots):
+            raise RuntimeError("the JVP is not the transpose of the VJP")
+        return y_dots
+
+    def _has(self, x_dots: Sequence[Tensor], y_dots: Tensor) -> bool:
+        """Return whether tangents of the value are those that the pullback says; unknown ones are believed."""
+        if inside_vmap():
+            return True
+        y_bar = weights(self.y.numel(), self.y).reshape(self.y.shape)
+        try:
+            x_bars = self._pullback(y_bar) if self.live else self._pulled(y_bar, again=True)
+        except RuntimeError:
+            return True
+        mixed = weights(y_dots.shape[0], y_dots)  # of all columns, Σ wᵢ ẋᵢ is one tangent
+        x_dot = [torch.tensordot(mixed.to(x.dtype), x, 1) for x in x_dots]
+        return dual([y_bar], [torch.tensordot(mixed, y_dots, 1)], [x.detach() for x in x_bars], x_dot)
 
     def _transposed(self, x_dots: Sequence[Tensor]) -> Tensor | None:
         """Return the tangents as adjoints of the pullback; None if an op on the way cannot be differentiated twice.

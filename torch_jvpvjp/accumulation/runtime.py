@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ._torch import FakeTensorMode, inside_transform, set_grad_enabled, unharmed, wraps_transform
 from .batches import check_independent, values_apart
+from .carrying import close
 from .execute import Execution, as_jacobian, count_chunks, execute
 from .footprint import Footprint
 from .options import Options
@@ -310,24 +311,63 @@ class Runtime:
         """Return the Jacobian, (*batch as one axis, *outputs, *inputs), or its entries if it is sparse."""
         subject, traced = tracing.subject, tracing.traced
         chosen = how or Execution(self.options.chunk_size)
-        made = len(plan.steps) > 1
 
         def of_one(x: Tensor, *others: Tensor) -> Tensor:
-            x, others = x.contiguous(), tuple(other.contiguous() for other in others)  # as they were when recorded
-            with subject.called_with(others):
-                y, block = execute(plan, traced, x, tracing.constants | tracing.given(others), chosen)
-            if self.options.sparse and (self.options.sparse is True or is_sparse(block.structure)):
-                tracing.sparse = block.structure
-                return block.structure.csr_values(block.values, y).to(y.dtype)
-            return as_jacobian(block, y, x, made=made)
+            return self._of_sample(plan, tracing, x, others, chosen)
 
         with bar(count_chunks(plan, chosen), chosen) if self.options.progress else nullcontext(chosen) as chosen:
             if not subject.batch_dims:
                 return of_one(source, *extras)
             if not subject.batch.numel():
                 return source.new_zeros((0, *traced.output.shape, *subject.sample.shape), dtype=traced.output.dtype)
+            if tracing.apart and not inside_transform():
+                return self._one_by_one(plan, tracing, source, extras, chosen)
             in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
             return torch.func.vmap(of_one, in_dims, randomness=self.options.randomness)(source, *extras)
+
+    def _of_sample(self, plan: Plan, tracing: Tracing, x: Tensor, others: Sequence[Tensor], how: Execution) -> Tensor:
+        """Return the Jacobian of one sample, or its entries if it is sparse."""
+        x, others = x.contiguous(), tuple(other.contiguous() for other in others)  # as they were when recorded
+        with tracing.subject.called_with(others):
+            y, block = execute(plan, tracing.traced, x, tracing.constants | tracing.given(others), how)
+        if self.options.sparse and (self.options.sparse is True or is_sparse(block.structure)):
+            tracing.sparse = block.structure
+            return block.structure.csr_values(block.values, y).to(y.dtype)
+        return as_jacobian(block, y, x, made=len(plan.steps) > 1)
+
+    def _one_by_one(
+        self, plan: Plan, tracing: Tracing, source: Tensor, extras: Sequence[Tensor], how: Execution
+    ) -> Tensor:
+        """Return the Jacobians of some samples, taken one after another."""
+        rows = range(extras[0].shape[0] if tracing.subject.in_parameters else source.shape[0])
+        sources = [source if tracing.subject.in_parameters else source[row] for row in rows]
+        others = [[extra[row] for extra in extras] for row in rows]
+        return torch.stack([
+            self._of_sample(plan, tracing, x, other, how) for x, other in zip(sources, others, strict=True)
+        ])
+
+    def check_samples(self, plan: Plan, x: Any) -> None:
+        """Find out whether samples that are taken all at once have the Jacobians that they have one after another.
+
+        PyTorch's derivatives of a few ops are wrong under two `vmap`, one for samples and one for columns
+        (`torch.linalg.solve`, in 2.11 to 2.15). Where all Jacobians are known in closed form there is none of columns.
+
+        Args:
+            plan: The plan.
+            x: The point.
+        """
+        tracing = self.tracing(x)
+        open_parts = any(part.arcs is None for region in tracing.traced.regions for part in region.parts)
+        draws = any(op.draws for op in tracing.traced.tape.ops)
+        if not open_parts or draws or self.options.randomness != "error" or inside_transform():
+            return
+        source, extras = tracing.subject.bind(self.arguments(x))
+        source, extras = source if tracing.subject.in_parameters else source[:2], [extra[:2] for extra in extras]
+        how = Execution(self.options.chunk_size)
+        with nullcontext() if tracing.traced.opaque else torch.no_grad():
+            together = self._executed(plan, tracing, source, extras, how).detach()
+            if together.numel():
+                tracing.apart = not close(together, self._one_by_one(plan, tracing, source, extras, how).detach())
 
     def check_batch(self, x: Any) -> None:
         """Check that f treats the samples of a batch independently, by its values.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from threading import local
 from typing import Any
 
 import torch
@@ -44,7 +45,10 @@ class Subject:
         self._leaves_at_first = self._merged(tensors, arguments)
         # Each a tensor of its own: a recording tells tensors from outside apart by identity, and one that is given
         # twice, or that the function closes over as well, may be given other values alone.
-        self.extras = [(extra := _first(given, batch_dims)).view_as(extra) for given in self._leaves_at_first[1]]
+        self._extras_at_first = [
+            (extra := _first(given, batch_dims)).view_as(extra) for given in self._leaves_at_first[1]
+        ]
+        self._called = local()
         self._arguments_of_one = arguments
 
     @cached_property
@@ -86,6 +90,11 @@ class Subject:
         return [
             leaf for arg in self._arguments_of_one.args for leaf in tree_leaves(arg) if not isinstance(leaf, Tensor)
         ]
+
+    @property
+    def extras(self) -> list[Tensor]:
+        """The other tensors of the call that this thread is in, or those at first."""
+        return getattr(self._called, "extras", self._extras_at_first)
 
     @property
     def has_one_argument(self) -> bool:
@@ -135,7 +144,7 @@ class Subject:
     def forget(self) -> None:
         """Keep of the first arguments only what they look like, so that a plan does not keep their memory."""
         self.sample = _outline(self.sample)
-        self.extras = list(map(_outline, self.extras))
+        self._extras_at_first = list(map(_outline, self._extras_at_first))
         self._leaves_at_first = ([], [])
         arguments = self._arguments_of_one
         self._arguments_of_one = replace(arguments, args=tree_map_only(Tensor, _outline, arguments.args))
@@ -176,11 +185,13 @@ class Subject:
     @contextmanager
     def called_with(self, others: Sequence[Tensor]) -> Iterator[None]:
         """Let the function of one sample see the other arguments of this call, as a black box must."""
-        before, self.extras = self.extras, list(others)
+        before = dict(vars(self._called))
+        self._called.extras = list(others)
         try:
             yield
         finally:
-            self.extras = before
+            vars(self._called).clear()
+            vars(self._called).update(before)
 
     def values_of_batch(self, x: Any) -> Tensor:
         """Return the joined outputs of f at a whole batch, behind one axis for its samples."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ._torch import load_jvp_rules
+from ._torch import jvp_of, load_jvp_rules
 from .bending import is_transposed, transposed
-from .carrying import carry_each, close
+from .carrying import carry_each, close, dual, weights
 from .primal import PrimalRun
 from .structure import Block, Dense, Identity, Structure, add, multiply
 from .tracing.parts import Arc, Part
@@ -87,7 +87,7 @@ class Tensors:
         live = self.primal.live
         function = part.function(value, operands, live=live)
         columns = blocks[0].structure.n
-        primals = tuple(value(index) for index in operands)
+        primals = tuple(_apart(value(index)) for index in operands)
         x_dots = tuple(
             self.matrix(block).to(primal.dtype).T.reshape(columns, *primal.shape)
             for block, primal in zip(blocks, primals, strict=True)
@@ -99,10 +99,9 @@ class Tensors:
             if part.is_linear_in_each_of(operands):  # J ẋ = f(ẋ_1, x_2) + f(x_1, ẋ_2)
                 terms = [part.function(value, [i])(tangent) for i, tangent in zip(operands, tangents, strict=True)]
                 return tuple(reduce(torch.add, outputs) for outputs in zip(*terms, strict=True))
-            if live and is_transposed(part.op.target):
+            if (live and is_transposed(part.op.target)) or _key(part, "dual") in MISPUSHED:
                 return transposed(function, primals, tangents)
-            results: Any = torch.func.jvp(function, primals, tangents)
-            return results[1]
+            return jvp_of(function, primals, tangents)[1]
 
         load_jvp_rules()
         pushed = carry_each(push, x_dots, apart=_key(part, "push") in MISBATCHED, asked=False)
@@ -125,6 +124,38 @@ class Tensors:
 
         pulled = carry_each(pull, y_bars, apart=_key(part, "pull") in MISBATCHED, asked=False)
         return [Block(Dense(rows, x_bar[0].numel()), x_bar.reshape(rows, -1)) for x_bar in pulled]
+
+
+def _apart(primal: Tensor) -> Tensor:
+    """Return a tensor each of whose entries has memory of its own, as PyTorch's `make_dual` needs it."""
+    expanded = any(stride == 0 and size > 1 for stride, size in zip(primal.stride(), primal.shape, strict=True))
+    return primal.contiguous() if expanded else primal
+
+
+MISPUSHED: set[tuple[Any, ...]] = set()
+"""Calls whose JVP in PyTorch is not the transpose of their VJP, found by `check_duality`; the VJP is what counts."""
+
+
+def check_duality(part: Part, tensors: Tensors) -> None:
+    """Compare the JVP of an op with its VJP, and remember where they are not those of one Jacobian.
+
+    Args:
+        part: An op without closed form.
+        tensors: The point.
+    """
+    key, active, value = _key(part, "dual"), part.op.active, tensors.primal.value
+    empty = not all(part.meta(index).numel for index in (*active, *part.outputs))
+    if None in (part.jvp_cost, part.vjp_cost) or empty or key in _COMPARED:
+        return
+    _COMPARED.add(key)
+    x_dots, y_bars = (
+        [weights(value(index).numel(), value(index)) for index in indices] for indices in (active, part.outputs)
+    )
+    y_dots = tensors.push(part, active, [Block(Dense(x.numel(), 1), x[:, None]) for x in x_dots])
+    x_bars = tensors.pull(part, active, [Block(Dense(1, y.numel()), y[None]) for y in y_bars])
+    pushed, pulled = ([tensors.matrix(block).reshape(-1) for block in blocks] for blocks in (y_dots, x_bars))
+    if not dual(y_bars, pushed, pulled, x_dots):
+        MISPUSHED.add(key)
 
 
 MISBATCHED: set[tuple[Any, ...]] = set()

@@ -38,6 +38,7 @@ class Tracing:
         compiled: The same, compiled.
         replayable: Whether there can be one.
         fits: The factors of the plan that was last found to be for it.
+        apart: Whether the samples of a batch go one after another, since PyTorch gets them wrong all at once.
     """
 
     subject: Subject
@@ -51,6 +52,7 @@ class Tracing:
     compiled: Callable[..., Any] | None = None
     replayable: bool = True
     fits: tuple[Factor, ...] | None = None
+    apart: bool = False
 
     def holds(self) -> bool:
         """Return whether the function is still what was traced, but for the values of tensors."""

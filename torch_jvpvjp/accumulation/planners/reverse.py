@@ -53,6 +53,10 @@ def _leaf(problem: Problem, index: int) -> Bracket:
         ValueError: If there is none.
     """
     modes = [mode for mode in problem.leaf_modes(index) if not mode.pushes]
+    if not modes and problem.factor(index).vjp_cost is None:
+        raise ValueError(
+            f"reverse: factor F{index} must have an adjoint evaluation, got none; use strategy='dynamic_programming'."
+        )
     if not modes:
         raise ValueError(
             f"reverse: factor F{index} must have an adjoint evaluation whose tape fits tape_limit="

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 
@@ -56,6 +57,14 @@ def _exponential(a: Arguments, y: Tensor) -> Tensor:
     return slope.masked_fill(x >= 0, 0) if base == 0 else slope
 
 
+def _logit(a: Arguments, y: Tensor) -> Tensor:
+    # 1 / (x (1 − x)) within the bounds; outside 0, or NaN where none were given. PyTorch's adjoint has no derivative.
+    x, eps = a["self"], a["eps"]
+    bound = 0.0 if eps is None else eps
+    outside = (x < bound) | (x > 1 - bound)
+    return torch.where(outside, math.nan if eps is None else 0.0, 1 / (x * (1 - x)))
+
+
 # A pullback of ones through PyTorch's own adjoint has its value at every kink.
 FORMULAS: dict[torch._ops.OpOverload, Formula] = {
     _aten.abs.default: lambda a, y: a["self"].sgn(),
@@ -72,7 +81,7 @@ FORMULAS: dict[torch._ops.OpOverload, Formula] = {
     _aten.hardswish.default: lambda a, y: _aten.hardswish_backward(_ones(a), a["self"]),
     _aten.hardtanh.default: lambda a, y: _aten.hardtanh_backward(_ones(a), a["self"], a["min_val"], a["max_val"]),
     _aten.leaky_relu.default: lambda a, y: _aten.leaky_relu_backward(_ones(a), a["self"], a["negative_slope"], False),
-    _aten.logit.default: lambda a, y: _aten.logit_backward(_ones(a), a["self"], a["eps"]),
+    _aten.logit.default: _logit,
     _aten.nan_to_num.default: lambda a, y: a["self"].isfinite(),
     _aten.pow.Tensor_Scalar: _power,
     _aten.relu.default: lambda a, y: _aten.threshold_backward(torch.ones_like(y), y, 0),

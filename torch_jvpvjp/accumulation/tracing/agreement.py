@@ -17,7 +17,7 @@ from ..bracket import Mode
 from ..carrying import close, weights
 from ..primal import PrimalRun
 from ..structure import Block, Dense
-from ..tensors import Tensors, check_batching
+from ..tensors import Tensors, check_batching, check_duality
 from .parts import Part
 from .traced import Traced
 
@@ -44,12 +44,12 @@ def agrees(
     """
     if not x.numel() or not traced.output.numel:
         return True
-    if traced.opaque:  # of what is recorded between black boxes only the batches are asked about
+    if traced.opaque:  # of what is recorded between black boxes only single ops are asked about
         if _open_parts(traced):
             modes = [Mode.ADJOINT] * len(traced.regions)
             primal = PrimalRun(traced.tape, traced.regions, modes, x, constants)
             primal.finish()
-            _check_batches(traced, Tensors(primal, x))
+            _check_parts(traced, Tensors(primal, x))
         return True
     if any(op.draws for op in traced.tape.ops):
         return True
@@ -62,10 +62,15 @@ def agrees(
     with torch.no_grad():  # of what is outside; the pullback is recorded all the same
         try:
             return _compared(traced, composition, x, constants)
-        except RuntimeError as error:
-            raise ValueError(
-                f"jacobian: f must take a tensor of shape {tuple(x.shape)} and dtype {x.dtype}, got an error: {error}."
-            ) from error
+        except RuntimeError:
+            try:
+                composition(x.clone())
+            except RuntimeError as error:
+                raise ValueError(
+                    f"jacobian: f must take a tensor of shape {tuple(x.shape)} and dtype {x.dtype}, got an error: "
+                    f"{error}."
+                ) from error
+            return False  # it runs, and its recording does not
 
 
 def _compared(traced: Traced, composition: Callable[[Tensor], Any], x: Tensor, constants: Mapping[int, Tensor]) -> bool:
@@ -81,7 +86,7 @@ def _compared(traced: Traced, composition: Callable[[Tensor], Any], x: Tensor, c
         return close(value, y) and not expected.any()
     tensors = Tensors(primal, x)
     block = Block(Dense(1, y.numel()), y_bar.reshape(1, -1))
-    _check_batches(traced, tensors)
+    _check_parts(traced, tensors)
     for region in reversed(traced.regions):
         if any(part.vjp_cost is None for part in region.parts if part.arcs is None):
             return close(value, y)  # PyTorch has no pullback of it to compare with
@@ -95,6 +100,7 @@ def _open_parts(traced: Traced) -> list[Part]:
     return [part for part in parts if part.arcs is None and not part.op.opaque]
 
 
-def _check_batches(traced: Traced, tensors: Tensors) -> None:
+def _check_parts(traced: Traced, tensors: Tensors) -> None:
     for part in _open_parts(traced):
         check_batching(part, tensors)
+        check_duality(part, tensors)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch import FakeTensorMode, load_jvp_rules, unharmed
+from .._torch import FakeTensorMode, jvp_of, load_jvp_rules, unharmed
 from ..bending import smooth_target
 from ..measure import Profile
 from ..rules.registry import Call, Local, Meta, Operand, local_derivatives
@@ -146,7 +146,7 @@ class Part:
 
     @staticmethod
     def _push_fake(function: Callable[..., Any], primals: tuple[Tensor, ...]) -> None:
-        torch.func.jvp(function, primals, primals)
+        jvp_of(function, primals, primals)
 
     @staticmethod
     def _pull_fake(function: Callable[..., Any], primals: tuple[Tensor, ...]) -> None:

@@ -1,0 +1,89 @@
+"""Where PyTorch's JVP of a function is not the transpose of its VJP, ours is that of `jacrev`, which has the VJP."""
+
+import pytest
+import torch
+from jacobian_checks import F64, assert_same, judged, quiet_judge, randn
+
+from torch_jvpvjp.accumulation import jacobian, plan_jacobian
+from torch_jvpvjp.accumulation.carrying import dual
+
+pytestmark = quiet_judge
+INDEX = torch.tensor([[0, 2, 0], [1, 1, 2]])
+
+
+def _product(v):
+    return v.scatter_reduce(1, INDEX, v.sin(), "prod")  # its JVP is zero in 2.11 to 2.15
+
+
+def _unpooled(v):
+    return torch.nn.functional.max_unpool1d(v[None], INDEX[None], 1, 1, 0, (3,))[0]
+
+
+def _padded(v):
+    return torch.nn.functional.embedding(INDEX, v.T, padding_idx=1)  # whose row has no gradient
+
+
+def _scaled_out_of_sight(v):
+    y = v.sin()
+    with torch.no_grad():
+        y.mul_(2)
+    return y * v
+
+
+def _asked(v):
+    return v.sin() * 2 if v.requires_grad else v.detach().sin() * 2
+
+
+def _asked_where_it_looks(v):
+    return _asked(v) if v.sum() > -1e9 else v
+
+
+FUNCTIONS = {
+    "an op": _product,
+    "entries written twice": _unpooled,
+    "a row without gradient": _padded,
+    "written under no_grad": _scaled_out_of_sight,
+    "asked for grad": _asked_where_it_looks,
+}
+
+
+@pytest.mark.parametrize("copies", [1, 30], ids=["square", "tall"])
+@pytest.mark.parametrize("f", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_the_vjp_counts(f, copies):
+    def function(v):
+        return torch.cat([f(v).reshape(-1)] * copies)
+
+    x = randn(2, 3)
+    expected = judged(function, x)
+    assert_same(jacobian(function, x), expected)
+    assert_same(jacobian(function, x, create_graph=True), expected)
+    plan = plan_jacobian(function, x)
+    for _ in range(2):
+        assert_same(plan(x), expected)
+
+
+@pytest.mark.parametrize("f", [_product, _unpooled], ids=["product", "unpooled"])
+def test_forward_plans_transpose_the_vjp(f):
+    x = randn(2, 3)
+    plan = plan_jacobian(lambda v: f(v) * 1, x, strategy="forward")
+    for _ in range(2):
+        assert_same(plan(x), judged(f, x))
+
+
+def test_duality_is_that_of_one_matrix():
+    matrix, x_dot, y_bar = randn(4, 3), randn(3), randn(4)
+    assert dual([y_bar], [matrix @ x_dot], [matrix.T @ y_bar], [x_dot])
+    assert not dual([y_bar], [matrix @ x_dot], [matrix.T @ y_bar * 1.01], [x_dot])
+    assert dual([y_bar], [matrix @ x_dot * torch.inf], [matrix.T @ y_bar], [x_dot])  # nothing to compare
+
+
+def test_a_function_whose_pullback_takes_no_rows_at_once_goes_row_by_row():
+    def function(v):
+        y = torch.zeros(2, 3, dtype=F64)
+        y[0] = v[0]
+        return y.add_(v * v).masked_select(INDEX > 0)
+
+    x = randn(2, 3)
+    plan = plan_jacobian(function, x, strategy="reverse")
+    for _ in range(2):
+        assert_same(plan(x), judged(function, x))
