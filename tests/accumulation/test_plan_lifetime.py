@@ -85,3 +85,13 @@ def test_a_function_and_its_plans_die_together(monkeypatch):
     del net
     gc.collect()
     assert whole() is None
+
+
+def test_what_is_kept_on_a_function_is_no_change_of_it(monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double(), randn(3)
+    plan = plan_jacobian(net, x)
+    for _ in range(2):
+        jacobian(net, x)
+    # Under vmap nothing can be recorded anew, and a black box is another chain than the plan is for.
+    assert_same(torch.func.vmap(plan)(x[None]), judged(net, x)[None])

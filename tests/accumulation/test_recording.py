@@ -220,3 +220,14 @@ def test_ldexp_by_a_constant_does_not_end_the_process():
     plan, x = plan_jacobian(lambda v: torch.ldexp(v, torch.tensor(2)), randn(3)), randn(3)
     for _ in range(2):
         assert_same(plan(x), 4 * torch.eye(3, dtype=F64))
+
+
+def test_a_function_is_recorded_in_inference_mode_as_outside():
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), randn(3)
+    outside = plan_jacobian(net, x)
+    with torch.inference_mode():
+        plan = plan_jacobian(net, x.clone())
+        assert len(plan.factors) == len(outside.factors)
+        for _ in range(2):
+            assert_same(plan(x), outside(x))
+    assert_same(plan(x), judged(net, x))

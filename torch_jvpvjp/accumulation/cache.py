@@ -98,10 +98,7 @@ def remembered(stages: Sequence[Callable[..., Any]], kind: Hashable) -> Remember
     # Of a builtin such as `torch.nn.functional.gelu` or `weight.mul` that is a module or a tensor, which has many.
     method = None if owner is first else getattr(first, "__func__", first.__name__)
     try:
-        attributes = vars(owner)
-        plans = attributes.get(ATTRIBUTE)
-        if plans is None or not plans.are_of(owner):
-            object.__setattr__(owner, ATTRIBUTE, plans := _Plans(owner))
+        plans = plans_of(owner)
         key = method, tuple(stages[1:]), kind
         if key not in plans:
             while len(plans) >= _MOST_KINDS:
@@ -110,3 +107,22 @@ def remembered(stages: Sequence[Callable[..., Any]], kind: Hashable) -> Remember
         return plans[key]
     except (TypeError, AttributeError):
         return Remembered()
+
+
+def plans_of(owner: Any) -> _Plans:
+    """What is remembered of a function, put where it is kept if nothing is yet.
+
+    Args:
+        owner: The function, or the object whose method it is.
+
+    Returns:
+        The plans, by their kind.
+
+    Raises:
+        TypeError: If nothing can be kept on it.
+        AttributeError: If nothing can be kept on it.
+    """  # noqa: DOC502 (raised by vars and by what is called)
+    plans = vars(owner).get(ATTRIBUTE)
+    if plans is None or not plans.are_of(owner):
+        object.__setattr__(owner, ATTRIBUTE, plans := _Plans(owner))
+    return plans

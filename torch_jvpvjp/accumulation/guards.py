@@ -12,6 +12,7 @@ import dis
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from operator import is_
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ._torch import any_global_module_hook, function_modes
-from .cache import ATTRIBUTE
+from .cache import ATTRIBUTE, plans_of
 from .entries import DictEntries, Entries
 
 _MOST_PLACES = 50_000
@@ -80,6 +81,8 @@ class Guards:
         self.tensors: list[Tensor] = []
         self._count = 0
         for function in functions:
+            with suppress(TypeError, AttributeError):  # put there now, it is no change later
+                plans_of(getattr(function, "__self__", function))
             self._visit(function)
         for module in self._modules:  # grows while it is walked
             self._visit_module(module, self._named)
@@ -198,7 +201,7 @@ class Guards:
         if vars(tensor):  # attributes that somebody gave it
             self._seen.add(id(tensor))
             self._kept.append(tensor)
-            self._watch_mapping(vars(tensor))
+            self._watch_mapping(vars(tensor), [name for name in vars(tensor) if name != ATTRIBUTE])
 
     def _visit_subclass(self, value: Any) -> None:
         """Watch what a container, or a number, of the user's own kind holds besides its members."""
@@ -226,8 +229,8 @@ class Guards:
         attributes = vars(value)
         if isinstance(value, nn.Module):
             self._watch_once(any_global_module_hook)
-        if attributes and ATTRIBUTE not in attributes:
-            idle = _IDLE if isinstance(value, nn.Module) else frozenset[str]()
+        if attributes:
+            idle = _IDLE | {ATTRIBUTE} if isinstance(value, nn.Module) else frozenset({ATTRIBUTE})
             self._watch_mapping(attributes, [name for name in attributes if name not in idle])
         else:
             self._watch_attributes(attributes)

@@ -55,6 +55,7 @@ class Subject:
     def sample(self) -> Tensor:
         """The source vector of one sample, the first of a batch."""
         source = self._joined_leaves(self._leaves_at_first[0])
+        source = source.clone() if source.is_inference() and not torch.is_inference_mode_enabled() else source
         return source if self.in_parameters or not self.batch_dims else _first(source, 1)
 
     @property

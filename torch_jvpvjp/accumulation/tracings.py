@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ._torch import inside_transform, same_forms, wraps_transform
@@ -81,7 +82,12 @@ def trace_subject(subject: Subject, watching: Sequence[Callable[..., Any]], spar
 
     Raises:
         ValueError: If a sparse result is asked for of a tree of tensors, or the function does not run.
-    """
+    """  # noqa: DOC502 (raised further down)
+    with torch.inference_mode(mode=False):  # whose tensors autograd, which recording relies on, does not take
+        return _traced_and_watched(subject, watching, sparse)
+
+
+def _traced_and_watched(subject: Subject, watching: Sequence[Callable[..., Any]], sparse: bool | str) -> Tracing:
     try:
         guards, unwatchable = Guards([*watching, *subject.objects]), None
     except Opaque as reason:
