@@ -9,6 +9,7 @@ from ..registration import broadcasting_rule, differentiable_op, expanding_rule
 from ._arithmetic import FLOATS, cotangents_like, wide
 from ._batched import batched
 from ._devices import triton_devices
+from ._native import WIDE, undifferentiated
 
 _is_compiling = torch.compiler.is_compiling
 
@@ -104,13 +105,15 @@ def _vjp_kernel(cotangents: Any, inputs: Any) -> tuple[Tensor | None, ...]:
 
 
 def _primal_cpu(x: Tensor, eps: float, floored: bool) -> Tensor:
+    """y, where PyTorch computes in the dtype of x."""
+    return _value_cpu(x, eps, floored, -2) if x.dtype in WIDE else op.formula(x, eps, floored)
+
+
+def _value_cpu(x: Tensor, eps: float, floored: bool, dim: int) -> Tensor:
     """y in two passes: PyTorch's norm, and a product."""
-    if x.dtype not in (torch.float32, torch.float64):
-        return op.formula(x, eps, floored)
-    root = _length_cpu(x)
     if floored:
-        return x / root.clamp_min_(eps)
-    return x / root.square_().div_(max(x.shape[-2], 1)).add_(eps).sqrt_()
+        return x / _length_cpu(x, dim).clamp_min_(eps)
+    return x * _root_mean_square_cpu(x, eps, dim)
 
 
 def _vjp_cpu(cotangents: Any, inputs: Any) -> tuple[Tensor | None, ...]:
@@ -124,18 +127,24 @@ def _vjp_cpu(cotangents: Any, inputs: Any) -> tuple[Tensor | None, ...]:
 
 
 def _scale_cpu(x: Tensor, eps: float, floored: bool) -> tuple[Tensor, Any]:
-    root = _length_cpu(x)
     if floored:
+        root = _length_cpu(x, -2)
         return root.clamp_min(eps).reciprocal_(), (root < eps).logical_not_().to(x.dtype)
-    n = max(x.shape[-2], 1)
-    return root.square_().div_(n).add_(eps).rsqrt_(), 1.0 / n
+    return _root_mean_square_cpu(x, eps, -2), 1.0 / max(x.shape[-2], 1)
 
 
-def _length_cpu(x: Tensor) -> Tensor:
+def _root_mean_square_cpu(x: Tensor, eps: float, dim: int) -> Tensor:
+    """(mean(x²) + ε)^(-1/2)."""
+    if x.stride(dim) != 1:
+        return (x * x).mean(dim, keepdim=True).add_(eps).rsqrt_()
+    return _length_cpu(x, dim).square_().div_(max(x.shape[dim], 1)).add_(eps).rsqrt_()
+
+
+def _length_cpu(x: Tensor, dim: int) -> Tensor:
     """‖x‖, by PyTorch's norm along adjacent elements, along others by a sum of squares: there the norm is slow."""
-    if x.shape[-1] == 1:
-        return torch.linalg.vector_norm(x, dim=-2, keepdim=True)
-    return (x * x).sum(-2, keepdim=True).sqrt_()
+    if x.stride(dim) == 1:
+        return torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return (x * x).sum(dim, keepdim=True).sqrt_()
 
 
 _DEVICES = triton_devices()
@@ -186,6 +195,8 @@ def along_axis(name: str, argument: str, x: Any, dim: Any, eps: Any, floored: bo
     if not eps >= 0:
         raise ValueError(f"{name}: eps must not be negative, got {eps}.")
     dim %= rank
+    if undifferentiated(x) and x.dtype in WIDE and x.is_contiguous():
+        return _value_cpu(x, float(eps), floored, dim)
     # Channels that come last in memory, as in torch.channels_last, are rows of a matrix.
     last = not x.is_contiguous() and x.movedim(dim, -1).is_contiguous()
     moved = x.movedim(dim, -1) if last else x

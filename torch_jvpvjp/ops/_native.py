@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..registration import DifferentiableOp
 from ..registration._torch_private import SingleLevelFunction, is_legacy_batched, top_saved_tensors_hooks
-from ..registration.fast_path import is_untransformed, is_unwatched
+from ..registration.fast_path import is_unmoded, is_untransformed, is_unwatched
 from ..registration.push import peel
 from ._arithmetic import FLOATS
 from ._devices import triton_devices
@@ -51,25 +51,21 @@ def everywhere(x: Any, *others: Any) -> bool:
     if _is_compiling():  # first of all: Dynamo shall trace nothing else of this
         return False
     kind = type(x)
-    return (
-        _active
-        and (kind is _Tensor or kind is _Parameter)
-        and x.is_cpu
-        and x.dtype in FLOATS
-        and (not others or _are_alike(x.dtype, others))
-        and is_unwatched()
-        and _saved_hooks(True) is None  # a checkpoint must save the same tensors in backward, transforms open or not
-    )
-
-
-def _are_alike(dtype: torch.dtype, others: tuple[Any, ...]) -> bool:
-    if dtype not in WIDE:  # PyTorch rounds between its own steps
+    if not _active or (kind is not _Tensor and kind is not _Parameter) or not x.is_cpu:
         return False
-    for t in others:
-        kind = type(t)
-        if t is not None and ((kind is not _Tensor and kind is not _Parameter) or t.dtype != dtype or not t.is_cpu):
+    dtype = x.dtype
+    if others:
+        if dtype not in WIDE:  # PyTorch rounds between its own steps
             return False
-    return True
+        for t in others:
+            if t is not None:
+                kind = type(t)
+                if (kind is not _Tensor and kind is not _Parameter) or t.dtype != dtype or not t.is_cpu:
+                    return False
+    elif dtype not in FLOATS:
+        return False
+    # Of the last: a checkpoint must save the same tensors in backward, transforms open or not.
+    return is_unmoded() and _saved_hooks(True) is None
 
 
 def reversed_only(x: Any, *others: Any) -> bool:
@@ -172,7 +168,11 @@ def records(*tensors: Tensor | None) -> bool:
     Returns:
         True if so.
     """
-    return _grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if _grad_enabled():
+        for t in tensors:  # any() of a generator takes several times as long
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def is_active() -> bool:

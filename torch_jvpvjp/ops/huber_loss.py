@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells 
 from torch import Tensor
 
 from . import _elementwise_losses as losses
-from ._native import pushed_only, reversed_only, undifferentiated
+from ._native import pushed_only, records, reversed_only
 
 __all__ = ["huber_loss"]
 
@@ -50,10 +50,13 @@ def huber_loss(
     losses.check_operands("huber_loss", input, target, reduction, ("none", "sum", "mean"), weight)
     _check_delta(delta)
     if weight is None:
-        if undifferentiated(input, target) or pushed_only(input, target):
+        if reversed_only(input, target):
+            if not records(input, target):
+                return losses.native_huber(input, target, reduction, float(delta))
+            if delta == 1 or (reduction != "none" and _FINE <= delta <= 1 / _FINE):  # has forward over backward
+                return F.smooth_l1_loss(input, target, reduction=reduction, beta=delta) * delta
+        elif pushed_only(input, target):
             return F.huber_loss(input, target, reduction, float(delta))
-        if (delta == 1 or (reduction != "none" and _FINE <= delta <= 1 / _FINE)) and reversed_only(input, target):
-            return F.smooth_l1_loss(input, target, reduction=reduction, beta=delta) * delta  # has forward over backward
         return losses.reduced(losses.huber, input, target, reduction, float(delta))
     terms = losses.reduced(losses.huber, input, target, "none", float(delta)) * weight
     return terms if reduction == "none" else terms.sum() if reduction == "sum" else terms.mean()

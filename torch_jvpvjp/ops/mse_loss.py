@@ -4,7 +4,7 @@ import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells 
 from torch import Tensor
 
 from . import _elementwise_losses as losses
-from ._native import pushed_only, records, reversed_only, undifferentiated
+from ._native import pushed_only, records, reversed_only
 
 __all__ = ["mse_loss"]
 
@@ -40,9 +40,11 @@ def mse_loss(
     """  # noqa: DOC502 -- check_operands raises
     losses.check_operands("mse_loss", input, target, reduction, ("none", "sum", "mean"), weight)
     if weight is None:
-        if reversed_only(input, target) and records(input, target):
-            return losses.recorded_mse(input, target, reduction, 0 if reduction == "none" else input.dim())
-        if undifferentiated(input, target) or pushed_only(input, target):
+        if reversed_only(input, target):
+            if records(input, target):
+                return losses.recorded_mse(input, target, reduction, 0 if reduction == "none" else input.dim())
+            return losses.native_mse(input, target, reduction)
+        if pushed_only(input, target):
             return F.mse_loss(input, target, reduction=reduction)
         return losses.reduced(losses.mse, input, target, reduction)
     terms = losses.reduced(losses.mse, input, target, "none") * weight

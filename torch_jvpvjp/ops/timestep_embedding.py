@@ -10,6 +10,7 @@ from ..registration import differentiable_op, expanding_rule
 from ._arithmetic import FLOATS, cotangents_like, wide
 from ._batched import batched, leading_rule
 from ._devices import triton_devices
+from ._native import WIDE, recorded, records, reversed_only
 
 __all__ = ["op", "timestep_embedding"]
 
@@ -64,8 +65,11 @@ def _vjp(cotangents: Any, inputs: Any) -> tuple[Tensor | None, ...]:
 
 def _slopes(t: Tensor, dim: int, decay: float, scale: float) -> Tensor:
     """t f_j scale; the frequencies are computed in float64 and rounded once."""
-    ladder = torch.exp(decay * torch.arange(dim // 2, dtype=torch.float64, device=t.device))
-    return t * ladder.to(t.dtype) * scale
+    return t * _ladder(t, dim, decay) * scale
+
+
+def _ladder(t: Tensor, dim: int, decay: float) -> Tensor:
+    return torch.exp(decay * torch.arange(dim // 2, dtype=torch.float64, device=t.device)).to(t.dtype)
 
 
 def _joined(c: Tensor, s: Tensor, dim: int, cosines_first: bool) -> Tensor:
@@ -119,6 +123,25 @@ def _layout(dim: int, decay: float, scale: float, cosines_first: bool) -> Any:
     return half, Layout(dim, 0 if cosines_first else half, half if cosines_first else 0, decay, scale)
 
 
+def _forward_cpu(t: Tensor, dim: int, decay: float, scale: float, cosines_first: bool) -> tuple[Tensor, ...]:
+    """y, and what backward wants: sines and cosines take most of the time, and PyTorch keeps them too."""
+    ladder = _ladder(t, dim, decay)
+    phase = (t * ladder).mul_(scale)
+    c, s = torch.cos(phase), phase.sin_()
+    return _joined(c, s, dim, cosines_first), c, s, ladder
+
+
+def _backward_cpu(y_bar: Tensor, args: Any, kept: Any, _: Any) -> tuple[Tensor]:
+    """t̄, by what was kept."""
+    (_, dim, _, scale, first), (c, s, ladder) = args, kept
+    half = dim // 2
+    one, other = y_bar[:, :half], y_bar[:, half : 2 * half]
+    c_bar, s_bar = (one, other) if first else (other, one)
+    return (torch.mv((c * s_bar).addcmul_(s, c_bar, value=-1), ladder).mul_(scale).unsqueeze(-1),)
+
+
+_recorded = recorded(op, _forward_cpu, _backward_cpu)
+
 _DEVICES = triton_devices()
 if _DEVICES:
     op.kernel(*_DEVICES)(_primal_kernel)
@@ -171,7 +194,10 @@ def timestep_embedding(
     t = timesteps if timesteps.is_floating_point() else timesteps.to(torch.float32)
     decay = -log(max_period) / (dim // 2 - downscale_freq_shift)
     args = (t.reshape(t.numel(), 1), dim, decay, float(scale), bool(flip_sin_to_cos))
-    y = op(*args) if _is_compiling() else op.call_flat(args)[0]
+    if t.dtype in WIDE and reversed_only(t) and records(t):
+        y = _recorded(*args)
+    else:
+        y = op(*args) if _is_compiling() else op.call_flat(args)[0]
     return y.reshape((*t.shape, dim))
 
 

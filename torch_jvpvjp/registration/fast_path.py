@@ -63,7 +63,16 @@ def is_unwatched() -> bool:
     Returns:
         True if eager code runs, be it under transforms.
     """
-    return not (_is_compiling() or _dispatch_modes() or _function_modes() or _tracing() is not None or _any_autocast())
+    return not _is_compiling() and is_unmoded()
+
+
+def is_unmoded() -> bool:
+    """Whether, where no compiler is active, nobody else looks for an op by its name.
+
+    Returns:
+        True if no mode, tracing or autocast is active.
+    """
+    return not (_dispatch_modes() or _function_modes() or _tracing() is not None or _any_autocast())
 
 
 def is_untransformed() -> bool:

@@ -59,8 +59,37 @@ def _register(op: DifferentiableOp, value: Callable[..., Tensor], pullback: Call
     op.vjp.kernel("cpu")(vjp)
 
 
+def native_mse(x: Tensor, t: Tensor, reduction: str) -> Tensor:
+    """PyTorch's loss of tensors of one shape, which `torch.nn.functional` would broadcast first.
+
+    Args:
+        x: Input.
+        t: Target.
+        reduction: "none", "mean" or "sum".
+
+    Returns:
+        The loss.
+    """
+    return _aten.mse_loss.default(x, t, _REDUCTIONS[reduction])
+
+
+def native_huber(x: Tensor, t: Tensor, reduction: str, delta: float) -> Tensor:
+    """The same for the Huber loss.
+
+    Args:
+        x: Input.
+        t: Target.
+        reduction: "none", "mean" or "sum".
+        delta: δ.
+
+    Returns:
+        The loss.
+    """
+    return _aten.huber_loss.default(x, t, _REDUCTIONS[reduction], delta)
+
+
 def _mse_forward(x: Tensor, t: Tensor, reduction: str, _: int) -> tuple[Tensor]:
-    return (_aten.mse_loss(x, t, _REDUCTIONS[reduction]),)
+    return (native_mse(x, t, reduction),)
 
 
 def _mse_pull(y_bar: Tensor, args: Any, _: Any, needs: Any) -> tuple[Tensor | None, ...]:
