@@ -110,10 +110,14 @@ def _primal_cpu(x: Tensor, eps: float, floored: bool) -> Tensor:
 
 
 def _value_cpu(x: Tensor, eps: float, floored: bool, dim: int) -> Tensor:
-    """y in two passes: PyTorch's norm, and a product."""
+    """y in two passes: PyTorch's norm, and a product, in the memory of the squares where there are any."""
+    if x.stride(dim) == 1:
+        return x / _length_cpu(x, dim).clamp_min_(eps) if floored else x * _root_mean_square_cpu(x, eps, dim)
+    y = x * x
+    squares = y.sum(dim, True)
     if floored:
-        return x / _length_cpu(x, dim).clamp_min_(eps)
-    return x * _root_mean_square_cpu(x, eps, dim)
+        return torch.div(x, squares.sqrt_().clamp_min_(eps), out=y)
+    return torch.mul(x, squares.div_(max(x.shape[dim], 1)).add_(eps).rsqrt_(), out=y)
 
 
 def _vjp_cpu(cotangents: Any, inputs: Any) -> tuple[Tensor | None, ...]:
