@@ -6,6 +6,7 @@ from jacobian_checks import F64, assert_same, randn
 from torch import nn
 
 from torch_jvpvjp.accumulation import STRATEGIES, jacobian, plan_jacobian
+from torch_jvpvjp.accumulation.batches import _parts
 
 
 def _net():
@@ -128,3 +129,27 @@ def test_a_black_box_of_a_batch_sees_each_sample_with_its_own_arguments():
     plan = plan_jacobian(lambda v, w: Cube.apply(v, w), (a, b), wrt=0, batch_dims=1)
     for scale in (1, 2):
         assert_same(plan((a, scale * b)), torch.diag_embed(3 * a**2 * scale * b))
+
+
+MOVES = {
+    "mirror": lambda v: v.flip(0),
+    "neighbours": lambda v: v.roll(1, 0),
+    "halves": lambda v: v.roll(v.shape[0] // 2, 0),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_parts_of_a_batch_of_any_size_show_that_samples_move(move):
+    for count in range(2, 200):
+        moved = move(torch.arange(count))
+        assert any(not torch.equal(part[move(torch.arange(len(part)))], moved[part]) for part in _parts(count)), count
+
+
+def test_what_mixes_along_the_second_axis_of_a_batch_is_refused():
+    with pytest.raises(ValueError, match="batch_dims=2 independently"):
+        jacobian(lambda v: v @ v.mT @ v, torch.randn(2, 3, 4, dtype=torch.float64), batch_dims=2)
+
+
+def test_samples_without_outputs_have_empty_jacobians():
+    x = torch.randn(4, 3, dtype=torch.float64)
+    assert jacobian(lambda v: v[..., :0], x, batch_dims=1).shape == (4, 0, 3)

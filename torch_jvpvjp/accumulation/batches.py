@@ -50,7 +50,8 @@ def values_of_parts(subject: Subject, samples: Tensor) -> list[tuple[Tensor, Ten
 def _parts(count: int) -> list[Tensor]:
     """Return the numbers of the samples that are asked: all of a small batch, in two parts, and some of a large one."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    some = min(max(count // 4, 1), _MOST_ASKED)
+    # Two samples of a large batch may by chance stand as its neighbours or mirror images do.
+    some = 1 if count < _SMALL else min(max(count // 4, 3), _MOST_ASKED)
     return [part.clone() for part in (order[:some], order[some:]) if part.numel()][: 2 if count < _SMALL else 1]
 
 

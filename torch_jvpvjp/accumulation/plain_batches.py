@@ -47,6 +47,9 @@ def jacobians_of_batch(subject: Subject, x: Tensor, *, live: bool) -> Tensor | N
     )
     for part, apart in parts:
         check_independent(subject, apart, y[part].detach())
+    if dims > 1:  # what mixes along the other axes of the batch does not show where all samples stand along one
+        with torch.no_grad():
+            check_independent(subject, y.detach(), subject.values_of_batch(x.detach()))
     return of_each.reshape((count, *output, *own))
 
 
