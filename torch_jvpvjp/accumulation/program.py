@@ -36,6 +36,7 @@ from .replay import (
     joined,
     layout_of,
     run_together,
+    without_double_copies,
     without_idle_moves,
     written,
 )
@@ -188,6 +189,7 @@ class ProgramRecorder(TorchDispatchMode):
             calls, numbers = without_repetitions(calls, numbers)
             calls = without_copies_of_shared(calls, layouts, self._next)
             calls, numbers = without_idle_moves(calls, numbers, layouts)
+            calls = without_double_copies(without_unused(calls, numbers), numbers, layouts, self._next)
             calls = joined(without_unused(calls, numbers), numbers, layouts)
         calls = without_unused(calls, numbers)
         together = run_together(calls, numbers, layouts, self._next, worth) if pure and worth is not None else None

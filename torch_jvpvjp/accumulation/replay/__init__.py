@@ -1,5 +1,6 @@
 """Recorded programs made quick: what is idle goes, like calls run as one, and the rest is written as by hand."""
 
+from .copies import without_double_copies
 from .graph import CompiledProgram
 from .joined import joined
 from .layout import Layout, Layouts, layout_of
@@ -10,5 +11,5 @@ from .writing import Spelling, by_hand, written
 
 __all__ = [
     "CompiledProgram", "Layout", "Layouts", "Spelling", "Worth", "by_hand", "by_vectors", "joined", "layout_of",
-    "run_together", "without_idle_moves", "written",
+    "run_together", "without_double_copies", "without_idle_moves", "written",
 ]  # fmt: skip

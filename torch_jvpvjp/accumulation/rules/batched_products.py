@@ -13,7 +13,7 @@ from .arguments import arguments, for_active, reader
 from .entrywise import multiple
 from .indexing import check_values
 from .products import by_left, by_right, shape_of
-from .registry import Call, Local, local_rule
+from .registry import Call, Local, Through, local_rule
 
 _aten = torch.ops.aten
 
@@ -31,8 +31,22 @@ def _by_left(call: Call, left: str, right: str, alpha: float) -> Local:
         blocks = blocks if alpha == 1 else alpha * blocks
         return blocks if rows == 1 else blocks.unsqueeze(1).expand(b, rows, m, n).reshape(b * rows, m, n)
 
+    def carried(vectors: Tensor, matrices: Tensor) -> Tensor:
+        # One product for each sample, with the rows of all vectors under one another.
+        inner, outer = matrices.shape[1:]
+        stacked = vectors.reshape(-1, b, rows, inner).transpose(0, 1).reshape(b, -1, inner)
+        product = torch.bmm(stacked, matrices if alpha == 1 else alpha * matrices)
+        return product.reshape(b, -1, rows, outer).transpose(0, 1).reshape(-1, b * rows * outer)
+
+    def push(operands: Sequence[Tensor], outputs: Sequence[Tensor], x_dots: Tensor) -> Tensor:
+        return carried(x_dots, read(operands)[right])  # Ẏ = α Ẋ W
+
+    def pull(operands: Sequence[Tensor], outputs: Sequence[Tensor], y_bars: Tensor) -> Tensor:
+        return carried(y_bars, read(operands)[right].mT)  # X̄ = α Ȳ Wᵀ
+
     fma = 0 if alpha == 1 else b * m * n
-    return Local(BlockDiagonal(b * rows, b * rows * m, b * rows * n), fma, values)
+    through = Through(b * rows * m * n, push, pull) if rows > 1 else None
+    return Local(BlockDiagonal(b * rows, b * rows * m, b * rows * n), fma, values, through)
 
 
 def _by_right(call: Call, left: str, right: str, alpha: float) -> Local:
