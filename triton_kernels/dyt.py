@@ -72,7 +72,7 @@ def _push_kernel(
     alpha = tl.load(alpha_ptr + k * alpha_k).to(ACC)
     w = load_weight(w_ptr, k * w_k, col, n, 1.0, ACC)
     b = load_weight(b_ptr, k * b_k, col, n, 0.0, ACC)
-    t, slope, _, _ = tanh_jet(alpha * x)
+    t, slope, _, _ = tanh_jet(alpha * x, x_ptr.dtype.element_ty.primitive_bitwidth == 16)
     tl.store(y_ptr + (k * rows + row) * n + col, (t * w + b).to(y_ptr.dtype.element_ty), mask=inside)
     if y_dot_ptr is not None:
         for i in range(0, tangents if MANY else 1):
@@ -131,7 +131,7 @@ def _pull_kernel(
         inside = (row < rows) & (col < n)
         x = load_tile(x_ptr + k * x_k + row * x_row + col, inside, ACC)
         y_bar = load_tile(y_bar_ptr + k * y_bar_k + row * y_bar_row + col, inside, ACC)
-        t, slope, _, _ = tanh_jet(alpha * x)
+        t, slope, _, _ = tanh_jet(alpha * x, x_ptr.dtype.element_ty.primitive_bitwidth == 16)
         g = w * y_bar * slope
         if x_bar_ptr is not None:
             tl.store(x_bar_ptr + (k * rows + row) * n + col, (alpha * g).to(x_bar_ptr.dtype.element_ty), mask=inside)

@@ -70,20 +70,23 @@ def _jet_kernel(
     first: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
     second: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
     FUNCTION: tl.constexpr,
+    ROUNDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     at = tl.arange(0, BLOCK)
-    f, f1, f2, f3 = jet(tl.load(x_ptr + at, mask=at < n, other=0.0), first, second, FUNCTION)
+    f, f1, f2, f3 = jet(tl.load(x_ptr + at, mask=at < n, other=0.0), first, second, FUNCTION, ROUNDED)
     tl.store(out_ptr + at, f, mask=at < n)
     tl.store(out_ptr + n + at, f1, mask=at < n)
     tl.store(out_ptr + 2 * n + at, f2, mask=at < n)
     tl.store(out_ptr + 3 * n + at, f3, mask=at < n)
 
 
-def jets(function: Function, x: Tensor) -> Tensor:
-    out = torch.empty(4, x.numel(), dtype=x.dtype, device=x.device)
+def jets(function: Function, x: Tensor, *, rounded: bool = False) -> Tensor:
+    n = x.numel()
+    out = torch.empty(4, n, dtype=x.dtype, device=x.device)
     name, first, second = function
-    launch(_jet_kernel, 1, x, x, out, x.numel(), first, second, FUNCTION=name, BLOCK=triton.next_power_of_2(x.numel()))
+    block = triton.next_power_of_2(n)
+    launch(_jet_kernel, 1, x, x, out, n, first, second, FUNCTION=name, ROUNDED=rounded, BLOCK=block)
     return out
 
 
@@ -94,6 +97,21 @@ def test_jets_to_rounding(function: Function) -> None:
     torch.testing.assert_close(jets(function, x), expected, rtol=1e-12, atol=5e-12)
     error = (jets(function, x.float()) - expected).abs().amax(1)
     assert (error <= 4 * torch.finfo(torch.float32).eps * expected.abs().amax(1).clamp_min(1)).all(), error
+
+
+@pytest.mark.parametrize("function", REFERENCES, ids=str)
+def test_jets_that_are_rounded_to_16_bits(function: Function) -> None:
+    """At every float16 within ±24: f relatively, where it is no subnormal, derivatives to their largest values."""
+    x = torch.arange(2**16, dtype=torch.int32, device=DEVICE).to(torch.int16).view(torch.float16)
+    x = x[x.abs() <= 24][::7]
+    wide = x.double()
+    exact = wide * 0.5 * torch.erfc(-wide * math.sqrt(0.5)) if function[0] == "gelu" else REFERENCES[function](wide)
+    expected = torch.stack([exact, *derivatives(REFERENCES[function], wide, 4)[1:]])
+    found = jets(function, x.float(), rounded=True).double()
+    worst = ((found - expected).abs() - 1e-9)[0] / exact.abs().clamp_min(1e-30)
+    assert worst.max() <= 2.0**-16  # of the 2⁻¹² to 2⁻¹¹ that rounding to float16 costs
+    error = (found - expected).abs().amax(1)
+    assert (error <= 2.0**-16 * expected.abs().amax(1).clamp_min(1)).all(), error
 
 
 @pytest.mark.parametrize("name", SLOPES)
@@ -109,14 +127,15 @@ def test_slopes_as_functions_of_the_output(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("function", [f for f in REFERENCES if f[0] != "sin"], ids=str)
+@pytest.mark.parametrize("rounded", [False, True], ids=["exact", "rounded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_jets_far_out_are_finite_and_nan_stays(function: Function, dtype: torch.dtype) -> None:
+def test_jets_far_out_are_finite_and_nan_stays(function: Function, dtype: torch.dtype, rounded: bool) -> None:  # noqa: FBT001
     far = torch.tensor([50.0, 1e3, 1e10, 3e38], dtype=dtype, device=DEVICE)
     x = torch.cat([far, -far])
-    found = jets(function, x)
+    found = jets(function, x, rounded=rounded)
     assert found.isfinite().all()
     assert (found[2:].abs() <= 1e-6).all()  # all of them are straight lines out there
-    assert jets(function, torch.full_like(x, torch.nan))[0].isnan().all()
+    assert jets(function, torch.full_like(x, torch.nan), rounded=rounded)[0].isnan().all()
 
 
 # ---- the launcher ----------------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def _inside(rules, tile):
 def _tanh(x, CAPPED: tl.constexpr):
     """Return tanh x with a relative error of a rounding or, where products are of 16 bits, an absolute one."""
     if CAPPED == EXACTLY:
-        t, _, _, _ = tanh_jet(x)
+        t, _, _, _ = tanh_jet(x, False)
     else:  # tanh x = 1 − 2 / (1 + exp 2x), with neither overflow nor a library call
         t = 1.0 - 2.0 / (1.0 + tl.exp2(x * (2.0 * LOG2E)))
     return t

@@ -45,7 +45,7 @@ def load_logits(pointers, inside, cap, CAPPED: tl.constexpr, ACC: tl.constexpr):
     """Return z (-∞ outside) and its derivatives z′ and z″ by x."""
     x = tl.load(pointers, mask=inside, other=0.0).to(ACC)
     if CAPPED:
-        value, slope, curve, _ = tanh_jet(x / cap)
+        value, slope, curve, _ = tanh_jet(x / cap, False)  # pyright: ignore[reportArgumentType]
         return tl.where(inside, cap * value, float("-inf")), slope, curve / cap
     else:
         return tl.where(inside, x, float("-inf")), tl.full(x.shape, 1.0, ACC), tl.zeros(x.shape, ACC)

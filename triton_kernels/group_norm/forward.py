@@ -69,7 +69,7 @@ def _forward_kernel(
             b = load_channels(b_group, c, channels, 0.0, ACC)
             if not ONE_PASS:
                 x = tl.load(x_group + offsets, mask=inside, other=0.0).to(ACC)
-            y, _, _, _ = jet((x - mean) * r * w + b, 0.0, 0.0, ACTIVATION)
+            y, _, _, _ = jet((x - mean) * r * w + b, 0.0, 0.0, ACTIVATION, False)  # pyright: ignore[reportArgumentType]
             tl.store(y_group + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 

@@ -107,7 +107,7 @@ def _jvp_kernel(
                 if not ONE_PASS:
                     x = tl.load(x_group + offsets, mask=inside, other=0.0).to(ACC)
                 x_hat = (x - mean) * r
-                y, slope, _, _ = jet(x_hat * w + b, 0.0, 0.0, ACTIVATION)
+                y, slope, _, _ = jet(x_hat * w + b, 0.0, 0.0, ACTIVATION, False)  # pyright: ignore[reportArgumentType]
                 z_dot = tl.zeros([BLOCK_C, BLOCK_S], ACC)
                 if x_dot_ptr is not None:
                     if not ONE_PASS:

@@ -29,7 +29,7 @@ def _normalised(x_group, y_bar_group, offsets, inside, mean, r, w, b, ACTIVATION
     x = tl.load(x_group + offsets, mask=inside, other=0.0).to(ACC)
     y_bar = tl.load(y_bar_group + offsets, mask=inside, other=0.0).to(ACC)
     x_hat = tl.where(inside, (x - mean) * r, 0.0)
-    _, slope, _, _ = jet(x_hat * w + b, 0.0, 0.0, ACTIVATION)
+    _, slope, _, _ = jet(x_hat * w + b, 0.0, 0.0, ACTIVATION, False)  # pyright: ignore[reportArgumentType]
     return x_hat, slope * y_bar
 
 

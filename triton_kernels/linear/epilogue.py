@@ -58,7 +58,7 @@ def _epilogue_kernel(
     z = load_tile(p_ptr + group * p_group + offset, inside, ACC)
     if b_ptr is not None:
         z += load_weight(b_ptr, group * b_group, col, n, 0.0, ACC)
-    f, f1, _, _ = jet(z, 1.0, 20.0, FUNCTION)
+    f, f1, _, _ = jet(z, 1.0, 20.0, FUNCTION, p_ptr.dtype.element_ty.primitive_bitwidth == 16)
     out = group * rows * n + offset
     tl.store(y_ptr + out, f.to(y_ptr.dtype.element_ty), mask=inside)
     if z_ptr is not None:
