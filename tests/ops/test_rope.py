@@ -118,6 +118,24 @@ def test_gradients_of_tables_sum_over_every_token_that_looks_there(device: str) 
     assert all(torch.equal(a, b) for a, b in zip(ours, gradients(ops.rope), strict=True))
 
 
+@pytest.mark.parametrize("batched", ["q", "k"])
+def test_gradients_of_tables_count_heads_without_a_batch_once(batched: str, device: str) -> None:
+    q, k = heads(2, 2, 1, 4, device=device)[:, None], heads(2, 1, 1, 4, device=device)[:, None]
+    in_dims = (0, None) if batched == "q" else (None, 0)
+    one = (q, k[0]) if batched == "q" else (q[0], k)
+
+    def loss(rope: Callable[..., Any], *tables: Tensor) -> Tensor:
+        results = torch.func.vmap(lambda q, k: rope(q, k, *tables), in_dims)(*one)
+        return sum((y.square() * y).sum() for y in results)  # pyright: ignore[reportReturnType]
+
+    def formula(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.cat((a * cos - b * sin, b * cos + a * sin), -1) for a, b in (t.chunk(2, -1) for t in (q, k)))
+
+    tables = angles(1, 2, device)
+    ours, theirs = (torch.func.grad(loss, (1, 2))(rope, *tables) for rope in (ops.rope, formula))
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_positions_outside_of_the_table() -> None:
     cos, sin = angles(3, 1)
     q = heads(1, 1, 2, 2)

@@ -332,3 +332,27 @@ def test_inference_mode_and_no_grad() -> None:
         assert not op(x, w)[0].requires_grad
     with torch.inference_mode():
         torch.testing.assert_close(op(x, w)[0], op.reference(x, w)[0])
+
+
+def test_kernels_are_given_memory_that_holds_the_values() -> None:
+    def plain(*tensors: Tensor) -> None:
+        assert not any(t.is_neg() or t._is_zerotensor() for t in tensors)
+
+    @differentiable_op(fresh_name("wave"))
+    def wave(x: Tensor) -> Tensor:
+        return x.sin()
+
+    wave.jvp(lambda primals, tangents: (primals.x.sin(), primals.x.cos() * tangents.x))
+    wave.vjp(lambda cotangents, inputs: cotangents.y * inputs.x.cos())
+    wave.kernel("cpu")(lambda x: (plain(x), x.sin())[1])
+    wave.jvp.kernel("cpu")(lambda p, t: (plain(p.x, t.x), (p.x.sin(), p.x.cos() * t.x))[1])
+    wave.vjp.kernel("cpu")(lambda c, i: (plain(c.y, i.x), c.y * i.x.cos())[1])
+    x = torch.randn(3)
+    flipped = torch.complex(x, -x).conj().imag  # x, as the memory of -x and a bit
+    assert flipped.is_neg()
+    zero = torch.ops.aten._efficientzerotensor([3])
+    torch.testing.assert_close(wave(flipped), x.sin())
+    torch.testing.assert_close(torch.func.jvp(wave, (flipped,), (flipped,))[1], x.cos() * x)
+    torch.testing.assert_close(torch.func.jvp(wave, (x,), (zero,))[1], torch.zeros(3))
+    leaf = flipped.detach().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(wave(leaf), leaf, flipped)[0], x.cos() * x)

@@ -107,6 +107,23 @@ def is_legacy_batched(value: torch.Tensor) -> bool:
     return dispatch_keys(value).has(_LEGACY_BATCHED)
 
 
+# What a kernel may not read as it lies there; the dispatcher makes plain memory of it.
+_is_zero_tensor = _lookup("torch.Tensor._is_zerotensor")
+
+
+def is_lazy(value: torch.Tensor) -> bool:
+    """Whether a tensor's memory does not hold its values: their signs are to be flipped, or there is no memory.
+
+    Args:
+        value: Any tensor. ``z.conj().imag`` is one of the first kind, what PyTorch makes for a tangent of zero is one
+            of the second.
+
+    Returns:
+        True if so.
+    """
+    return value.is_neg() or _is_zero_tensor(value)
+
+
 # What the checks need.
 tree_leaves = _lookup("torch.utils._pytree.tree_leaves")
 TorchDispatchMode = _lookup("torch.utils._python_dispatch.TorchDispatchMode")

@@ -15,6 +15,7 @@ COMPUTE, RECORD, PUSH, DISPATCH = range(4)
 _Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
 _interpreter, _wrapped = private.peek_interpreter_stack, private.is_functorch_wrapped_tensor
 _dispatch_modes, _function_modes = private.len_torch_dispatch_stack, private.len_torch_function_stack
+_is_lazy = private.is_lazy
 _tracing, _grad_enabled = private.get_tracing_state, torch.is_grad_enabled
 _forward_ad, _JVP = private.forward_ad, private.TransformType.Jvp
 _is_compiling, _any_autocast = torch.compiler.is_compiling, private.is_any_autocast_enabled
@@ -29,9 +30,9 @@ def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[in
         frozen: Positions of those that carry no derivative.
 
     Returns:
-        ``DISPATCH`` if a mode or tracing is active, a tensor is a subclass or a wrapper, or derivatives nest; ``PUSH``
-        if one forward-mode level is open, which may be all, and no autocast; else ``RECORD`` if a gradient may be asked
-        for, else ``COMPUTE``.
+        ``DISPATCH`` if a mode or tracing is active, a tensor is a subclass, a wrapper or lazy, or derivatives nest;
+        ``PUSH`` if one forward-mode level is open, which may be all, and no autocast; else ``RECORD`` if a gradient may
+        be asked for, else ``COMPUTE``.
     """
     if _dispatch_modes() or _function_modes() or _tracing() is not None:
         return DISPATCH
@@ -45,7 +46,7 @@ def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[in
         value = args[i]
         if value is not None:
             kind = type(value)
-            if (kind is not _Tensor and kind is not _Parameter) or _wrapped(value):
+            if (kind is not _Tensor and kind is not _Parameter) or _wrapped(value) or _is_lazy(value):
                 return DISPATCH
             if value.requires_grad:
                 requires_grad = True

@@ -28,7 +28,7 @@ def peel(tensors: Iterable[Tensor | None]) -> list[tuple[Tensor | None, Tensor |
 
     Returns:
         Plain tensors, the tangent of a constant None; or None if another transform is active, or a tensor or tangent
-        requires grad or is a subclass.
+        requires grad, is a subclass or is lazy.
     """
     top = private.peek_interpreter_stack()
     wrapping = top is not None
@@ -49,6 +49,8 @@ def peel(tensors: Iterable[Tensor | None]) -> list[tuple[Tensor | None, Tensor |
         if not _is_constant(primal) or not (tangent is None or _is_constant(tangent)):
             return None
         if tangent is not None and private.is_legacy_batched(tangent):
+            return None
+        if private.is_lazy(primal) or (tangent is not None and private.is_lazy(tangent)):
             return None
         pairs.append((primal, tangent))
     return pairs

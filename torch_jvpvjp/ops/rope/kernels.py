@@ -29,6 +29,9 @@ class _Kernel:
 
     @staticmethod
     def pull(frame: Frame, x: Pair, x_dot: Pair, a: Pair, b: Pair, wants: Wants) -> tuple[Pulled, Pulled]:
+        # Heads without a cotangent add nothing, and their lead would count the sums of the others along it.
+        x_dot = Pair(*(one if other is not None else None for one, other in zip(x_dot, a, strict=True)))
+        x = Pair(*(one if any(t is not None for t in others) else None for one, *others in zip(x, a, b, strict=True)))
         wants_sums = (wants[2] and _meet(x, a), wants[3] and (_meet(x, b) or _meet(x_dot, a)))
         first, second, *sums = _launch(frame, x, x_dot, a, b, True, wants[:2], wants_sums)
         return Pulled(first, spread(sums[0], frame)), Pulled(second, spread(sums[1], frame))
