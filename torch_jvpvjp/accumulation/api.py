@@ -152,8 +152,9 @@ def plan_jacobian(
 
     The function is run once on a tensor without data, to see what it does; nothing it computes is used. Python values
     that it refers to (closed-over numbers, module attributes) are read at that time, and the plan notices when they
-    change; whether a tensor that it refers to requires grad is not watched. A function that looks at data, or refers to
-    what cannot be watched for changes, is called as it stands and is a single stage; `explain=True` says which and why.
+    change; whether a tensor requires grad is watched where the function's own code asks for it. A function that looks
+    at data, or refers to what cannot be watched for changes, is called as it stands and is a single stage;
+    `explain=True` says which and why.
 
     Args:
         f: As in `jacobian`, like all that is not listed here.
