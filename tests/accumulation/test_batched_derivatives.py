@@ -73,7 +73,7 @@ def test_batches_of_samples() -> None:
 
 
 def test_samples_that_pytorch_gets_wrong_with_columns_are_taken_one_after_another() -> None:
-    # `vmap` of `jacfwd` of a solution of linear equations is wrong in PyTorch 2.11 to 2.15, though each alone is right.
+    # `vmap` of `jacfwd` of a solution of linear equations is wrong in PyTorch 2.11 to 2.13, though each alone is right.
     matrices = torch.randn(3, 2, 2, dtype=torch.float64) + 4 * torch.eye(2, dtype=torch.float64)
 
     def solution(v: Tensor) -> Tensor:

@@ -350,7 +350,7 @@ class Runtime:
         """Find out whether samples that are taken all at once have the Jacobians that they have one after another.
 
         PyTorch's derivatives of a few ops are wrong under two `vmap`, one for samples and one for columns
-        (`torch.linalg.solve`, in 2.11 to 2.15). Where all Jacobians are known in closed form there is none of columns.
+        (`torch.linalg.solve`, in 2.11 to 2.13). Where all Jacobians are known in closed form there is none of columns.
 
         Args:
             plan: The plan.
