@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from .options import Options
 from .program import Program, ProgramRecorder
 from .progress import bar
 from .replay import Worth
+from .shortcut import Shortcut
 from .sparse import as_sparse, is_sparse
 from .subject import Subject
 from .tracings import Tracing, check_fit, trace_subject
@@ -27,34 +28,8 @@ from .trees import assembled
 from .verifying import Stopwatch, verification
 
 if TYPE_CHECKING:
-    from .plan import Plan, Step
+    from .plan import Plan
     from .timing import Verification
-
-
-class _Shortcut(NamedTuple):
-    """A call of one tensor that has been made before, with nothing in between x and the program."""
-
-    steps: tuple[Step, ...]
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    constants: tuple[Tensor, ...]
-    run: Callable[..., Any]
-    tracing: Tracing
-
-    def takes(self, plan: Plan, x: Any) -> bool:
-        """Return whether a call is such a one."""
-        return (
-            type(x) is Tensor
-            and x.shape == self.shape
-            and x.is_contiguous()
-            and x.dtype is self.dtype
-            and x.device == self.device
-            and plan.steps is self.steps
-            and not inside_transform()
-            and not wraps_transform(x)
-            and self.tracing.holds()
-        )
 
 
 class Runtime:
@@ -80,7 +55,7 @@ class Runtime:
         self.arguments = arguments or _as_given
         self.watching = self.stages if watched is None else tuple(watched)
         self._tracings: dict[Any, Tracing] = {}
-        self._shortcut: _Shortcut | None = None
+        self._shortcut: Shortcut | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, or one that was pickled, is of the same function and has recorded nothing yet."""
@@ -286,7 +261,7 @@ class Runtime:
         matrix = run(*inputs)[0]
         if self._is_plain(tracing):
             constants = tuple(tracing.constants.values())
-            self._shortcut = _Shortcut(plan.steps, source.shape, source.dtype, source.device, constants, run, tracing)
+            self._shortcut = Shortcut(plan.steps, source.shape, source.dtype, source.device, constants, run, tracing)
         return matrix
 
     def _worth(self, source: Tensor) -> Worth | None:

@@ -251,7 +251,7 @@ def backward(w: Tensor, inputs: Any, outputs: Sequence[Tensor]) -> tuple[Tensor,
     if first.group == 1 and _is_whole(first, at):
         found = _BACKWARD(w, at.q, at.k, at.v, o, lse, 0.0, first.causal, attn_mask=first.added, scale=scores.scale)
         return tuple(t.reshape(shape) for t, shape in zip(found, shapes, strict=True))
-    sums = [torch.zeros(t.shape, dtype=lse.dtype) for t in at[:3]]
+    sums = [t.new_zeros(t.shape, dtype=lse.dtype) for t in at[:3]]
     for call in chain((first,), calls):
         if call.window.c == call.window.d:
             continue

@@ -91,7 +91,7 @@ def _cap(x: Tensor, kappa: float | None) -> tuple[Tensor, Tensor | None]:
     if kappa is None:
         return x, None
     u = torch.tanh(x / kappa)
-    return u * kappa, torch.addcmul(torch.ones((), dtype=u.dtype), u, u, value=-1)
+    return u * kappa, torch.addcmul(u.new_ones(()), u, u, value=-1)
 
 
 def _forward(inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, _Picked]:

@@ -1,0 +1,41 @@
+"""The call of a plan that needs nothing but its recorded program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._torch import inside_transform, wraps_transform
+
+if TYPE_CHECKING:
+    from .plan import Plan, Step
+    from .tracings import Tracing
+
+
+class Shortcut(NamedTuple):
+    """A call of one tensor that has been made before, with nothing in between x and the program."""
+
+    steps: tuple[Step, ...]
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    constants: tuple[Tensor, ...]
+    run: Callable[..., Any]
+    tracing: Tracing
+
+    def takes(self, plan: Plan, x: Any) -> bool:
+        """Return whether a call is such a one."""
+        return (
+            type(x) is Tensor
+            and x.shape == self.shape
+            and x.is_contiguous()
+            and x.dtype is self.dtype
+            and x.device == self.device
+            and plan.steps is self.steps
+            and not inside_transform()
+            and not wraps_transform(x)
+            and self.tracing.holds()
+        )
