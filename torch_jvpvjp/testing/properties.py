@@ -37,6 +37,12 @@ def first_order(f: TensorFunction, p: Point) -> list[Tensor]:
     return [*(t.detach() for t in recorded), *y, *y_dot, *x_bars]
 
 
+def _rounded_as_values(f: TensorFunction, p: Point) -> list[Tensor]:
+    """`first_order` with tangents in their values' dtype, which PyTorch 2.11's of `F.rms_norm` on a GPU are not."""
+    found, n = first_order(f, p), len(p.cotangents)
+    return [t.to(found[i - n].dtype) if 2 * n <= i < 3 * n else t for i, t in enumerate(found)]
+
+
 def primal(case: Case) -> None:  # noqa: D103 -- the name says it
     """Every output, differentiable or not, has the reference's value, shape and dtype."""
     ours, theirs = case.outputs(case.op), case.outputs(case.reference)
@@ -223,7 +229,7 @@ def dtype_budget(dtype: torch.dtype) -> Property:
         points = [_changed(p, lambda t, factor=factor: t * factor) for factor in NEIGHBOURS]
         # The same numbers in float64: what is judged is the arithmetic, not the rounding of the inputs.
         exact = [first_order(g, _changed(point, lambda t: t.double())) for point in points]
-        assert_in_budget(first_order(f, p), [first_order(g, point) for point in points], exact, dtype)
+        assert_in_budget(first_order(f, p), [_rounded_as_values(g, point) for point in points], exact, dtype)
 
     return within_budget
 
