@@ -14,7 +14,7 @@ from _jacobian_jax import jax_peers
 from _jacobian_judge import JacobianJudge, entries
 from _jacobian_ours import COMPILED, ours
 from _jacobian_peers import Peer, peers
-from _jacobian_timing import SLOW_SECONDS, Contender, summarise, time_in_turn
+from _jacobian_timing import SLOW_SECONDS, Contender, summarise, time_in_turn, timed_row
 from _report import Row, number
 from _report import problem as problem_text
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -106,7 +106,7 @@ class Measurement:
         self.say(doing="the timing", contender=None, limit=None)
         warm = {name: c for name, c in self.contenders.items() if c.seconds <= SLOW_SECONDS}
         for name, times in time_in_turn(warm, self.settings.device, self.settings.seconds).items():
-            self.found[name] |= asdict(times)
+            self.found[name] |= timed_row(times)
         return self._described() | {"contenders": self.found}
 
     def enter(self, name: str, kind: str, make: Callable[[], Contender], **options: Any) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import torch
 from _jacobian_case import Case
 from _jacobian_judge import JacobianJudge
-from _jacobian_timing import Contender, time_in_turn
+from _jacobian_timing import Contender, time_in_turn, timed_row
 from _report import Column, Report, Row, number
 from _report import problem as problem_text
 
@@ -80,7 +79,7 @@ def strategy_row(case: Case, device: torch.device, seconds: float, *, small: boo
             continue
         contenders[name] = contender
     for name, times in time_in_turn(contenders, device, seconds).items():
-        plans[name] |= asdict(times)
+        plans[name] |= timed_row(times)
     timed = {name: p["median_ms"] for name, p in plans.items() if "median_ms" in p}
     row: Row = {"workload": case.id, "plans": plans}
     return row | ({"ratio": timed[PICK] / min(timed.values())} if PICK in timed else {})

@@ -7,10 +7,11 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from _report import problem as problem_text
 
 LEAST, MOST = 5, 100  # calls of one contender
 SLOW_SECONDS = 3.0  # a call that takes longer is timed once
@@ -59,7 +60,9 @@ class Times:
     repeats: int
 
 
-def time_in_turn(contenders: Mapping[str, Contender], device: torch.device, seconds: float) -> dict[str, Times]:
+def time_in_turn(
+    contenders: Mapping[str, Contender], device: torch.device, seconds: float
+) -> dict[str, Times | Exception]:
     """Time contenders round after round, the slow ones in fewer rounds, spread over all of them.
 
     Each round takes them in another order. What a call finds in the caches is what the one before it has left there: a
@@ -71,8 +74,9 @@ def time_in_turn(contenders: Mapping[str, Contender], device: torch.device, seco
         seconds: About how long it shall take in all.
 
     Returns:
-        The times of each.
+        The times of each, or what it raised: compiled peers do so in a later call now and then.
     """
+    failures: dict[str, Exception] = {}
     share = seconds / max(1, len(contenders))
     repeats = {name: _repeats(share, c.seconds) for name, c in contenders.items()}
     rounds = max(repeats.values(), default=0)
@@ -83,11 +87,21 @@ def time_in_turn(contenders: Mapping[str, Contender], device: torch.device, seco
     try:
         for r in range(rounds):
             for name in orders.sample(names, len(names)):
-                if (r + 1) * repeats[name] // rounds > r * repeats[name] // rounds:
-                    samples[name].append(1e3 * contenders[name].run(device)[0])
+                if name not in failures and (r + 1) * repeats[name] // rounds > r * repeats[name] // rounds:
+                    try:
+                        samples[name].append(1e3 * contenders[name].run(device)[0])
+                    except Exception as failure:  # noqa: BLE001 (whatever it raises belongs in its row)
+                        failures[name] = failure
     finally:
         gc.enable()
-    return {name: summarise(times) for name, times in samples.items()}
+    return {name: failures.get(name) or summarise(times) for name, times in samples.items()}
+
+
+def timed_row(times: Times | Exception) -> dict[str, Any]:
+    """What a row says of times, or of what was raised in place of them."""
+    if isinstance(times, Times):
+        return asdict(times)
+    return {"note": f"raises in a later call: {problem_text(times)}"}
 
 
 def summarise(samples_ms: list[float]) -> Times:

@@ -22,7 +22,7 @@ from _jacobian_peers import peers  # noqa: E402
 from _jacobian_processes import measured  # noqa: E402
 from _jacobian_strategies import CONTENDERS, PICK, strategy_row  # noqa: E402
 from _jacobian_summary import failing, failures, fastest, key_figures  # noqa: E402
-from _jacobian_timing import Contender, time_in_turn  # noqa: E402
+from _jacobian_timing import Contender, time_in_turn, timed_row  # noqa: E402
 from _jacobian_workloads import CASES, QUICK, select  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -147,8 +147,17 @@ def test_slow_contenders_are_called_in_fewer_rounds_and_fresh_arguments_are_made
     }
     times = time_in_turn(contenders, CPU, seconds=2.0)
     assert calls["quick"] == list(range(100))
-    assert len(calls["slow"]) == times["slow"].repeats == 10
-    assert times["quick"].q1_ms <= times["quick"].median_ms <= times["quick"].q3_ms
+    slow, quick = timed_row(times["slow"]), timed_row(times["quick"])
+    assert len(calls["slow"]) == slow["repeats"] == 10
+    assert quick["q1_ms"] <= quick["median_ms"] <= quick["q3_ms"]
+
+
+def test_a_contender_that_fails_in_a_later_call_is_noted_and_the_others_are_timed() -> None:
+    left = [None] * 3
+    contenders = {"failing": Contender(left.pop, seconds=0.1), "lasting": Contender(lambda: None, seconds=0.1)}
+    times = {name: timed_row(t) for name, t in time_in_turn(contenders, CPU, seconds=2.0).items()}
+    assert times["failing"] == {"note": "raises in a later call: IndexError: pop from empty list"}
+    assert times["lasting"]["repeats"] == 10
 
 
 def test_a_workload_is_measured_and_nobody_is_dropped() -> None:
