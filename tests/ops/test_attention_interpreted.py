@@ -71,3 +71,23 @@ def test_nothing_is_copied_after_the_kernels() -> None:
         cotangents = kernels.vjp((q, None), inputs, outputs, needs=(True, True, True, False))
     assert [None if c is None else c.shape for c in cotangents] == [q.shape] * 3 + [None]
     assert set(names.seen) <= {"new_empty", "empty", "unsqueeze", "unbind", "reshape", "view", "squeeze", "slice"}
+
+
+def test_seeds_and_masks_that_alone_are_batched() -> None:
+    """A seed of no axes, seeds and masks under vmap while query, key and value have no axis in front."""
+    from torch_jvpvjp.ops.attention.rules import op
+
+    q = torch.randn(3, 1, 2, 17, 16).unbind()
+    seeds, masks = torch.tensor([3, 9]), torch.randn(2, 1, 1, 17, 17) > -1
+
+    def arguments(mask: torch.Tensor | None, seed: torch.Tensor | None) -> tuple:
+        options = (None, -1, -1, 0, 0.0, 0.0 if seed is None else 0.3, 0, 0)
+        return (*q, None, mask, None, None, seed, None, None, None, None, *options)
+
+    torch.testing.assert_close(op(*arguments(None, seeds[0])), op.reference(*arguments(None, seeds[0])))
+    for ours, each in (
+        (torch.func.vmap(lambda s: op(*arguments(None, s)))(seeds), [arguments(None, s) for s in seeds]),
+        (torch.func.vmap(lambda m: op(*arguments(m, None)))(masks), [arguments(m, None) for m in masks]),
+    ):
+        expected = [torch.stack(parts) for parts in zip(*(op.reference(*a) for a in each), strict=True)]
+        torch.testing.assert_close(ours, tuple(expected))

@@ -1,8 +1,8 @@
 """Attention: value, tangents, pullback, and everything of the second order."""
 
 from .arguments import Blocks, Operands, Scores
-from .forward import attention_forward
 from .pullback import attention_second_order, attention_vjp
+from .value import attention_forward
 from .variants import aot_variants
 
 __all__ = [

@@ -11,8 +11,8 @@ import torch
 from .._variants import Variant, variants_of
 from .arguments import Blocks, Operands, Scores
 from .config import assume_small
-from .forward import attention_forward
 from .pullback import attention_second_order, attention_vjp
+from .value import attention_forward
 
 _LARGE, _SMALL = ("sm_90", "sm_100"), ("sm_80", "gfx942")
 _LENGTH = 256
