@@ -32,6 +32,7 @@ from torch_jvpvjp.triton_kernels.attention import (
     attention_forward,
     attention_second_order,
     attention_vjp,
+    pullback,
 )
 from torch_jvpvjp.triton_kernels.attention.config import tiles
 
@@ -321,6 +322,18 @@ def test_batches_of_primals() -> None:
     check(problem)
     check(replace(problem, at=Operands(at.q, at.k[:1], at.v, at.bias[:1]), dots=dots._replace(k=dots.k[:1])))
     check(replace(problem, at=Operands(*(t[:1] for t in at)), dots=Operands(dots.q, dots.k[:1], None, None)))
+    assert problem.w is not None and problem.u is not None
+    shared = problem.w[:1].expand(problem.w.shape), problem.u[:1].mT.contiguous().mT.expand(problem.u.shape)
+    check(replace(problem, w=shared[0], u=shared[1]))
+
+
+def test_a_call_is_worked_out_once_for_all_numbers() -> None:
+    one, other = (problem_of(5, 6, 7, bias=(1, 1, 1, 6)) for _ in range(2))
+    assert not torch.equal(one.at.q, other.at.q)
+    check(one)
+    known = len(pullback._calls)
+    check(other)
+    assert len(pullback._calls) == known
 
 
 @pytest.mark.parametrize("kind", ["heads last", "expanded", "every second", "transposed"])

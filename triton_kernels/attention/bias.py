@@ -6,18 +6,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .._launch import launch
-from ._adjoint_tiles import Facts, known_of, known_rows
+from ._adjoint_tiles import known_of, known_rows
 from ._scores import Rules, Tile, adjoints, keys_seen
 from ._tiles import head_offset, load_rows
-from .arguments import NOT_SPECIALIZED, RuleArguments
-from .config import Config
+from .arguments import NOT_SPECIALIZED
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -280,66 +275,3 @@ def _store(ptr, tile, index, key, rows, columns, SUMS_ROWS: tl.constexpr, SUMS_C
         column = tl.zeros([1, 1], tl.int32)
     inside = (row < rows) & (column < columns)
     tl.store(ptr + row.to(tl.int64) * columns + column, tile.to(ptr.dtype.element_ty), mask=inside)
-
-
-def attention_bias(
-    bias: Tensor,
-    n: int,
-    tensors: tuple[Any, ...],
-    known: tuple[Any, ...],
-    strides: tuple[int, ...],
-    rules: RuleArguments,
-    bias_dot: Tensor | None,
-    sizes: tuple[int, ...],
-    first: Tensor | None,
-    second: Tensor | None,
-    facts: Facts,
-    config: Config,
-) -> None:
-    """Sum dS into the gradient of a bias, and dṠ into its tangent, in one launch.
-
-    Args:
-        bias: The bias, (N, B, Hq, Lq, Lk) with axes full or 1.
-        n: N of the results.
-        tensors: q, k, v and their tangents.
-        known: w, u, and what the kernel of row scalars left.
-        strides: Of all those.
-        rules: What is done to the scores.
-        bias_dot: Tangent of the bias, or None.
-        sizes: batch, heads, group, rows, columns and the window.
-        first: Room for the gradient, or None.
-        second: Room for its tangent, or None.
-        facts: Compile-time facts.
-        config: The tiling.
-    """
-    _, _, _, rows, columns, *_ = sizes
-    _, bias_batch, bias_heads, bias_rows, bias_columns = bias.shape
-    row_blocks, column_blocks = -(-rows // config.block_m), -(-columns // config.block_n)
-    sums_rows, sums_columns = bias_rows == 1, bias_columns == 1
-    tiles = (1 if sums_rows else row_blocks) * (1 if sums_columns else column_blocks)
-    launch(
-        _bias_kernel,
-        n * bias_batch * bias_heads * tiles,
-        tensors[0],
-        *tensors,
-        *known,
-        bias,
-        bias_dot,
-        *rules.pointers,
-        first,
-        second,
-        *strides,
-        *rules.strides,
-        *sizes,
-        bias_batch,
-        bias_heads,
-        row_blocks,
-        column_blocks,
-        *rules.numbers,
-        SUMS_ROWS=sums_rows,
-        SUMS_COLUMNS=sums_columns,
-        FACTS=facts,
-        num_warps=config.num_warps,
-        num_stages=1,
-        enable_fp_fusion=True,
-    )

@@ -51,12 +51,14 @@ class Kernels:
         if o_dot is None or lse_dot is None:
             o_dot, lse_dot = self.forward(at, dots, scores)[2:]
         first, second = _launchers().attention_second_order(
-            _five(at),
-            _five(dots),
-            *_fronts(o, lse),
-            *_fronts(o_dot, lse_dot),
-            *_fronts(*w),
-            *_fronts(*u),
+            at,
+            dots,
+            o,
+            lse,
+            o_dot,
+            lse_dot,
+            *w,
+            *u,
             _taken(scores),
             Operands(*map(bool, needs_first)),
             Operands(*map(bool, needs_second)),
@@ -69,7 +71,7 @@ class Kernels:
         o, lse = outputs[:2]
         assert o is not None and lse is not None
         needed = Operands(*map(bool, needs))
-        found = _launchers().attention_vjp(_five(at), *_fronts(o, lse), *_fronts(*w), _taken(scores), needed)
+        found = _launchers().attention_vjp(at, o, lse, *w, _taken(scores), needed)
         return Operands(*found)
 
 
@@ -105,19 +107,6 @@ def _launchers() -> Any:
     from ...triton_kernels import attention
 
     return attention
-
-
-def _five(operands: Sequence[Tensor | None]) -> Any:
-    """Operands with the axis in front that vmap fills."""
-    return Operands(*[t if t is None or t.dim() == 5 else t.unsqueeze(0) for t in operands])
-
-
-def _fronts(o: Tensor | None, lse: Tensor | None) -> tuple[Any, Any]:
-    """Something for o and ℓ, with that axis."""
-    return (
-        o if o is None or o.dim() == 5 else o.unsqueeze(0),
-        lse if lse is None or lse.dim() == 4 else lse.unsqueeze(0),
-    )
 
 
 def _taken(scores: Scores) -> Any:
