@@ -36,8 +36,10 @@ from .replay import (
     joined,
     layout_of,
     run_together,
+    with_own_results,
     without_double_copies,
     without_idle_moves,
+    without_joins,
     written,
 )
 from .schedule import Task
@@ -183,6 +185,8 @@ class ProgramRecorder(TorchDispatchMode):
         if pure:
             calls = by_vectors(calls, layouts, self._next)
             calls, numbers = without_idle_views(calls, numbers, layouts.shapes())
+            calls, numbers = without_joins(calls, numbers, layouts)
+            calls, numbers = without_idle_views(calls, numbers, layouts.shapes())
             calls, numbers = without_repetitions(calls, numbers)
             calls, fixed = folded(calls, fixed | self._filled, numbers)
             calls = with_equal_values_once(calls, fixed, numbers)
@@ -191,6 +195,7 @@ class ProgramRecorder(TorchDispatchMode):
             calls, numbers = without_idle_moves(calls, numbers, layouts)
             calls = without_double_copies(without_unused(calls, numbers), numbers, layouts, self._next)
             calls = joined(without_unused(calls, numbers), numbers, layouts)
+            calls, numbers = with_own_results(calls, numbers, layouts, self._next)
         calls = without_unused(calls, numbers)
         together = run_together(calls, numbers, layouts, self._next, worth) if pure and worth is not None else None
         more = None if together is None else together.calls

@@ -17,14 +17,14 @@ from .carrying import close
 from .execute import Execution, as_jacobian, count_chunks, execute
 from .footprint import Footprint
 from .options import Options
-from .program import Program, ProgramRecorder
+from .program import ProgramRecorder
 from .progress import bar
+from .repeating import alike, marks, repeated
 from .replay import Worth
 from .shortcut import Shortcut
-from .sparse import as_sparse, is_sparse
+from .sparse import is_sparse
 from .subject import Subject
 from .tracings import Tracing, check_fit, trace_subject
-from .trees import assembled
 from .verifying import Stopwatch, verification
 
 if TYPE_CHECKING:
@@ -141,35 +141,27 @@ class Runtime:
         if tracing.fits is not plan.factors:
             check_fit(self.caller, plan, traced)
             tracing.fits = plan.factors
-        source, extras = subject.bind(self.arguments(x))
-        outside = self.options.create_graph or inside_transform() or wraps_transform(source)
+        leaves, extras = subject.bind_leaves(self.arguments(x))
+        outside = self.options.create_graph or inside_transform() or any(map(wraps_transform, leaves))
         live = outside or not tracing.replayable or traced.opaque or self.options.progress
         # A black box runs with gradients on, as its user runs it: some (an LSTM on the CPU) keep only then what their
         # derivative needs.
         with nullcontext() if outside or traced.opaque else torch.no_grad():
+            if not live:
+                return tracing.planted(self._replayed(plan, tracing, leaves, extras))
             how = Execution(self.options.chunk_size, live=outside)
-            matrix = (
-                self._executed(plan, tracing, source, extras, how)
-                if live
-                else self._replayed(plan, tracing, source, extras)
-            )
-        if not outside and matrix.requires_grad:
-            matrix = matrix.detach()
-        if self.options.sparse:
-            matrix = as_sparse(matrix, tracing.sparse, (*traced.output.shape, *subject.sample.shape))
-        output = subject.output
-        assert output is not None, "a function was traced without being run"
-        return assembled(matrix, output, subject.source, subject.batch)
+            matrix = self._executed(plan, tracing, subject.source_of(leaves), extras, how)
+        return tracing.planted(tracing.parts(matrix if outside else matrix.detach()))
 
     def verify(self, plan: Plan, x: Any, runs: int = 11) -> Verification:
         """Return predicted and measured time of each step at x; the median of some runs counts."""
         tracing = self.tracing(x)
         check_fit(self.caller, plan, tracing.traced)
-        source, extras = tracing.subject.bind(self.arguments(x))
-        inputs = [source, *extras, *tracing.constants.values()]
+        leaves, extras = tracing.subject.bind_leaves(self.arguments(x))
+        source, inputs = tracing.subject.source_of(leaves), [*leaves, *extras, *tracing.constants.values()]
         with torch.no_grad():
             if tracing.program is None and tracing.replayable and not tracing.traced.opaque:
-                self._replayed(plan, tracing, source, extras)
+                self._replayed(plan, tracing, leaves, extras)
             if tracing.program is not None and tracing.replayable:
                 return verification(plan, source, tracing.program.segments, lambda: tracing.timed(inputs), runs)
             watch = Stopwatch(source.device)
@@ -234,35 +226,47 @@ class Runtime:
             del matrix
         return footprint.peak
 
-    def _replayed(self, plan: Plan, tracing: Tracing, source: Tensor, extras: Sequence[Tensor]) -> Tensor:
-        """Return the Jacobian by the recorded program; the first run records it."""
+    def _replayed(
+        self, plan: Plan, tracing: Tracing, leaves: Sequence[Tensor], extras: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """Return the parts of the Jacobian by the recorded program; the first run records it."""
         # A recording holds for one layout of x.
-        given = [source.contiguous(), *(extra.contiguous() for extra in extras)]
-        if tracing.program is None:  # a tensor that is given twice, or is a constant too, counts as two
-            given = [one.view_as(one) for one in given]
-        inputs = [*given, *tracing.constants.values()]
+        given = [one.contiguous() for one in (*leaves, *extras)]
         if tracing.program is None:
-            recorder = ProgramRecorder(inputs)
-            with recorder:
-                how = Execution(self.options.chunk_size, before=recorder.begin)
-                matrix = self._executed(plan, tracing, inputs[0], inputs[1 : 1 + len(extras)], how)
-            tracing.program = recorder.program([matrix], self._worth(source))
-            if tracing.program is None or tracing.program.random:  # what draws random numbers cannot be compared
-                tracing.replayable = tracing.program is not None
-                return matrix
-            expected = _marks(matrix)
-            del matrix  # two of them may not fit
-            again = _repeated(tracing.program, inputs)
-            tracing.replayable = again is not None and _same(_marks(again), expected)
-            return again if again is not None and tracing.replayable else self._executed(plan, tracing, source, extras)
+            return self._recorded(plan, tracing, given, len(leaves))
+        inputs = [*given, *tracing.constants.values()]
         if self.options.compile and tracing.compiled is None:
             tracing.compiled = tracing.program.compiled(self.options.compile_mode)
         run = tracing.compiled or tracing.program.run
-        matrix = run(*inputs)[0]
+        parts = run(*inputs)
         if self._is_plain(tracing):
-            constants = tuple(tracing.constants.values())
-            self._shortcut = Shortcut(plan.steps, source.shape, source.dtype, source.device, constants, run, tracing)
-        return matrix
+            x, constants = leaves[0], tuple(tracing.constants.values())
+            self._shortcut = Shortcut(plan.steps, x.shape, x.dtype, x.device, constants, run, tracing)
+        return parts
+
+    def _recorded(self, plan: Plan, tracing: Tracing, given: Sequence[Tensor], count: int) -> Sequence[Tensor]:
+        """Return the parts of the Jacobian at so many leaves with extras behind them; record how they are made."""
+        given = [one.view_as(one) for one in given]  # one that is given twice, or is a constant too, counts as two
+
+        def made() -> list[Tensor]:
+            source = tracing.subject.source_of(given[:count])
+            return tracing.parts(self._executed(plan, tracing, source, given[count:], how))
+
+        inputs = [*given, *tracing.constants.values()]
+        recorder = ProgramRecorder(inputs)
+        how = Execution(self.options.chunk_size, before=recorder.begin)
+        with recorder:
+            parts = made()
+        tracing.program = recorder.program(parts, self._worth(given[0]))
+        if tracing.program is None or tracing.program.random:  # what draws random numbers cannot be compared
+            tracing.replayable = tracing.program is not None
+            return parts
+        expected = marks(parts)
+        del parts  # two of them may not fit
+        again = repeated(tracing.program, inputs)
+        tracing.replayable = again is not None and alike(marks(again), expected)
+        how = Execution(self.options.chunk_size)
+        return again if again is not None and tracing.replayable else made()
 
     def _worth(self, source: Tensor) -> Worth | None:
         """Return when like calls are worth running as one; None where memory is limited, since stacks take more."""
@@ -364,27 +368,6 @@ class Runtime:
         with torch.no_grad():
             together = subject.values_of_batch(self.arguments(x))
         check_independent(subject, apart, together)
-
-
-def _repeated(program: Program, inputs: Sequence[Tensor]) -> Tensor | None:
-    """Return what a program gives; None if it fails, as at a view that the memory of a value does not allow."""
-    try:
-        return program(*inputs)[0]
-    except RuntimeError:
-        return None
-
-
-def _marks(matrix: Tensor) -> Tensor:
-    """Return a few numbers that tell two Jacobians apart: the sum of magnitudes, and some sums as parts of it."""
-    flat, dtype = matrix.reshape(-1), torch.promote_types(matrix.dtype, torch.float32)
-    whole = torch.linalg.vector_norm(flat, 1, dtype=dtype)  # a copy of the Jacobian may not fit beside it
-    pieces = flat, flat[: flat.numel() // 2], flat[::2], flat[::3]
-    parts = [piece.sum(dtype=dtype) for piece in pieces]
-    return torch.stack([whole, *(part / whole.clamp(min=torch.finfo(whole.dtype).tiny) for part in parts)])
-
-
-def _same(found: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(found, expected, rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
 def _as_given(x: Any) -> Any:

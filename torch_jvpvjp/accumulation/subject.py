@@ -37,7 +37,7 @@ class Subject:
         self.caller, self.stages, self.wrt, self.batch_dims = caller, tuple(stages), wrt, batch_dims
         arguments = self._arguments(x)
         self.in_parameters = bool(arguments.names)
-        tree = differentiated(caller, self._target, arguments)
+        tree = differentiated(arguments)
         self.source, tensors = side_of(caller, "x", tree, 0 if self.in_parameters else batch_dims)
         self.batch = self._batch(arguments, tensors)
         self.output: Side | None = None  # known once the function has run
@@ -54,7 +54,7 @@ class Subject:
     @cached_property
     def sample(self) -> Tensor:
         """The source vector of one sample, the first of a batch."""
-        source = self._joined_leaves(self._leaves_at_first[0])
+        source = self.source_of(self._leaves_at_first[0])
         source = source.clone() if source.is_inference() and not torch.is_inference_mode_enabled() else source
         return source if self.in_parameters or not self.batch_dims else _first(source, 1)
 
@@ -103,20 +103,25 @@ class Subject:
         return len(self._arguments_of_one.args) == 1
 
     def bind(self, x: Any) -> tuple[Tensor, list[Tensor]]:
-        """The source vector and the other tensors of a call.
+        """Return the source vector and the other tensors of a call; see `bind_leaves`."""
+        leaves, extras = self.bind_leaves(x)
+        return self.source_of(leaves), extras
+
+    def bind_leaves(self, x: Any) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors that the Jacobian is taken in, and the others, of a call.
 
         Args:
             x: As at first.
 
         Returns:
-            The source, behind one axis for the samples of a batch, and the other tensors, likewise.
+            The tensors, with all axes of a batch as one in front, and the others, likewise.
 
         Raises:
             ValueError: If shapes, dtypes or other arguments are not those at first.
         """
         arguments = self._arguments(x)
         if not self.in_parameters:
-            tree = differentiated(self.caller, self._target, arguments)
+            tree = differentiated(arguments)
             side, tensors = side_of(self.caller, "x", tree, self.batch_dims)
             for leaf, expected in zip(side.leaves, self.source.leaves, strict=False):
                 if leaf.shape != expected.shape:
@@ -136,7 +141,7 @@ class Subject:
                 f"{self.caller}: the arguments must be those that the plan was made for but for the values of tensors, "
                 f"got others; make a new one by plan_jacobian(f, x)."
             )
-        return self._bound(arguments)
+        return self._merged(flattened(differentiated(arguments))[0], arguments)
 
     def leaves(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the tensors that the Jacobian is taken in at first, and the others, with all batch axes as one."""
@@ -148,15 +153,10 @@ class Subject:
         self._extras_at_first = list(map(_outline, self._extras_at_first))
         self._leaves_at_first = ([], [])
         arguments = self._arguments_of_one
-        self._arguments_of_one = replace(arguments, args=tree_map_only(Tensor, _outline, arguments.args))
+        self._arguments_of_one = replace(arguments, args=tree_map_only(Tensor, _outline, arguments.args), parameters=())
 
-    def _bound(self, arguments: Arguments) -> tuple[Tensor, list[Tensor]]:
-        """Return the source and the extras, with all batch axes as one."""
-        tensors = flattened(differentiated(self.caller, self._target, arguments))[0]
-        leaves, extras = self._merged(tensors, arguments)
-        return self._joined_leaves(leaves), extras
-
-    def _joined_leaves(self, leaves: Sequence[Tensor]) -> Tensor:
+    def source_of(self, leaves: Sequence[Tensor]) -> Tensor:
+        """Return the source vector, behind one axis for the samples of a batch, of the tensors of a call."""
         return self.source.joined(leaves, 1 if self.batch_dims and not self.in_parameters else 0)
 
     def _merged(self, tensors: Sequence[Tensor], arguments: Arguments) -> tuple[list[Tensor], list[Tensor]]:

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from ._torch import inside_transform, same_forms, wraps_transform
 from .guards import Guards, Opaque
 from .program import Program
+from .sparse import as_sparse
 from .stages import label_of
 from .structure import Structure
 from .subject import Subject
 from .tracing.agreement import agrees
 from .tracing.traced import Traced, trace
+from .trees import assembled, flattened
 
 if TYPE_CHECKING:
     from .factor import Factor
@@ -39,6 +42,7 @@ class Tracing:
         compiled: The same, compiled.
         replayable: Whether there can be one.
         fits: The factors of the plan that was last found to be for it.
+        form: The tree that the parts of the Jacobian stand in, once known.
         apart: Whether the samples of a batch go one after another, since PyTorch gets them wrong all at once.
     """
 
@@ -53,6 +57,7 @@ class Tracing:
     compiled: Callable[..., Any] | None = None
     replayable: bool = True
     fits: tuple[Factor, ...] | None = None
+    form: TreeSpec | None = None
     apart: bool = False
 
     def holds(self) -> bool:
@@ -62,6 +67,23 @@ class Tracing:
     def given(self, others: Sequence[Tensor]) -> dict[int, Tensor]:
         """Return the values of the tape that the other arguments of a call are."""
         return {index: other for index, other in zip(self.extras, others, strict=True) if index is not None}
+
+    def parts(self, matrix: Tensor) -> list[Tensor]:
+        """Return the blocks of a Jacobian, for each output those in each input; the matrix if it is sparse."""
+        if self.sparse is not None:
+            return [matrix]
+        output, subject = self.subject.output, self.subject
+        assert output is not None, "a function was traced without being run"
+        parts, self.form = flattened(assembled(matrix, output, subject.source, subject.batch))
+        return parts
+
+    def planted(self, parts: Sequence[Tensor]) -> Any:
+        """Return the blocks of a Jacobian in their tree, or its entries as a sparse tensor."""
+        if self.sparse is not None:
+            output = self.traced.output
+            return as_sparse(parts[0], self.sparse, (*output.shape, *self.subject.sample.shape))
+        assert self.form is not None, "a Jacobian was put together before it was taken apart"
+        return parts[0] if self.form.is_leaf() else tree_unflatten(list(parts), self.form)
 
     def timed(self, inputs: Sequence[Tensor]) -> list[float]:
         """Return the seconds of each segment of one run of the program."""

@@ -97,9 +97,9 @@ def assembled_of(blocks: Sequence[Tensor], output: Side, source: Side, batch: Se
     """Return the same of one block for each leaf of the inputs, (*batch, *outputs, *leaf)."""
     if output.bare and source.bare:
         return assembled(blocks[0], output, source, batch)
-    m = sum(output.sizes)
+    m, rows = sum(output.sizes), len(output.leaves)
     columns = [
-        block.reshape(*batch, m, leaf.numel).split(output.sizes, -2)
+        block.reshape(*batch, m, leaf.numel).split(output.sizes, -2) if rows > 1 else [block]
         for block, leaf in zip(blocks, source.leaves, strict=True)
     ]
     grid = [
@@ -123,12 +123,14 @@ class Arguments:
         args: The positional arguments.
         argnums: Those that the Jacobian is taken in; empty for parameters.
         names: The parameters that it is taken in.
+        parameters: These, as they are at the call.
         single: Whether the result has no tuple or dict over arguments.
     """
 
     args: tuple[Any, ...]
     argnums: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
+    parameters: tuple[Tensor, ...] = ()
     single: bool = True
 
 
@@ -154,11 +156,11 @@ def read_arguments(caller: str, f: Callable[..., Any], x: Any, wrt: Wrt) -> Argu
     if isinstance(wrt, int) and not isinstance(wrt, bool):
         return Arguments(args, (_argnum(caller, wrt, args),))
     if isinstance(wrt, str) and wrt != "parameters":
-        return Arguments(args, names=_names(caller, f, (wrt,)))
+        return Arguments(args, (), *_parameters(caller, f, (wrt,)))
     if wrt == "parameters":
-        return Arguments(args, names=_names(caller, f, None), single=False)
+        return Arguments(args, (), *_parameters(caller, f, None), single=False)
     if isinstance(wrt, Sequence) and wrt and all(isinstance(one, str) for one in wrt):
-        return Arguments(args, names=_names(caller, f, tuple(str(one) for one in wrt)), single=False)
+        return Arguments(args, (), *_parameters(caller, f, tuple(str(one) for one in wrt)), single=False)
     if isinstance(wrt, Sequence) and wrt and all(isinstance(one, int) for one in wrt):
         return Arguments(args, tuple(_argnum(caller, int(one), args) for one in wrt), single=False)
     raise TypeError(f"{caller}: wrt must be None, argument numbers, 'parameters', or names of parameters, got {wrt!r}.")
@@ -170,7 +172,10 @@ def _argnum(caller: str, number: int, args: tuple[Any, ...]) -> int:
     return number % len(args)
 
 
-def _names(caller: str, f: Callable[..., Any], names: tuple[str, ...] | None) -> tuple[str, ...]:
+def _parameters(
+    caller: str, f: Callable[..., Any], names: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+    """Return the names of some parameters of a module, all of them for None, and the parameters."""
     if not isinstance(f, nn.Module):
         raise TypeError(
             f"{caller}: f must be an nn.Module where wrt names parameters, got {type(f).__name__}; pass the parameters "
@@ -184,15 +189,14 @@ def _names(caller: str, f: Callable[..., Any], names: tuple[str, ...] | None) ->
         raise ValueError(
             f"{caller}: wrt must name parameters of f, {', '.join(known) or 'which has none'}, got {missing}."
         )
-    return names
+    return names, tuple(known[name] for name in names)
 
 
-def differentiated(caller: str, f: Callable[..., Any], arguments: Arguments) -> Any:
+def differentiated(arguments: Arguments) -> Any:
     """Return the tree of tensors that the Jacobian is taken in."""
     if arguments.names:
-        assert isinstance(f, nn.Module)
-        known = dict(f.named_parameters())
-        return known[arguments.names[0]] if arguments.single else {name: known[name] for name in arguments.names}
+        parameters = arguments.parameters
+        return parameters[0] if arguments.single else dict(zip(arguments.names, parameters, strict=True))
     chosen = tuple(arguments.args[number] for number in arguments.argnums)
     return chosen[0] if arguments.single else chosen
 

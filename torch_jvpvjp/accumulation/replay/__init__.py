@@ -5,11 +5,13 @@ from .graph import CompiledProgram
 from .joined import joined
 from .layout import Layout, Layouts, layout_of
 from .one_row import by_vectors
+from .owned import with_own_results
+from .pieces import without_joins
 from .tidying import without_idle_moves
 from .together import Worth, run_together
 from .writing import Spelling, by_hand, written
 
 __all__ = [
     "CompiledProgram", "Layout", "Layouts", "Spelling", "Worth", "by_hand", "by_vectors", "joined", "layout_of",
-    "run_together", "without_double_copies", "without_idle_moves", "written",
+    "run_together", "with_own_results", "without_double_copies", "without_idle_moves", "without_joins", "written",
 ]  # fmt: skip
