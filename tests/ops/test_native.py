@@ -161,6 +161,77 @@ def test_backward_of_batched_cotangents(name: str) -> None:
     both(name, derivative)
 
 
+# ---- nodes of PyTorch's that are watched -----------------------------------------------------------------------------
+
+WATCHED = {
+    "gelu": "GeluBackward0",
+    "silu": "SiluBackward0",
+    "mish": "MishBackward0",
+    "glu": "GluBackward0",
+    "mse_loss": "MseLossBackward0",
+    "huber_loss": "HuberLossBackward0",
+    "layer_norm": "NativeLayerNormBackward0",
+    "group_norm": "NativeGroupNormBackward0",
+}
+watched = pytest.mark.parametrize("name", WATCHED)
+
+
+def recorded(name: str) -> tuple[tuple[Tensor, ...], Tensor]:
+    function = function_of(name, CASES[name].samples[0])
+    xs = leaves(function.primals)
+    return xs, function.ours(*xs)
+
+
+@watched
+def test_the_node_is_one_of_pytorch(name: str) -> None:
+    _, y = recorded(name)
+    assert y.grad_fn is not None
+    assert y.grad_fn.name() == WATCHED[name]
+
+
+@watched
+def test_a_node_that_was_differentiated_once_serves_plain_backward_again(name: str) -> None:
+    xs, y = recorded(name)
+    y_bar, _ = directions(y)
+    before = torch.autograd.grad(y, xs, y_bar, retain_graph=True)
+    graphs = torch.autograd.grad(y, xs, y_bar, create_graph=True)
+    after = torch.autograd.grad(y, xs, y_bar)
+    torch.testing.assert_close(before, after, rtol=0, atol=0)
+    torch.testing.assert_close(graphs, after, rtol=1e-12, atol=1e-12)
+    assert all(x_bar.requires_grad for x_bar in graphs)
+    assert not any(x_bar.requires_grad for x_bar in after)
+
+
+@pytest.mark.parametrize("name", ["mse_loss", "huber_loss", "layer_norm", "group_norm"])
+def test_what_nobody_asks_for_stays_unasked(name: str) -> None:
+    xs, y = recorded(name)
+    y_bar, _ = directions(y)
+    all_bars = torch.autograd.grad(y, xs, y_bar, retain_graph=True)
+    for x, wanted in zip(xs, all_bars, strict=True):
+        (x_bar,) = torch.autograd.grad(y, x, y_bar, create_graph=True)
+        torch.testing.assert_close(x_bar, wanted, rtol=1e-12, atol=1e-12)
+
+
+@watched
+def test_what_the_node_keeps_is_freed_by_its_backward(name: str) -> None:
+    xs, y = recorded(name)
+    y_bar, _ = directions(y)
+    torch.autograd.grad(y, xs, y_bar, create_graph=True, retain_graph=False)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(y, xs, y_bar)
+
+
+@watched
+def test_a_changed_input_is_noticed_in_every_backward(name: str) -> None:
+    xs, y = recorded(name)
+    y_bar, _ = directions(y)
+    with torch.no_grad():
+        xs[0].mul_(2)
+    for create_graph in (False, True):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(y, xs, y_bar, retain_graph=True, create_graph=create_graph)
+
+
 # ---- the rules that it stands for ------------------------------------------------------------------------------------
 
 

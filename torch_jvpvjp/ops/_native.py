@@ -8,8 +8,9 @@ differs by function, and each predicate here is one claim, which the face of an 
 * `pushed_only`: one JVP;
 * `undifferentiated`: the value.
 
-Where PyTorch's pullback is right and what it builds on top is not, `recorded` makes a node of the two native functions
-that leaves every further derivative to the op.
+Where PyTorch's pullback is right and what it builds on top is not, `_watched` lets its node stay and has the op step
+in; where there is no such node, `recorded` makes one of two native functions. Either leaves every further derivative to
+the op.
 
 What is not right in PyTorch, and so not claimed: ``layer_norm`` is silently wrong in third-order reverse mode; the
 second order of ``gelu`` is NaN far from 0; ``silu``, ``mish``, ``huber_loss`` and ``group_norm`` have no forward mode
@@ -25,8 +26,8 @@ import torch
 from torch import Tensor
 
 from ..registration import DifferentiableOp
-from ..registration._torch_private import SingleLevelFunction, is_legacy_batched, top_saved_tensors_hooks
-from ..registration.fast_path import is_unmoded, is_untransformed, is_unwatched
+from ..registration._torch_private import SingleLevelFunction, top_saved_tensors_hooks
+from ..registration.fast_path import is_plain, is_plain_backward, is_unmoded, is_untransformed
 from ..registration.push import peel
 from ._arithmetic import FLOATS
 from ._devices import triton_devices
@@ -48,24 +49,27 @@ def everywhere(x: Any, *others: Any) -> bool:
     Returns:
         True for tensors on a CPU in eager code.
     """
-    if _is_compiling():  # first of all: Dynamo shall trace nothing else of this
-        return False
+    # Of the first: Dynamo shall trace nothing else of this. Of the last: a checkpoint must save the same tensors in
+    # backward, transforms open or not.
+    return not _is_compiling() and _fit(x, others) and is_unmoded() and _saved_hooks(True) is None
+
+
+def _fit(x: Any, others: tuple[Any, ...]) -> bool:
+    """Whether these are plain tensors on a CPU, of dtypes in which PyTorch computes as the ops do."""
     kind = type(x)
     if not _active or (kind is not _Tensor and kind is not _Parameter) or not x.is_cpu:
         return False
     dtype = x.dtype
-    if others:
-        if dtype not in WIDE:  # PyTorch rounds between its own steps
-            return False
-        for t in others:
-            if t is not None:
-                kind = type(t)
-                if (kind is not _Tensor and kind is not _Parameter) or t.dtype != dtype or not t.is_cpu:
-                    return False
-    elif dtype not in FLOATS:
+    if not others:
+        return dtype in FLOATS
+    if dtype not in WIDE:  # PyTorch rounds between its own steps
         return False
-    # Of the last: a checkpoint must save the same tensors in backward, transforms open or not.
-    return is_unmoded() and _saved_hooks(True) is None
+    for t in others:
+        if t is not None:
+            kind = type(t)
+            if (kind is not _Tensor and kind is not _Parameter) or t.dtype != dtype or not t.is_cpu:
+                return False
+    return True
 
 
 def reversed_only(x: Any, *others: Any) -> bool:
@@ -78,7 +82,7 @@ def reversed_only(x: Any, *others: Any) -> bool:
     Returns:
         True if backward is the only derivative that can follow, be it pushed forward itself.
     """
-    return everywhere(x, *others) and is_untransformed()
+    return not _is_compiling() and _fit(x, others) and is_plain()
 
 
 def pushed_only(x: Any, *others: Any) -> bool:
@@ -142,8 +146,7 @@ def recorded(
             return (None,) * total
         saved, needs = ctx.saved_tensors, ctx.needs_input_grad
         args, kept = (*saved[:count], *ctx.options), saved[count:]
-        plain = type(y_bar) is _Tensor and is_unwatched() and is_untransformed() and not is_legacy_batched(y_bar)
-        if plain and not _grad_enabled():
+        if is_plain_backward(y_bar) and not _is_compiling():
             bars = backward(y_bar, args, kept, needs)
         else:
             pull = op.vjp.op

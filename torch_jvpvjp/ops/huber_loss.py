@@ -10,9 +10,6 @@ from ._native import pushed_only, records, reversed_only
 
 __all__ = ["huber_loss"]
 
-# Smooth L1 divides by δ, and what is multiplied by δ again has left the exponents of float32 where δ is far from 1.
-_FINE = 2.0**-20
-
 
 def huber_loss(
     input: Tensor,  # noqa: A002 -- the name torch.nn.functional gives it
@@ -51,11 +48,9 @@ def huber_loss(
     _check_delta(delta)
     if weight is None:
         if reversed_only(input, target):
-            if not records(input, target):
-                return losses.native_huber(input, target, reduction, float(delta))
-            if delta == 1 or (reduction != "none" and _FINE <= delta <= 1 / _FINE):  # has forward over backward
-                return F.smooth_l1_loss(input, target, reduction=reduction, beta=delta) * delta
-        elif pushed_only(input, target):
+            y = losses.native_huber(input, target, reduction, float(delta))
+            return losses.watched_huber(y, reduction, float(delta)) if records(input, target) else y
+        if pushed_only(input, target):
             return F.huber_loss(input, target, reduction, float(delta))
         return losses.reduced(losses.huber, input, target, reduction, float(delta))
     terms = losses.reduced(losses.huber, input, target, "none", float(delta)) * weight

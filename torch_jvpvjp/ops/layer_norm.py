@@ -10,7 +10,7 @@ from torch import Tensor
 from ._native import records, reversed_only
 from ._norms import op
 from ._norms.arguments import FLOATS, check_eps, check_input, check_shape, check_weight
-from ._norms.cpu import recorded_layer_norm
+from ._norms.cpu import watched_layer_norm
 
 __all__ = ["layer_norm", "op"]
 
@@ -72,7 +72,7 @@ def layer_norm(
     arguments = (input, weight, bias, ndim, eps, True, 0.0, False)
     if reversed_only(input, weight, bias) and input.numel():
         if records(input, weight, bias):
-            return recorded_layer_norm(*arguments)
+            return watched_layer_norm(*arguments)
         return torch.layer_norm(input, input.shape[-ndim:], weight, bias, eps)
     if _is_compiling():
         return op(*arguments)

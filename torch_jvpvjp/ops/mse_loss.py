@@ -41,9 +41,8 @@ def mse_loss(
     losses.check_operands("mse_loss", input, target, reduction, ("none", "sum", "mean"), weight)
     if weight is None:
         if reversed_only(input, target):
-            if records(input, target):
-                return losses.recorded_mse(input, target, reduction, 0 if reduction == "none" else input.dim())
-            return losses.native_mse(input, target, reduction)
+            y = losses.native_mse(input, target, reduction)
+            return losses.watched_mse(y, reduction) if records(input, target) else y
         if pushed_only(input, target):
             return F.mse_loss(input, target, reduction=reduction)
         return losses.reduced(losses.mse, input, target, reduction)

@@ -65,6 +65,7 @@ enable_single_level_autograd_function = _lookup("torch._functorch.utils.enable_s
 unwrap_if_dead = _lookup("torch._C._functorch.unwrap_if_dead")
 any_requires_grad = _lookup("torch._C._any_requires_grad")
 top_saved_tensors_hooks = _lookup("torch._C._autograd._top_saved_tensors_default_hooks")
+current_autograd_node = _lookup("torch._C._current_autograd_node")
 
 # The level of one `torch.func.jvp`, peeled off and put on again.
 TransformType = _lookup("torch._C._functorch.TransformType")
@@ -91,24 +92,25 @@ without_interpreters = _lookup("torch._functorch.pyfunctorch.temporarily_clear_i
 with_interpreters = _lookup("torch._functorch.pyfunctorch.temporarily_restore_interpreter_stack")
 
 # torch.autograd.grad(is_grads_batched=True) and torch.autograd.functional still use the vmap before functorch.
-dispatch_keys = _lookup("torch._C._dispatch_keys")
-_LEGACY_BATCHED = _lookup("torch._C._parse_dispatch_key")("Batched")
+# Neither their type nor `is_functorch_wrapped_tensor` shows what it has batched: tensors without storage of their own.
+is_legacy_batched = _lookup("torch._C._functorch.is_legacy_batchedtensor")
 
 
-def is_legacy_batched(value: torch.Tensor) -> bool:
-    """Whether a tensor is batched by the vmap that functorch replaced; neither its type nor functorch shows it.
+def saved_by(node: Any, *names: str) -> tuple[Any, ...]:
+    """What one of PyTorch's own nodes keeps for its backward, as part of the graph that it is in.
 
     Args:
-        value: Any tensor.
+        node: The node, not yet released.
+        *names: Those in PyTorch's derivative formulas, e.g. "self".
 
     Returns:
-        True if it has no storage of its own.
+        One value per name; None for a tensor that was absent.
     """
-    return dispatch_keys(value).has(_LEGACY_BATCHED)
+    return tuple([getattr(node, f"_saved_{name}") for name in names])
 
 
 # What a kernel may not read as it lies there; the dispatcher makes plain memory of it.
-_is_zero_tensor = _lookup("torch.Tensor._is_zerotensor")
+is_zero_tensor = _lookup("torch.Tensor._is_zerotensor")
 
 
 def is_lazy(value: torch.Tensor) -> bool:
@@ -121,7 +123,7 @@ def is_lazy(value: torch.Tensor) -> bool:
     Returns:
         True if so.
     """
-    return value.is_neg() or _is_zero_tensor(value)
+    return value.is_neg() or is_zero_tensor(value)
 
 
 # What the checks need.

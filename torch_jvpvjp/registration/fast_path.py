@@ -6,16 +6,21 @@ A Python kernel behind the dispatcher costs tens of microseconds; these checks c
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import _torch_private as private
 
 # How a call is carried out. Plain integers: looking up a member of an Enum takes as long as one of the checks.
 COMPUTE, RECORD, PUSH, DISPATCH = range(4)
 
-_Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
+_Tensor, _Parameter = Tensor, torch.nn.Parameter
 _interpreter, _wrapped = private.peek_interpreter_stack, private.is_functorch_wrapped_tensor
 _dispatch_modes, _function_modes = private.len_torch_dispatch_stack, private.len_torch_function_stack
-_is_lazy = private.is_lazy
+_is_zero_tensor, _is_legacy_batched, _saved_hooks = (
+    private.is_zero_tensor,
+    private.is_legacy_batched,
+    private.top_saved_tensors_hooks,
+)
 _tracing, _grad_enabled = private.get_tracing_state, torch.is_grad_enabled
 _forward_ad, _JVP = private.forward_ad, private.TransformType.Jvp
 _is_compiling, _any_autocast = torch.compiler.is_compiling, private.is_any_autocast_enabled
@@ -46,7 +51,9 @@ def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[in
         value = args[i]
         if value is not None:
             kind = type(value)
-            if (kind is not _Tensor and kind is not _Parameter) or _wrapped(value) or _is_lazy(value):
+            if kind is not _Tensor and kind is not _Parameter:
+                return DISPATCH
+            if _wrapped(value) or value.is_neg() or _is_zero_tensor(value):  # the latter two are `private.is_lazy`
                 return DISPATCH
             if value.requires_grad:
                 requires_grad = True
@@ -58,15 +65,6 @@ def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[in
     return RECORD
 
 
-def is_unwatched() -> bool:
-    """Whether nobody looks for an op by its name: no mode, tracing, compiler or autocast is active.
-
-    Returns:
-        True if eager code runs, be it under transforms.
-    """
-    return not _is_compiling() and is_unmoded()
-
-
 def is_unmoded() -> bool:
     """Whether, where no compiler is active, nobody else looks for an op by its name.
 
@@ -74,6 +72,41 @@ def is_unmoded() -> bool:
         True if no mode, tracing or autocast is active.
     """
     return not (_dispatch_modes() or _function_modes() or _tracing() is not None or _any_autocast())
+
+
+def is_plain() -> bool:
+    """Whether, where no compiler is active, all that can be going on is eager PyTorch that records for backward.
+
+    Returns:
+        True if no mode, tracing, autocast, transform or dual level is active, and nobody looks at saved tensors.
+    """
+    return (
+        not (_dispatch_modes() or _function_modes())
+        and _tracing() is None
+        and not _any_autocast()
+        and _interpreter() is None
+        and _forward_ad._current_level < 0
+        and _saved_hooks(True) is None
+    )
+
+
+def is_plain_backward(cotangent: Tensor) -> bool:
+    """Whether, where no compiler is active, a backward is not differentiated in turn, nor watched by a mode.
+
+    Args:
+        cotangent: What it is about to pull back.
+
+    Returns:
+        True if numbers are all that is asked for.
+    """
+    return (
+        type(cotangent) is _Tensor
+        and not _grad_enabled()
+        and _interpreter() is None
+        and _forward_ad._current_level < 0
+        and not _dispatch_modes()
+        and not _is_legacy_batched(cotangent)
+    )
 
 
 def is_untransformed() -> bool:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ...registration import DifferentiableOp
+from ...registration._torch_private import saved_by
 from .._devices import triton_devices
-from .._native import recorded
+from .._watched import watched
 from . import ops
 
 _aten: Any = torch.ops.aten
@@ -88,17 +89,12 @@ def native_huber(x: Tensor, t: Tensor, reduction: str, delta: float) -> Tensor:
     return _aten.huber_loss.default(x, t, _REDUCTIONS[reduction], delta)
 
 
-def _mse_forward(x: Tensor, t: Tensor, reduction: str, _: int) -> tuple[Tensor]:
-    return (native_mse(x, t, reduction),)
+def _of_node(node: Any, reduction: str, *options: Any) -> tuple[Any, ...]:
+    x, t = saved_by(node, "self", "target")
+    return x, t, reduction, 0 if reduction == "none" else x.dim(), *options
 
 
-def _mse_pull(y_bar: Tensor, args: Any, _: Any, needs: Any) -> tuple[Tensor | None, ...]:
-    x, t, reduction, _ = args
-    x_bar = _aten.mse_loss_backward(y_bar, x, t, _REDUCTIONS[reduction])
-    return x_bar, -x_bar if needs[1] else None
-
-
-recorded_mse = recorded(ops.mse, _mse_forward, _mse_pull)
+watched_mse, watched_huber = watched(ops.mse, _of_node), watched(ops.huber, _of_node)
 
 if "cpu" not in triton_devices():  # in the interpreter, CPU tensors take the Triton kernels
     _register(ops.mse, _aten.mse_loss, _aten.mse_loss_backward)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...registration._torch_private import saved_by
 from .._devices import triton_devices
 from .._groups import sum_to
-from .._native import recorded
+from .._watched import watched
 from .rules import check_tangents, op
 
 _WIDE = (torch.float32, torch.float64)
@@ -60,26 +61,29 @@ def _filled(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None) -
     return weight, bias
 
 
-def _native_forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+_watch = watched(op, lambda node, *options: (*saved_by(node, "input", "weight", "bias"), *options))
+
+
+def watched_layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float, *options: Any
+) -> Tensor:
+    """Layer norm by PyTorch, recorded.
+
+    Args:
+        x: Input.
+        weight: w or None.
+        bias: b or None.
+        ndim: How many axes are normalised.
+        eps: ε.
+        *options: The other options of the op.
+
+    Returns:
+        y, right at every order.
+    """
     shape = (x.shape[-1],) if ndim == 1 else x.shape[x.dim() - ndim :]
     if weight is None or bias is None:
         weight, bias = _filled(x, shape, weight, bias)
-    return torch.native_layer_norm(
-        x, shape, weight, bias, eps
-    )  # PyTorch's binding is faster than the op's Python object
-
-
-def _native_pull(y_bar: Tensor, args: Any, kept: Any, needs: Any) -> tuple[Tensor | None, ...]:
-    x, weight, bias, ndim = args[:4]
-    mean, r = kept
-    wanted = [needs[0], weight is not None and needs[1], bias is not None and needs[2]]
-    shape = (x.shape[-1],) if ndim == 1 else x.shape[x.dim() - ndim :]
-    return _native_backward(y_bar.contiguous(), x, shape, mean, r, weight, bias, wanted)
-
-
-recorded_layer_norm = recorded(op, _native_forward, _native_pull)
+    return _watch(torch.layer_norm(x, shape, weight, bias, eps), ndim, eps, *options)
 
 
 def _plain(x: Tensor, weight: Tensor | None, normalized_ndim: int) -> bool:

@@ -10,7 +10,7 @@ from .._arithmetic import FLOATS
 from .._native import WIDE, pushed_only, records, reversed_only
 from ..pointwise import gelu, silu
 from . import ops
-from .cpu import recorded_glu
+from .cpu import watched_glu
 
 __all__ = ["geglu", "glu", "ops", "swiglu"]
 
@@ -130,12 +130,16 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 -- the name torch
             return torch.nn.functional.glu(input, axis)
     elif pushed_only(input) and input.dtype in WIDE:
         return torch.nn.functional.glu(input, axis)
-    call = recorded_glu if recording else _call_glu
+    call = _record_glu if recording else _call_glu
     if axis == input.dim() - 1:
         return call(input)
     # Both halves of an axis are blocks of everything behind it.
     y = call(input.flatten(axis))
     return y.reshape((*input.shape[:axis], input.shape[axis] // 2, *input.shape[axis + 1 :]))
+
+
+def _record_glu(x: Tensor) -> Tensor:
+    return watched_glu(torch.nn.functional.glu(x, -1))
 
 
 def _call_glu(x: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells 
 from torch import Tensor
 
 from ...registration import DifferentiableOp
+from ...registration._torch_private import saved_by
 from .._devices import triton_devices
-from .._native import recorded
+from .._watched import watched
 from ..pointwise.rules import values_of
 from . import ops
 from .halves import Halves
@@ -102,9 +103,7 @@ def _gelu_slope(p: Tensor, gate: Tensor, approximate: str) -> Tensor:
     return _aten.gelu_backward(p, gate, approximate=approximate)
 
 
-recorded_glu = recorded(
-    ops.glu, lambda x: (F.glu(x, -1),), lambda y_bar, args, *_: (_aten.glu_backward(y_bar, args[0], -1),)
-)
+watched_glu = watched(ops.glu, lambda node: saved_by(node, "self"))
 
 if "cpu" not in triton_devices():  # in the interpreter, CPU tensors take the Triton kernel
     for _op, _packed in ((ops.swiglu, None), (ops.swiglu_packed, "gate first")):

@@ -10,7 +10,7 @@ from .._arithmetic import FLOATS
 from .._native import records, reversed_only
 from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next does
 from . import kernels as _kernels  # noqa: F401
-from .cpu import recorded_group_norm
+from .cpu import has_safe_node, recorded_group_norm, watched_group_norm
 from .rules import op
 
 __all__ = ["group_norm", "op"]
@@ -64,9 +64,13 @@ def group_norm(
     silu = activation is not None
     native = reversed_only(input, weight, bias)
     recording = native and records(input, weight, bias)
-    if native and not recording and not silu and input.numel():
-        return torch.group_norm(input, num_groups, weight, bias, float(eps))
     channels_last = _is_channels_last(input)
+    if native and not silu and input.numel():
+        if not recording:
+            return torch.group_norm(input, num_groups, weight, bias, float(eps))
+        if has_safe_node(input, weight, bias):
+            y = torch.group_norm(input, num_groups, weight, bias, float(eps))
+            return watched_group_norm(y, num_groups, float(eps))
     x = input.movedim(1, -1) if channels_last else input
     if _is_compiling():
         y = op(x, weight, bias, num_groups, x.dim(), channels_last, eps, silu)

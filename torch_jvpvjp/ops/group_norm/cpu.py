@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...registration._torch_private import saved_by
 from .._devices import triton_devices
 from .._native import recorded
+from .._watched import watched
 from .rules import op
 
 
@@ -66,6 +68,32 @@ def _pull(y_bar: Tensor, args: Any, kept: Any, needs: Any) -> tuple[Tensor | Non
 
 
 recorded_group_norm = recorded(op, _primal, _pull)
+
+
+def _of_node(node: Any, num_groups: int, eps: float) -> tuple[Any, ...]:
+    """The arguments of the op without activation, whose pullback does not look at the numbers of b, and m and r."""
+    x, weight, mean, rstd = saved_by(node, "input", "weight", "result1", "result2")
+    bias = None if node.next_functions[2][0] is None else x.new_zeros(x.shape[1])
+    shape = (x.shape[0], num_groups, *(1,) * (x.dim() - 2))
+    residuals = (m.detach().view(shape) for m in (mean, rstd))
+    return x, weight, bias, num_groups, x.dim(), False, eps, False, *residuals
+
+
+watched_group_norm = watched(op, _of_node)
+
+
+def has_safe_node(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether PyTorch's own node pulls back whichever cotangents are asked for.
+
+    Args:
+        x: (N, C, *spatial).
+        weight: w or None.
+        bias: b or None.
+
+    Returns:
+        False where it raises, having a bias alone, or may write x̄ where nobody has asked for it.
+    """
+    return (weight is not None or bias is None) and x.is_contiguous() and not _writes_all(x)
 
 
 def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int) -> bool:

@@ -9,7 +9,7 @@ from ...registration import DifferentiableOp
 from .._arithmetic import FLOATS
 from .._native import everywhere, pushed_only, records, reversed_only
 from . import ops
-from .cpu import recorded_gelu, recorded_mish, recorded_silu
+from .cpu import watched_gelu, watched_mish, watched_silu
 
 __all__ = ["gelu", "mish", "ops", "relu", "sigmoid", "silu", "sin", "softplus", "tanh"]
 
@@ -46,9 +46,8 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:  # noqa: A002 -- t
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}.")
     # PyTorch's second derivative is NaN far from 0, in float16 from 256 on.
     if reversed_only(input):
-        if records(input):
-            return recorded_gelu(input, approximate)
-        return torch.nn.functional.gelu(input, approximate=approximate)
+        y = torch.nn.functional.gelu(input, approximate=approximate)
+        return watched_gelu(y, approximate) if records(input) else y
     if pushed_only(input):
         return torch.nn.functional.gelu(input, approximate=approximate)
     return _apply(ops.gelu, input, approximate)
@@ -75,7 +74,8 @@ def silu(input: Tensor) -> Tensor:  # noqa: A002
     Reinforcement Learning.
     """
     if reversed_only(input):
-        return recorded_silu(input) if records(input) else torch.nn.functional.silu(input)
+        y = torch.nn.functional.silu(input)
+        return watched_silu(y) if records(input) else y
     return _apply(ops.silu, input)
 
 
@@ -175,7 +175,8 @@ def mish(input: Tensor) -> Tensor:  # noqa: A002
     Source: Misra (2019), Mish: A Self Regularized Non-Monotonic Activation Function.
     """
     if reversed_only(input):
-        return recorded_mish(input) if records(input) else torch.nn.functional.mish(input)
+        y = torch.nn.functional.mish(input)
+        return watched_mish(y) if records(input) else y
     return _apply(ops.mish, input)
 
 

@@ -12,9 +12,10 @@ import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells 
 from torch import Tensor
 
 from ...registration import DifferentiableOp
+from ...registration._torch_private import saved_by
 from .._devices import triton_devices
 from .._groups import sum_to
-from .._native import recorded
+from .._watched import watched
 from . import ops
 from .rules import values_of
 
@@ -74,13 +75,11 @@ def _register(
     op.jvp.kernel("cpu")(jvp)
 
 
-recorded_silu = recorded(ops.silu, lambda x: (F.silu(x),), lambda p, args, *_: (_aten.silu_backward(p, args[0]),))
-recorded_gelu = recorded(
-    ops.gelu,
-    lambda x, approximate: (F.gelu(x, approximate=approximate),),
-    lambda p, args, *_: (_aten.gelu_backward(p, args[0], approximate=args[1]),),
-)
-recorded_mish = recorded(ops.mish, lambda x: (F.mish(x),), lambda p, args, *_: (_aten.mish_backward(p, args[0]),))
+def _of_node(node: Any, *options: Any) -> tuple[Any, ...]:
+    return *saved_by(node, "self"), *options
+
+
+watched_gelu, watched_silu, watched_mish = (watched(op, _of_node) for op in (ops.gelu, ops.silu, ops.mish))
 
 if "cpu" not in triton_devices():  # in the interpreter, CPU tensors take the Triton kernel
     for _op, _value, _product in _AT_INPUT:
