@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 from attention_judge import RULES, assert_alike, dense, heads, not_interpreted, positions
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from torch_jvpvjp import ops
+from torch_jvpvjp.ops.attention.runs import runs_of
 from torch_jvpvjp.testing.budget import assert_equal
 
 pytestmark = not_interpreted
@@ -23,14 +26,20 @@ LENGTHS = {
 }
 
 
+# Long enough that runs of rows are each given to PyTorch's kernel by themselves.
+LONG = {"alike": ([16, 24, 11], [16, 24, 11]), "others": ([20, 0, 9, 33], [12, 3, 30, 33]), "blind": ([18, 9], [0, 20])}
+
+
 def starts(lengths: Sequence[int], device: str = "cpu", dtype: torch.dtype = torch.int32) -> Tensor:
     return torch.tensor([0, *lengths], device=device).cumsum(0).to(dtype)
 
 
-def packed(lengths: str, device: str, *, h: int = 2, kv: int = 2, behind: int = 0) -> tuple[tuple[Tensor, ...], Any]:
+def packed(
+    lengths: str, device: str, *, h: int = 2, kv: int = 2, behind: int = 0, width: int = 3
+) -> tuple[tuple[Tensor, ...], Any]:
     """Query, key, value, and both cumulative lengths."""
     lq, lk = LENGTHS[lengths]
-    shapes = (sum(lq) + behind, h, 2), (sum(lk) + behind, kv, 2), (sum(lk) + behind, kv, 3)
+    shapes = (sum(lq) + behind, h, 2), (sum(lk) + behind, kv, 2), (sum(lk) + behind, kv, width)
     return tuple(heads(*shape, device=device) for shape in shapes), (starts(lq, device), starts(lk, device))
 
 
@@ -86,6 +95,63 @@ def test_positions_count_from_the_beginning_of_each_sequence(
     tensors, cu = packed(lengths, device)
     ours = bound(cu, causal_alignment=alignment, **options)
     assert_alike(ours, lambda *t: loop(lengths, visible)(*t)[0], tensors)
+
+
+@pytest.mark.parametrize("lengths", LONG)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"is_causal": True},
+        {"is_causal": True, "causal_alignment": "bottom_right"},
+        {"window": (3, 2)},
+        {"window": (None, 4)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kv", [1, 2], ids=["grouped", "one key head each"])
+def test_long_sequences(
+    lengths: str, options: dict[str, Any], kv: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LENGTHS, lengths, LONG[lengths])
+    left, right = options.get("window", (None, None))
+    right = 0 if options.get("is_causal") else right
+
+    def visible(lq: int, lk: int) -> Tensor:
+        ahead = positions(lq, lk, bottom_right="causal_alignment" in options, device=device)
+        return (ahead <= (99 if right is None else right)) & (ahead >= -(99 if left is None else left))
+
+    tensors, cu = packed(lengths, device, h=2, kv=kv, behind=9, width=2)
+    ours = bound(cu, enable_gqa=True, **options)
+    assert_alike(ours, lambda *t: loop(lengths, visible)(*t)[0], tensors, ("primal", "vjp"))
+
+
+def ranges_of(rows: Sequence[tuple[int, int]]) -> Tensor:
+    first, end = zip(*rows, strict=True)
+    return torch.tensor([first, end, first], dtype=torch.int32).unsqueeze(0)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 12), st.booleans(), st.integers(0, 2)), min_size=1))
+def test_runs_are_all_rows_with_the_keys_that_they_see(parts: list[tuple[int, int, bool, int]]) -> None:
+    rows = [(c, c + (min(i + 1, n) if causal else n)) for count, n, causal, c in parts for i in range(count)]
+    runs = runs_of(ranges_of(rows))
+    if runs is None:  # cut too often
+        return
+    found = [
+        (c, c + 1 + i if run.causal else d) for run in runs for (a, b, c, d) in (run.window,) for i in range(b - a)
+    ]
+    assert found == rows
+
+
+def test_runs_of_packed_sequences() -> None:
+    whole, causal = [(0, 20)] * 20, [(20, 21 + i) for i in range(16)]
+    runs = runs_of(ranges_of(whole + causal))
+    assert runs == [((0, 20, 0, 20), False), ((20, 36, 20, 36), True)]
+    assert runs_of(ranges_of(causal + [(20, 36)] * 9)) == [((0, 16, 20, 36), True), ((16, 25, 20, 36), False)]
+    assert runs_of(ranges_of([(i, i + 4) for i in range(40)])) is None  # a window that slides
+    assert runs_of(ranges_of([(0, 5 + i) for i in range(40)])) is None  # causal, but from the fifth key on
+    assert runs_of(ranges_of([(0, 4), (4, 8)] * 20)) is None  # more calls than are worth it
 
 
 @pytest.mark.parametrize("alignment", ["top_left", "bottom_right"])

@@ -16,6 +16,7 @@ from .arguments import UNBOUNDED
 from .fills import fill_of
 from .inputs import operands_of, scores_of
 from .maps import Operands, Scores, Window
+from .runs import runs_of
 from .stripes import Part, rows_of_call, windows
 
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -271,6 +272,12 @@ def _calls(at: Operands, scores: Scores) -> Iterator[Call]:
         for member in range(group):
             yield Call(Window(0, rows, 0, keys), member, group, scores.right == 0, None)
         return
+    runs = runs_of(scores.ranges) if scores.ranges is not None and _hides_by_range_alone(at, scores) else None
+    if runs is not None:
+        for run in runs:
+            for member in range(group):
+                yield Call(run.window, member, group, run.causal, None)
+        return
     everything, like = Part(slice(0, batch), slice(0, heads), group), at.q.new_empty(0, dtype=_dtype_of_lse(at.q))
     for window in windows(at, scores, rows_of_call(_numbers_in_row(at, scores)) if _by_row(at, scores) else rows):
         added = _added(at, scores, everything, window, like)
@@ -283,6 +290,14 @@ def _adds(scores: Scores, bias: Tensor | None) -> bool:
     """Whether something is added to the scores, other than what PyTorch's causal attention hides."""
     plain = all(t is None for t in (bias, scores.mask, scores.slopes, scores.ranges)) and scores.left == UNBOUNDED
     return not (plain and (scores.right == UNBOUNDED or (scores.right == 0 and scores.offset == 0)))
+
+
+def _hides_by_range_alone(at: Operands, scores: Scores) -> bool:
+    return (
+        all(t is None for t in (at.bias, scores.mask, scores.slopes))
+        and scores.ranges is not None
+        and len(scores.ranges) == 1
+    )
 
 
 def _by_row(at: Operands, scores: Scores) -> bool:
