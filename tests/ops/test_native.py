@@ -288,7 +288,7 @@ def test_autocast_sees_the_op() -> None:
     def node() -> str:
         grad_fn = ops.tanh(x).grad_fn
         assert grad_fn is not None
-        return grad_fn.name()
+        return type(grad_fn).__name__
 
     assert "torch_jvpvjp" not in node()
     with torch.autocast("cpu", torch.bfloat16):
