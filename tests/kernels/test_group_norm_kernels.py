@@ -19,7 +19,13 @@ else:
     pytest.skip("needs TRITON_INTERPRET=1, or a GPU", allow_module_level=True)
 
 from torch_jvpvjp.triton_kernels._launch import count_launches
-from torch_jvpvjp.triton_kernels.group_norm import group_norm_forward, group_norm_jvp, group_norm_vjp
+from torch_jvpvjp.triton_kernels.group_norm import (
+    Second,
+    group_norm_forward,
+    group_norm_jvp,
+    group_norm_second_order,
+    group_norm_vjp,
+)
 
 EPS = 0.1 / 3  # not a float32
 
@@ -57,12 +63,12 @@ def check(
     batch: dict[str, int] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> None:
-    """Compare primal, JVP and VJP with the formula, one k after the other."""
+    """Compare primal, JVP, VJP and the second order with the formula, one k after the other."""
     n, c, s = shape
     batch = batch or {}
     generator = torch.Generator().manual_seed(n + c + s)
     drawn: dict[str, Any] = {}
-    for name in ("x", "w", "b", "x_dot", "w_dot", "b_dot", "y_bar"):
+    for name in ("x", "w", "b", "x_dot", "w_dot", "b_dot", "y_bar", "y_dot_bar"):
         own = (n, *((s, c) if last else (c, s))) if name[0] in "xy" else (c,)
         value = torch.randn((batch.get(name, 1), *own), generator=generator, dtype=torch.float64).to(DEVICE, dtype)
         drawn[name] = None if name in absent else value
@@ -70,7 +76,7 @@ def check(
     activation = "silu" if silu else "identity"
     options: Any = (groups, last, EPS, activation)
     k = max([1, *batch.values()])
-    drawn["y_bar"] = drawn["y_bar"].expand(k, -1, -1, -1)
+    drawn["y_bar"], drawn["y_dot_bar"] = (drawn[name].expand(k, -1, -1, -1) for name in ("y_bar", "y_dot_bar"))
 
     def at(name: str, i: int, default: float) -> Tensor:
         value = drawn[name]
@@ -78,14 +84,18 @@ def check(
         value = torch.full(like.shape, default, dtype=dtype, device=DEVICE) if value is None else value
         return value[i % value.shape[0]].double()
 
-    ys, y_dots, bars = [], [], []
+    ys, y_dots, bars, firsts, seconds = [], [], [], [], []
     for i in range(k):
         primals = (at("x", i, 0.0), at("w", i, 1.0), at("b", i, 0.0))
         f = lambda x, w, b: formula(x, w, b, groups, last, silu)  # noqa: E731
-        y, y_dot = torch.func.jvp(f, primals, (at("x_dot", i, 0.0), at("w_dot", i, 0.0), at("b_dot", i, 0.0)))
+        dots = (at("x_dot", i, 0.0), at("w_dot", i, 0.0), at("b_dot", i, 0.0))
+        y, y_dot = torch.func.jvp(f, primals, dots)
         ys.append(y)
         y_dots.append(y_dot)
         bars.append(torch.func.vjp(f, *primals)[1](at("y_bar", i, 0.0)))
+        firsts.append(torch.func.vjp(f, *primals)[1](at("y_dot_bar", i, 0.0)))
+        both = lambda *primals, f=f, dots=dots: torch.func.jvp(f, primals, dots)  # noqa: E731
+        seconds.append(torch.func.vjp(both, *primals)[1]((at("y_bar", i, 0.0), at("y_dot_bar", i, 0.0))))
 
     def close(got: Tensor, expected: Tensor) -> None:
         tolerance = 1e-10 if dtype == torch.float64 else 8 * torch.finfo(dtype).eps * float(expected.abs().max())
@@ -104,14 +114,22 @@ def check(
     close(y_dot, torch.stack(y_dots[: y_dot.shape[0]]))
     needs = (True, True, True)
     got = group_norm_vjp(drawn["y_bar"], x, w, b, mean, rstd, groups, last, activation, needs, block_limit=limit)
-    for name, one, *all_k in zip(("x", "w", "b"), got, *bars, strict=True):
-        expected = torch.stack(all_k)
-        if name in absent:
-            assert one is None
-        else:
-            assert one is not None
-            shared = name != "x" and drawn[name].shape[0] == 1
-            close(one, expected.sum(0, keepdim=True) if shared else expected)
+
+    def all_close(got: Any, expected: list[tuple[Tensor, ...]]) -> None:
+        for name, one, *all_k in zip(("x", "w", "b"), got, *expected, strict=True):
+            if name in absent:
+                assert one is None
+            else:
+                shared = name != "x" and drawn[name].shape[0] == 1
+                close(one, torch.stack(all_k).sum(0, keepdim=True) if shared else torch.stack(all_k))
+
+    all_close(got, bars)
+    operands = [drawn[name] for name in ("x", "w", "b", "x_dot", "w_dot", "b_dot", "y_dot_bar", "y_bar")]
+    rest: Any = (mean, rstd, groups, last, activation)
+    second = group_norm_second_order(*operands, *rest, Second(*[True] * 7), block_limit=limit)
+    all_close(second[:3], firsts)
+    all_close(second[3:6], seconds)
+    close(second.y_dot, torch.stack(y_dots))
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["channels_first", "channels_last"])
@@ -178,9 +196,29 @@ def test_zero_sizes() -> None:
             assert y.shape == x.shape and mean.shape == (*shape[:2], 2)
             assert group_norm_jvp(x, w, w, x, w, w, 2, False, EPS, "silu")[3].shape == x.shape
             x_bar, w_bar, b_bar = group_norm_vjp(x, x, w, w, mean, rstd, 2, False, "silu", (True, True, True))
+            second = group_norm_second_order(x, w, w, x, w, w, x, x, mean, rstd, 2, False, "silu", Second(*[True] * 7))
         assert count.total == 0
+        assert second.x_first.shape == x.shape and not second.w_second.any()
         assert x_bar is not None and x_bar.shape == x.shape
         assert w_bar is not None and b_bar is not None and not w_bar.any() and not b_bar.any()
+
+
+def test_second_order_of_a_part_is_that_of_all() -> None:
+    """Any one result alone, with what may be absent absent: one launch, and one for a sum over samples."""
+    x, w = torch.randn(4, 1, 3, 4, 2, device=DEVICE), torch.randn(1, 4, device=DEVICE)
+    _, mean, rstd = group_norm_forward(x[0], w, w, 2, False, EPS, "silu")
+    rest: Any = (mean, rstd, 2, False, "silu")
+    everything = group_norm_second_order(x[0], w, w, x[1], w, w, x[2], x[3], *rest, Second(*[True] * 7))
+    for name in Second._fields:
+        with count_launches() as count:
+            alone = group_norm_second_order(x[0], w, w, x[1], w, w, x[2], x[3], *rest, Second(**{name: True}))
+        assert count.total == (2 if name[0] in "wb" else 1)
+        assert [t is None for t in alone] == [n != name for n in Second._fields]
+        assert torch.equal(getattr(alone, name), getattr(everything, name))
+    unmoved = group_norm_second_order(x[0], w, w, None, None, None, x[2], x[3], *rest, Second(*[True] * 7))
+    pulled = group_norm_vjp(x[3], x[0], w, w, *rest, (True, True, True))
+    torch.testing.assert_close(unmoved[3:6], pulled)
+    assert not unmoved.y_dot.any()
 
 
 def test_weight_gradients_are_bitwise_repeatable() -> None:

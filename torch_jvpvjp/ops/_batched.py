@@ -91,6 +91,21 @@ def batched(tensors: Sequence[Tensor | None], ndim: int) -> Batched:
     return Batched([one_axis(t) for t in tensors], lead)
 
 
+def as_many(weight: Tensor | None, tangent: Tensor | None) -> Tensor | None:
+    """A weight along as many K as its tangent has: for the cotangent of the tangent, which is one for each.
+
+    Args:
+        weight: (K or 1, ...), or None.
+        tangent: Likewise.
+
+    Returns:
+        The weight, expanded.
+    """
+    if weight is None or tangent is None or tangent.shape[0] <= weight.shape[0]:
+        return weight
+    return weight.expand(tangent.shape)
+
+
 def _padded(shape: Sequence[int], rank: int) -> tuple[int, ...]:
     return (*(1,) * (rank - len(shape)), *shape)
 

@@ -10,10 +10,14 @@ import torch
 from .._variants import Variant, variants_of
 from .forward import group_norm_forward
 from .jvp import group_norm_jvp
+from .second_order import Second, group_norm_second_order
 from .vjp import group_norm_vjp
 
 # Channels of a sample, sites and groups: a group that does not fit a tile, one that does, an odd one.
 _SIZES = ((320, 4096, 32), (1280, 64, 32), (64, 49, 8))
+
+_ALL = Second(*map(bool, Second._fields))
+_SIX, _FOUR = _ALL._replace(y_dot=False), _ALL._replace(x_first=False, w_first=False, bias_first=False)
 
 
 def aot_variants() -> list[Variant]:
@@ -43,6 +47,9 @@ def _main_calls(
     yield partial(group_norm_jvp, x, w, w, x, w, w, *options)
     yield partial(group_norm_jvp, x, w, w, x.expand(4, -1, -1, -1), None, None, *options)
     yield partial(group_norm_vjp, x, x, w, w, m, m, groups, channels_last, activation, (True, True, True))
+    rest = (m, m, groups, channels_last, activation)
+    yield partial(group_norm_second_order, x, w, w, x, w, w, x, x, *rest, _SIX)
+    yield partial(group_norm_second_order, x, w, w, x, w, w, x, None, *rest, _FOUR)
 
 
 def _flag_calls() -> Iterator[Callable[[], object]]:
@@ -55,3 +62,6 @@ def _flag_calls() -> Iterator[Callable[[], object]]:
     yield partial(group_norm_jvp, x, None, w, None, None, w.expand(4, -1), 8, False, 1e-5, "silu")
     for needs in ((True, False, False), (False, True, True), (False, False, True)):
         yield partial(group_norm_vjp, x, x, w, w, m, m, 8, False, "silu", needs)
+    plain = (None, None, x, None, None, x)
+    yield partial(group_norm_second_order, x, *plain, None, m, m, 8, False, "identity", Second(x_second=True))
+    yield partial(group_norm_second_order, x, w, w, None, w, None, x, None, m, m, 8, False, "silu", _ALL)

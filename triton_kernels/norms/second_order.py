@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,6 +23,7 @@ from .._rows import (
     row_sum,
     store_column_sum,
 )
+from .._second import Second, second_results
 from ._pieces import Norm, centre, load_gain, long_row_mean, row_shift
 
 
@@ -242,28 +240,6 @@ def _second_order_kernel(
             store_column_sum(bias_second_ptr, part, col, n, bias_second)
 
 
-class Second(NamedTuple):
-    """What a second-order launch is asked for (booleans) or gives (tensors or None).
-
-    Attributes:
-        x_first: (Jᵀa)_x.
-        w_first: (Jᵀa)_w.
-        bias_first: (Jᵀa)_b.
-        x_second: (Jᵀb)_x + S_x.
-        w_second: (Jᵀb)_w + S_w.
-        bias_second: (Jᵀb)_b.
-        y_dot: J(ẋ, ẇ, ḃ).
-    """
-
-    x_first: Any = None
-    w_first: Any = None
-    bias_first: Any = None
-    x_second: Any = None
-    w_second: Any = None
-    bias_second: Any = None
-    y_dot: Any = None
-
-
 def norm_second_order(
     x: Tensor,
     weight: Tensor | None,
@@ -302,7 +278,7 @@ def norm_second_order(
     """
     _, rows, n = x.shape
     groups = group_count(x, weight, bias, x_dot, weight_dot, bias_dot, a, b)
-    results = _results(x, weight, bias, wants, (groups, rows, n))
+    results = second_results(x, weight, bias, wants, (groups, rows, n))
     sums = (results.w_first, results.w_second, results.bias_first, results.bias_second)
     count = sum(total is not None for total in sums)
     if groups * rows * n == 0:
@@ -371,19 +347,3 @@ def norm_second_order(
         if partial is not None and total is not None:
             sum_partials(partial, total)
     return results
-
-
-def _results(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, wants: Second, shape: tuple[int, int, int]
-) -> Second:
-    """Fresh tensors for the wanted results."""
-    likes = (None, weight, bias, None, weight, bias, None)
-    results = []
-    for position, (wanted, like) in enumerate(zip(wants, likes, strict=True)):
-        if not wanted or (like is None and position in (1, 2, 4, 5)):
-            results.append(None)
-        elif like is None:
-            results.append(torch.empty(shape, dtype=x.dtype, device=x.device))
-        else:
-            results.append(torch.empty(like.shape, dtype=like.dtype, device=x.device))
-    return Second(*results)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._batched import as_many
 from .._devices import triton_devices
 from .._groups import Grouped, group
 from .rules import check_tangents, op
@@ -134,7 +135,7 @@ def second_order(
     grouped = group([primals[0], x_dot, a, b], [*primals[1:], w_dot, b_dot], inputs.normalized_ndim)
     (row, row_dot, a_row, b_row), (w, bias, w_dot, b_dot) = grouped.rows, grouped.weights
     if wants[1] or wants[2]:  # the cotangent of a tangent in groups is one for each group
-        w, bias = _as_many(w, w_dot), _as_many(bias, b_dot)
+        w, bias = as_many(w, w_dot), as_many(bias, b_dot)
     got = norm_second_order(row, w, bias, row_dot, w_dot, b_dot, a_row, b_row, norm_of(inputs), Second(*wants))
     likes = primals if like_primals else [p if t is None else t for t, p in zip(tangents, primals, strict=True)]
     y_dot = None if got.y_dot is None else grouped.row_result(got.y_dot, a)
@@ -156,13 +157,6 @@ def _shaped(grouped: Grouped, bars: Any, likes: Any) -> tuple[Tensor | None, Ten
         None if w_bar is None else grouped.weight_result(w_bar, weight),
         None if b_bar is None else grouped.weight_result(b_bar, bias),
     )
-
-
-def _as_many(weight: Tensor | None, tangent: Tensor | None) -> Tensor | None:
-    """The weight in as many groups as its tangent has."""
-    if weight is None or tangent is None or tangent.shape[0] <= weight.shape[0]:
-        return weight
-    return weight.expand(tangent.shape)
 
 
 def _add(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -1,14 +1,17 @@
 """The Triton kernels of group norm at the points of its tower that have one."""
 
+from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._batched import batched
+from .._batched import as_many, batched
 from .._devices import triton_devices
 from .rules import op
+from .second_order import Bars, Points, Wants
 
 _DEVICES = triton_devices()
 
@@ -50,17 +53,64 @@ def _vjp(
     """One launch for x̄ and each sample's share of w̄ and b̄, and one for each of those to add them up."""
     from ...triton_kernels.group_norm import group_norm_vjp
 
-    x, weight, bias, num_groups, ndim, channels_last, _, silu = inputs
-    at = _Laid([cotangents.y, x], [weight, bias], x, ndim, num_groups, channels_last)
+    x, weight, bias = inputs.input, inputs.weight, inputs.bias
+    num_groups, channels_last = inputs.num_groups, inputs.channels_last
+    at = _Laid([cotangents.y, x], [weight, bias], x, inputs.ndim, num_groups, channels_last)
     mean, rstd = (m.reshape(m.shape[0], at.own[0], num_groups) for m in at.more(residuals))
     (y_bar, row), (w, b) = at.rows, at.weights
     wanted: Any = needs
-    x_bar, w_bar, b_bar = group_norm_vjp(y_bar, row, w, b, mean, rstd, num_groups, channels_last, _name(silu), wanted)
-    return (
-        None if x_bar is None else at.row_result(x_bar, x),
-        None if w_bar is None else at.weight_result(w_bar, weight),
-        None if b_bar is None else at.weight_result(b_bar, bias),
+    bars = group_norm_vjp(y_bar, row, w, b, mean, rstd, num_groups, channels_last, _name(inputs.silu), wanted)
+    return at.bars(bars, (x, weight, bias))
+
+
+def _points(moments: Sequence[Tensor]) -> Points:
+    """The points of the second order, with the moments that the primal left."""
+
+    def pull(inputs: Any, y_bar: Tensor, needs: Any) -> tuple[Tensor | None, ...]:
+        return _vjp(op.signature.cotangents_type(y_bar), inputs, needs=tuple(needs), residuals=tuple(moments))
+
+    return Points(partial(_second_order, moments), pull)
+
+
+def _second_order(
+    moments: Sequence[Tensor],
+    inputs: Any,
+    tangents: Sequence[Any],
+    a: Tensor,
+    c: Tensor | None,
+    wants: Wants,
+    likes: Sequence[Any],
+) -> tuple[Bars, Bars, Tensor | None]:
+    """One launch, and one for each sum over samples; see `second_order.formulas`."""
+    from ...triton_kernels.group_norm import Second, group_norm_second_order
+
+    x, weight, bias = inputs.input, inputs.weight, inputs.bias
+    x_dot, *weights_dot = tangents
+    groups, last = inputs.num_groups, inputs.channels_last
+    at = _Laid([x, x_dot, a, c], [weight, bias, *weights_dot], x, inputs.ndim, groups, last)
+    (row, row_dot, a_row, c_row), (w, b, w_dot, b_dot) = at.rows, at.weights
+    mean, rstd = (m.reshape(m.shape[0], at.own[0], groups) for m in at.more(moments))
+    if wants.w_first or wants.b_first:  # the cotangent of a tangent of K weights is one for each
+        w, b = as_many(w, w_dot), as_many(b, b_dot)
+    got = group_norm_second_order(
+        row, w, b, row_dot, w_dot, b_dot, a_row, c_row, mean, rstd, groups, last, _name(inputs.silu), Second(*wants)
     )
+    y_dot = None if got.y_dot is None else at.row_result(got.y_dot, a)
+    return at.bars(got[:3], likes), at.bars(got[3:6], (x, weight, bias)), y_dot
+
+
+def _jvp_vjp(
+    cotangents: Any, inputs: Any, *, needs: tuple[bool, ...], residuals: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    return _points(residuals).jvp_vjp(cotangents, inputs, needs=needs)
+
+
+def _vjp_jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    return _points((primals.mean, primals.rstd)).vjp_jvp(primals, tangents)
+
+
+def _vjp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    return _points((inputs.mean, inputs.rstd)).vjp_vjp(cotangents, inputs, needs=needs)
 
 
 def _name(silu: bool) -> str:
@@ -102,6 +152,16 @@ class _Laid:
         shape = (self.own[0], self._groups, *(1,) * (self._ndim - 2))
         return self._batched.shared_result(result.reshape(result.shape[0], *shape), (*self._lead_of_x, *shape))
 
+    def bars(self, results: Any, likes: Any) -> Bars:
+        """A launcher's cotangents of rows, a weight and a bias, shaped like what they belong to."""
+        row, *weights = results
+        like, *others = likes
+        w_bar, b_bar = (
+            None if bar is None or w is None else self.weight_result(bar, w)
+            for bar, w in zip(weights, others, strict=True)
+        )
+        return None if row is None or like is None else self.row_result(row, like), w_bar, b_bar
+
     def weight_result(self, result: Tensor, like: Any) -> Tensor:
         """(K or 1, C) as the gradient of a weight."""
         return self._batched.result(result.reshape(result.shape[0], *(1,) * (self._ndim - 1), -1), like)
@@ -111,3 +171,6 @@ if _DEVICES:
     op.kernel(*_DEVICES)(_primal)
     op.jvp.kernel(*_DEVICES)(_jvp)
     op.vjp.kernel(*_DEVICES)(_vjp)
+    op.jvp.vjp.kernel(*_DEVICES)(_jvp_vjp)
+    op.vjp.jvp.kernel(*_DEVICES)(_vjp_jvp)
+    op.vjp.vjp.kernel(*_DEVICES)(_vjp_vjp)
