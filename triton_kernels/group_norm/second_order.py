@@ -304,7 +304,7 @@ def group_norm_second_order(
     k = group_count(x, weight, bias, x_dot, weight_dot, bias_dot, a, y_bar)
     results = second_results(x, weight, bias, wants, (k, *x.shape[1:]))
     sums = results.w_first, results.w_second, results.bias_first, results.bias_second
-    if k * x[0].numel() == 0:
+    if 0 in (k, *x.shape[1:]):
         for total in sums:
             if total is not None:
                 total.zero_()

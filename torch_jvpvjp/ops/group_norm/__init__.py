@@ -37,9 +37,9 @@ def group_norm(
         ẏ = f′(z) ((v − ⟨v⟩ − ⟨x̂ v⟩ x̂) ∘ w + x̂ ∘ ẇ + ḃ)
         z̄ = f′(z) ȳ,  g = w ∘ z̄:   x̄ = r (g − ⟨g⟩ − ⟨x̂ g⟩ x̂),    w̄ = Σ x̂ ∘ z̄,    b̄ = Σ z̄
 
-    the sums over samples and sites, in a fixed order. On a GPU the primal, the JVP (primal and tangents in one launch)
-    and the VJP are one kernel each; elsewhere, and at every other order, the formulas run. It computes in float32, in
-    float64 for float64 input.
+    the sums over samples and sites, in a fixed order. On a GPU the primal, the JVP (primal and tangents in one launch),
+    the VJP and the second order are one kernel each; elsewhere, and at every other order, the formulas run. It computes
+    in float32, in float64 for float64 input.
 
     Args:
         input: x, shape (N, C, *spatial), float16, bfloat16, float32 or float64. If it lies in memory as

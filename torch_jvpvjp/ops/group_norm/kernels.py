@@ -55,9 +55,8 @@ def _vjp(
 
     x, weight, bias = inputs.input, inputs.weight, inputs.bias
     num_groups, channels_last = inputs.num_groups, inputs.channels_last
-    at = _Laid([cotangents.y, x], [weight, bias], x, inputs.ndim, num_groups, channels_last)
-    mean, rstd = (m.reshape(m.shape[0], at.own[0], num_groups) for m in at.more(residuals))
-    (y_bar, row), (w, b) = at.rows, at.weights
+    at = _Laid([cotangents.y, x], [weight, bias], x, inputs.ndim, num_groups, channels_last, residuals)
+    (y_bar, row), (w, b), (mean, rstd) = at.rows, at.weights, at.moments
     wanted: Any = needs
     bars = group_norm_vjp(y_bar, row, w, b, mean, rstd, num_groups, channels_last, _name(inputs.silu), wanted)
     return at.bars(bars, (x, weight, bias))
@@ -87,9 +86,8 @@ def _second_order(
     x, weight, bias = inputs.input, inputs.weight, inputs.bias
     x_dot, *weights_dot = tangents
     groups, last = inputs.num_groups, inputs.channels_last
-    at = _Laid([x, x_dot, a, c], [weight, bias, *weights_dot], x, inputs.ndim, groups, last)
-    (row, row_dot, a_row, c_row), (w, b, w_dot, b_dot) = at.rows, at.weights
-    mean, rstd = (m.reshape(m.shape[0], at.own[0], groups) for m in at.more(moments))
+    at = _Laid([x, x_dot, a, c], [weight, bias, *weights_dot], x, inputs.ndim, groups, last, moments)
+    (row, row_dot, a_row, c_row), (w, b, w_dot, b_dot), (mean, rstd) = at.rows, at.weights, at.moments
     if wants.w_first or wants.b_first:  # the cotangent of a tangent of K weights is one for each
         w, b = as_many(w, w_dot), as_many(b, b_dot)
     got = group_norm_second_order(
@@ -118,25 +116,35 @@ def _name(silu: bool) -> str:
 
 
 class _Laid:
-    """Operands as launchers take them, rows (K or 1, N, C, S) or (K or 1, N, S, C), weights (K or 1, C); and back."""
+    """Operands as launchers take them, and back.
 
-    def __init__(self, rows: Any, weights: Any, x: Tensor, ndim: int, num_groups: int, channels_last: bool) -> None:
+    Rows are (K or 1, N, C, S) or (K or 1, N, S, C), weights (K or 1, C), moments (K or 1, N, G).
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        weights: Any,
+        x: Tensor,
+        ndim: int,
+        num_groups: int,
+        channels_last: bool,
+        moments: Sequence[Tensor] = (),
+    ) -> None:
         self._ndim, self._lead_of_x = ndim, tuple(x.shape[: x.dim() - ndim])
         self.own = tuple(x.shape[x.dim() - ndim :])  # (N, C, *spatial) or (N, *spatial, C)
         self._groups = num_groups
         channels = self.own[-1] if channels_last else self.own[1]
         sites = prod(self.own[1:-1]) if channels_last else prod(self.own[2:])
         inner = (sites, channels) if channels_last else (channels, sites)
-        self._batched = batched([*rows, *weights], ndim)
+        self._batched = batched([*rows, *weights, *moments], ndim)
         tensors = self._batched.tensors
         self.rows: Any = [
             None if t is None else t.reshape(t.shape[0], self.own[0], *inner) for t in tensors[: len(rows)]
         ]
-        self.weights: Any = [None if t is None else t.reshape(t.shape[0], channels) for t in tensors[len(rows) :]]
-
-    def more(self, tensors: Any) -> list[Tensor]:
-        """Further tensors, none with more batch axes than the operands, as (K or 1, *own axes)."""
-        return batched(tensors, self._ndim).tensors
+        stop = len(rows) + len(weights)
+        self.weights: Any = [None if t is None else t.reshape(t.shape[0], channels) for t in tensors[len(rows) : stop]]
+        self.moments: Any = [t.reshape(t.shape[0], self.own[0], num_groups) for t in tensors[stop:]]
 
     def row_result(self, result: Tensor, like: Tensor | None = None) -> Tensor:
         """(K or 1, N, ...) as (*lead, *own), or summed to the shape of an argument."""
