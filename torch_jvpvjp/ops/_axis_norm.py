@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..registration import broadcasting_rule, differentiable_op, expanding_rule
 from ._arithmetic import FLOATS, cotangents_like, wide
+from ._axis_norm_second import Points, formula_of
 from ._batched import batched
 from ._devices import triton_devices
 from ._native import WIDE, undifferentiated
@@ -64,9 +65,17 @@ def _apply(x: Tensor, v: Tensor, eps: float, floored: bool) -> tuple[Tensor, Ten
     return y, s * (v - c * (y * v).sum(-2, keepdim=True) * y)
 
 
+points = Points(formula_of(_scale))
+op.jvp.vjp(points.jvp_vjp)
+op.vjp.jvp(points.vjp_jvp)
+op.vjp.vjp(points.vjp_vjp)
+
 op.vmap(broadcasting_rule(op, results_of=[(0,)]))
 op.jvp.vmap(broadcasting_rule(op.jvp.op, results_of=[(0,), (0, 3)]))  # x, eps, floored, x_dot
 op.vjp.vmap(expanding_rule(op.vjp.op, results_like=(1,)))  # y_bar, x, ...
+op.jvp.vjp.vmap(expanding_rule(op.jvp.vjp.op, results_like=(2, 5)))  # y_bar, y_dot_bar, x, eps, floored, x_dot
+op.vjp.jvp.vmap(expanding_rule(op.vjp.jvp.op, results_like=(1, 1)))
+op.vjp.vjp.vmap(expanding_rule(op.vjp.vjp.op, results_like=(1, 2)))  # x_bar_bar, y_bar, x, ...
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------
