@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
+from torch.func import grad, hessian, jvp, vmap
 from torch.profiler import ProfilerActivity, profile
 
 from torch_jvpvjp import ops
@@ -130,6 +131,63 @@ def products(run: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as trace:
         run()
     return sum(event.count for event in trace.key_averages() if event.key in PRODUCTS)
+
+
+def kept_elements(call: Callable[[], object]) -> int:
+    """How many elements of memory backward keeps of what a call computes."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        call()
+    return sum(kept.values())
+
+
+def test_a_weight_that_is_not_trained_keeps_no_input(device: str) -> None:
+    x, x_dot = (torch.randn(50, 3, device=device, requires_grad=True) for _ in range(2))
+    weight, weight_dot, bias = (torch.randn(*s, device=device) for s in ((2, 3), (2, 3), (2,)))
+    small = 2 * weight.numel() + bias.numel() + 8  # the empty z and what stands for x take a few
+    assert kept_elements(lambda: ops.linear(x, weight, bias)) <= small
+    assert kept_elements(lambda: ops.linear(x, weight.clone().requires_grad_(), bias)) >= x.numel()
+    assert kept_elements(lambda: ops.linear(x, weight, bias, "gelu")) >= x.numel()
+
+    def moved(*dots: Tensor) -> Tensor:
+        return jvp(lambda *a: ops.linear(a[0], a[1], bias), (x, weight), dots)[1]
+
+    assert kept_elements(lambda: moved(x_dot, weight_dot)) <= small
+    assert x.numel() <= kept_elements(lambda: moved(x_dot, weight_dot.requires_grad_())) <= x.numel() + small
+    trained = weight.clone().requires_grad_()
+    assert kept_elements(lambda: jvp(lambda t: ops.linear(t, trained), (x,), (x_dot,))) >= 2 * x.numel()
+
+
+def test_no_derivative_misses_the_input_that_is_not_kept(device: str) -> None:
+    """With respect to x alone, at first and second order and in every nesting, as F.linear of the same arguments."""
+    x, v, weight, weight_dot = (
+        torch.randn(*s, dtype=torch.float64, device=device) for s in ((4, 3), (4, 3), (2, 3), (2, 3))
+    )
+
+    def results(linear: Callable[..., Tensor]) -> list[Any]:
+        def pulled(x: Tensor, weight: Tensor) -> Tensor:
+            return grad(lambda t: linear(t, weight).pow(3).sum())(x)
+
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(linear(leaf, weight).pow(3).sum(), leaf, create_graph=True)
+        return [
+            torch.autograd.grad(first.sin().sum(), leaf),
+            jvp(pulled, (x, weight), (v, weight_dot)),
+            grad(lambda w: pulled(x, w).sin().sum())(weight),
+            vmap(pulled, in_dims=(None, 0))(x, torch.stack((weight, weight_dot))),
+            vmap(pulled, in_dims=(1, None))(torch.stack((x, v), 1), weight),
+            grad(lambda t: jvp(lambda p: linear(t, p), (weight,), (weight_dot,))[1].pow(3).sum())(x),
+            grad(lambda t: jvp(lambda p: linear(p, weight), (x,), (t,))[1].pow(3).sum())(v),
+            hessian(lambda t: linear(t, weight).pow(3).sum())(x),
+        ]
+
+    torch.testing.assert_close(results(ops.linear), results(F.linear))
 
 
 def test_the_rule_for_stacking() -> None:

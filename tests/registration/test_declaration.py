@@ -147,6 +147,8 @@ def test_rules_with_the_wrong_parameters_are_refused_at_once() -> None:
         op.vjp(lambda g: g)
     with pytest.raises(TypeError, match=r"`unsaved` is an option of a VJP rule only"):
         op.jvp(lambda primals, tangents: None, unsaved=("x",))
+    with pytest.raises(TypeError, match=r"`shape_only` is an option of a VJP rule only"):
+        op.jvp(lambda primals, tangents: None, shape_only=lambda inputs, needs: ("x",))
     with pytest.raises(TypeError, match=r"unsaved names \['z'\]; the tensor inputs are \['x'\]"):
         op.vjp(lambda cotangents, inputs: None, unsaved=("z",))
 

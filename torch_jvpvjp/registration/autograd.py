@@ -165,11 +165,24 @@ def _save(op: "DifferentiableOp", ctx: Any, args: Sequence[Any], results: Sequen
     kept = list(args)
     for i in op.unsaved_inputs:
         kept[i] = None
+    if op.shape_only is not None:
+        _drop_memory(op, kept, ctx.needs_input_grad[2:])
     tensors = op.signature.tensors
     ctx.save_for_backward(*[kept[i] for i in tensors], *[results[j] for j in op.saved_results])
     for i in tensors:
         kept[i] = None
     ctx.kept = kept
+
+
+def _drop_memory(op: "DifferentiableOp", kept: list[Any], needs: Sequence[bool]) -> None:
+    """Put tensors of one element, expanded, in the place of inputs of which backward reads the shape alone."""
+    signature = op.signature
+    assert op.shape_only is not None
+    wanted = signature.tangents_type(*[needs[i] for i in signature.differentiable])
+    for name in op.shape_only(signature.inputs_type(*kept), wanted):
+        i = signature.inputs_type._fields.index(name)
+        if kept[i] is not None:
+            kept[i] = kept[i].new_empty(()).expand(kept[i].shape)
 
 
 def _saved(op: "DifferentiableOp", ctx: Any) -> tuple[list[Any], list[Any]]:

@@ -63,6 +63,7 @@ class DifferentiableOp:
         self.vjp_op: DifferentiableOp | None = None
         self.saved_results: tuple[int, ...] = ()  # what the VJP rule reads of the results ...
         self.unsaved_inputs: tuple[int, ...] = ()  # ... and does not read of the inputs
+        self.shape_only: Function | None = None  # ... or reads the shape of, depending on what is wanted
         self.__doc__ = formula.__doc__
         self.__name__ = self.qualname.partition("::")[2]
         self._define()

@@ -23,13 +23,23 @@ class DerivativeSlot:
     def __init__(self, owner: "DifferentiableOp", kind: str) -> None:
         self._owner, self._kind = owner, kind
 
-    def __call__(self, rule: Function | None = None, /, *, unsaved: Sequence[str] = ()) -> Any:
+    def __call__(
+        self,
+        rule: Function | None = None,
+        /,
+        *,
+        unsaved: Sequence[str] = (),
+        shape_only: Callable[[Any, Any], Sequence[str]] | None = None,
+    ) -> Any:
         """Register the rule, a formula in plain PyTorch.
 
         Args:
             rule: The rule; absent when options are given, as in ``@op.vjp(unsaved=("x",))``.
             unsaved: Only for a VJP: names of inputs that the rule and its kernels do not read. They are not kept for
                 backward and arrive as None.
+            shape_only: Only for a VJP: from the inputs and, for each differentiable one by name, whether its cotangent
+                is wanted, to the names of inputs of which the rule, its kernels and all that stands on them read
+                nothing but shape, dtype and device then. Backward keeps no memory of these.
 
         Returns:
             The rule, unchanged, or the decorator.
@@ -39,15 +49,16 @@ class DerivativeSlot:
             ValueError: If there is a rule already.
         """
         if rule is None:
-            return lambda function: self(function, unsaved=unsaved)
+            return lambda function: self(function, unsaved=unsaved, shape_only=shape_only)
         owner, qualname = self._owner, f"{self._owner.qualname}_{self._kind}"
         if (owner.jvp_op if self._kind == "jvp" else owner.vjp_op) is not None:
             raise ValueError(f"{owner.qualname}: there is a {self._kind.upper()} rule already; an op has one.")
         if not callable(rule):
             raise TypeError(f"{owner.qualname}.{self._kind}: the rule must be a function, got {type(rule).__name__}.")
         if self._kind == "jvp":
-            if unsaved:
-                raise TypeError(f"{owner.qualname}.jvp: `unsaved` is an option of a VJP rule only.")
+            for option, given in (("unsaved", unsaved), ("shape_only", shape_only)):
+                if given:
+                    raise TypeError(f"{owner.qualname}.jvp: `{option}` is an option of a VJP rule only.")
             check_arity(owner.qualname, rule, "(primals, tangents)", (2,))
             owner.jvp_op = type(owner)(JvpConvention(qualname, owner.convention), rule)
         else:
@@ -58,6 +69,7 @@ class DerivativeSlot:
             convention = VjpConvention(qualname, owner.convention, takes_outputs=takes_outputs(rule), unsaved=unsaved)
             owner.vjp_op = type(owner)(convention, rule)
             owner.saved_results, owner.unsaved_inputs = convention.saved_results, convention.unsaved
+            owner.shape_only = shape_only
         return rule
 
     @property

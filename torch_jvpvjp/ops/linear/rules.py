@@ -38,7 +38,12 @@ def op(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> tuple
     return formula.primal(x, weight, bias, activation)
 
 
-@op.vjp
+def _unread(inputs: Any, needs: Any) -> tuple[str, ...]:
+    """Of x̄ = ȳ W nothing depends on x: with a weight that is not trained, backward need not keep it."""
+    return ("x",) if inputs.activation == IDENTITY and not needs.weight else ()
+
+
+@op.vjp(shape_only=_unread)
 def _vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """With α = f′(z) ȳ:  x̄ = α W,  W̄ = αᵀ x,  b̄ = Σ α."""
     return formula.vjp(cotangents, inputs, needs=needs)
@@ -47,7 +52,14 @@ def _vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tens
 op.jvp(formula.jvp)
 
 
-@op.jvp.vjp
+def _unread_by_tangents(inputs: Any, needs: Any) -> tuple[str, ...]:
+    """ȳ W + ẏ̄ Ẇ and ẏ̄ W, the cotangents of x and ẋ, depend on neither; that of Ẇ, ẏ̄ᵀ x, not on ẋ."""
+    if inputs.activation != IDENTITY or needs.weight:
+        return ()
+    return ("x_dot",) if needs.weight_dot else ("x", "x_dot")
+
+
+@op.jvp.vjp(shape_only=_unread_by_tangents)
 def _jvp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """Reverse over forward, see `points`."""
     return formula.jvp_vjp(cotangents, inputs, needs=needs)
