@@ -55,6 +55,13 @@ class ProgramCall:
         literals[name] = tree
         return f"@{name}"
 
+    def renamed(self, same: Mapping[int, int]) -> ProgramCall:
+        """Return the call with some values in the place of others; itself if it uses none of these."""
+        if same.keys().isdisjoint(self.operands):
+            return self
+        args, kwargs = renamed(self.args, same), renamed(dict(self.kwargs), same)
+        return ProgramCall(self.target, args, kwargs, self.outputs, self.segment)
+
     @property
     def lists(self) -> bool:
         """Whether it returns a list, which may hold one tensor only."""
@@ -64,7 +71,19 @@ class ProgramCall:
     @cached_property
     def operands(self) -> list[int]:
         """The values that it uses."""
-        return [ref.index for ref in refs_in((self.args, dict(self.kwargs)))]
+        return [ref.index for ref in refs_in((self.args, self.kwargs))]
+
+    @cached_property
+    def distinct(self) -> list[int]:
+        """The values that it uses, each once."""
+        return list(dict.fromkeys(self.operands))
+
+    @cached_property
+    def pattern(self) -> ProgramCall:
+        """The call with the places of its operands in the place of values, which is the same for calls alike."""
+        places = {index: place for place, index in enumerate(self.distinct)}
+        args, kwargs = renamed(self.args, places), renamed(dict(self.kwargs), places)
+        return ProgramCall(self.target, args, kwargs, (0,))
 
 
 def refs_in(tree: Any) -> Iterable[Ref]:
@@ -74,7 +93,7 @@ def refs_in(tree: Any) -> Iterable[Ref]:
     elif isinstance(tree, (tuple, list)):
         for leaf in tree:
             yield from refs_in(leaf)
-    elif isinstance(tree, dict):
+    elif isinstance(tree, Mapping):
         yield from refs_in(list(tree.values()))
 
 
@@ -97,7 +116,6 @@ def without_idle_views(
     below: dict[int, int] = {}
     kept: list[ProgramCall] = []
     for call in calls:
-        args = renamed(call.args, same)
         if call.target in _VIEWS:
             (value,), shape = call.operands, list(shapes[call.outputs[0] or 0])
             base = same.get(value, value)
@@ -109,9 +127,9 @@ def without_idle_views(
                 continue
             if call.target is _aten.view.default:
                 below[made] = base
-            args = (Ref(base), shape)
-        target = _aten.view.default if call.target in _VIEWS else call.target
-        kept.append(ProgramCall(target, args, renamed(dict(call.kwargs), same), call.outputs, call.segment))
+            kept.append(ProgramCall(_aten.view.default, (Ref(base), shape), {}, call.outputs, call.segment))
+        else:
+            kept.append(call.renamed(same))
     return kept, [same.get(index, index) for index in results]
 
 
@@ -121,8 +139,7 @@ def without_repetitions(calls: Sequence[ProgramCall], results: Sequence[int]) ->
     seen: dict[Any, ProgramCall] = {}
     kept: list[ProgramCall] = []
     for call in calls:
-        args, kwargs = renamed(call.args, same), renamed(dict(call.kwargs), same)
-        again = ProgramCall(call.target, args, kwargs, call.outputs, call.segment)
+        again = call.renamed(same)
         key = call_key(again)
         earlier = seen.setdefault(key, again) if key is not None else again
         if earlier is again:
@@ -171,10 +188,8 @@ def with_equal_values_once(
     used = {index for call in calls for index in call.operands if index in fixed and index not in made}
     first: dict[Any, int] = {}
     same = {index: first.setdefault(_bits(index, fixed[index]), index) for index in sorted(used - set(results))}
-    return [
-        ProgramCall(call.target, renamed(call.args, same), renamed(dict(call.kwargs), same), call.outputs, call.segment)
-        for call in calls
-    ]
+    same = {index: one for index, one in same.items() if index != one}
+    return [call.renamed(same) for call in calls]
 
 
 _MOST_COMPARED = 4096  # entries

@@ -15,31 +15,11 @@ from typing import Any
 import torch
 
 from ..calls import RANDOM, ProgramCall, call_key
-from ..tracing.tape import Ref
 from .layout import Layout
 from .side_by_side import has_rule
 
 Group = tuple[int, ...]
 """Places of calls in a program."""
-
-
-def distinct(call: ProgramCall) -> list[int]:
-    """Return the operands of a call, each once."""
-    return list(dict.fromkeys(call.operands))
-
-
-def pattern(call: ProgramCall) -> ProgramCall:
-    """Return a call with the places of its operands in the place of values, which is the same for calls alike."""
-    places = {index: place for place, index in enumerate(distinct(call))}
-
-    def placed(tree: Any) -> Any:
-        if isinstance(tree, Ref):
-            return Ref(places[tree.index])
-        if isinstance(tree, (tuple, list)):
-            return type(tree)(placed(leaf) for leaf in tree)
-        return {key: placed(leaf) for key, leaf in tree.items()} if isinstance(tree, dict) else tree
-
-    return ProgramCall(call.target, placed(call.args), placed(dict(call.kwargs)), (0,))
 
 
 def alike_groups(
@@ -61,7 +41,7 @@ def alike_groups(
     found: dict[tuple[Any, int], list[int]] = defaultdict(list)
     for place, call in enumerate(calls):
         longest: dict[Any, int] = {}
-        for index in distinct(call):
+        for index in call.distinct:
             for kind, length in generations.get(index, {}).items():
                 if longest.get(kind, 0) < length:
                     longest[kind] = length
@@ -86,10 +66,10 @@ def _kinds(
     for place, call in enumerate(calls):
         if not _can_join(call, layouts, most_bytes):
             continue
-        key = call_key(pattern(call))
+        key = call_key(call.pattern)
         if key is None:
             continue
-        operands = distinct(call)
+        operands = call.distinct
         sizes = tuple((layouts[index].shape, layouts[index].dtype) for index in operands)
         loose[place] = key, sizes
         strict[place] = key, sizes, tuple(None if index in made else index for index in operands)
@@ -103,7 +83,7 @@ def _kinds(
 def _can_join(call: ProgramCall, layouts: Mapping[int, Layout], most_bytes: float) -> bool:
     if RANDOM in call.target.tags or call.lists or len(call.outputs) != 1 or not has_rule(call.target):
         return False
-    touched = [*distinct(call), call.outputs[0]]
+    touched = [*call.distinct, call.outputs[0]]
     if any(index not in layouts for index in touched):
         return False
     sides = [layouts[index] for index in touched if index is not None]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..calls import ProgramCall
-from ..tracing.tape import fill, flat_outputs
+from ..tracing.tape import Ref, flat_outputs
 
 
 class Layout(NamedTuple):
@@ -77,7 +78,47 @@ class Layouts(dict[int, Layout]):
             RuntimeError: If it does not run, as a view that the memory of a value does not allow.
         """  # noqa: DOC502 (raised by the op)
         device = next((self[index].device for index in call.operands), torch.device("cpu"))
-        args, kwargs = (fill(tree, lambda index: self[index].empty()) for tree in (call.args, dict(call.kwargs)))
-        for index, made in zip(call.outputs, flat_outputs(call.target(*args, **kwargs)), strict=True):
-            if index is not None and made is not None:
-                self[index] = layout_of(made)._replace(device=device)
+        frozen = _frozen((list(call.args), dict(call.kwargs)), self)
+        try:
+            found = _layouts_made(call.target, frozen)
+        except TypeError:  # an argument that has no hash
+            found = _layouts_made.__wrapped__(call.target, frozen)
+        for index, layout in zip(call.outputs, found, strict=True):
+            if index is not None and layout is not None:
+                self[index] = layout._replace(device=device)
+
+
+class _Frozen(NamedTuple):
+    """A part of the arguments of a call, in a form that can be looked up."""
+
+    kind: Any  # the type; of a number too, since 1, 1.0 and True are equal
+    value: Any
+
+
+def _frozen(tree: Any, layouts: Mapping[int, Layout]) -> Any:
+    """Return arguments with layouts in the place of values."""
+    if isinstance(tree, Ref):
+        return layouts[tree.index]
+    if isinstance(tree, (tuple, list)):
+        return _Frozen(type(tree), tuple(_frozen(leaf, layouts) for leaf in tree))
+    if isinstance(tree, dict):
+        return _Frozen(dict, tuple((key, _frozen(leaf, layouts)) for key, leaf in tree.items()))
+    return _Frozen(type(tree), tree)
+
+
+def _thawed(tree: Any) -> Any:
+    """Return the arguments, with tensors without memory in the place of layouts."""
+    if isinstance(tree, Layout):
+        return tree.empty()
+    kind, value = tree
+    if kind is dict:
+        return {key: _thawed(leaf) for key, leaf in value}
+    return kind(map(_thawed, value)) if kind in {tuple, list} else value
+
+
+@lru_cache(4096)
+def _layouts_made(target: Any, arguments: Any) -> list[Layout | None]:
+    """Return how what an op makes lies; a long program asks for few ops many times."""
+    args, kwargs = _thawed(arguments)
+    made = flat_outputs(target(*args, **kwargs))
+    return [None if tensor is None else layout_of(tensor) for tensor in made]

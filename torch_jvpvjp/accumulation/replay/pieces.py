@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import torch
 
-from ..calls import ProgramCall, renamed
+from ..calls import ProgramCall
 from ..tracing.tape import Ref
 from .layout import Layouts
 
@@ -48,9 +48,7 @@ def _with_parts(calls: Sequence[ProgramCall], layouts: Layouts, same: dict[int, 
     moved: set[int] = set()  # values that lie otherwise than they did
     found: list[ProgramCall] = []
     for call in calls:
-        again = ProgramCall(
-            call.target, renamed(call.args, same), renamed(dict(call.kwargs), same), call.outputs, call.segment
-        )
+        again = call.renamed(same)
         parts = _parts(again, makers, layouts)
         if parts is None:
             if not moved.isdisjoint(call.operands):

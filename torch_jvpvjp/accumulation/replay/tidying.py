@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..calls import ProgramCall, renamed, shown
+from ..calls import ProgramCall, shown
 from .layout import Layout
 
 _aten = torch.ops.aten
@@ -38,8 +38,7 @@ def without_idle_moves(
     known: dict[Any, int] = {}
     kept: list[ProgramCall] = []
     for call in calls:
-        args, kwargs = renamed(call.args, same), renamed(dict(call.kwargs), same)
-        call = ProgramCall(call.target, args, kwargs, call.outputs, call.segment)
+        call = call.renamed(same)
         out = call.outputs[0] if len(call.outputs) == 1 else None
         operands = call.operands
         if call.target.is_view:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..calls import ProgramCall, without_unused
 from ..tracing.tape import Ref
-from .alike import Group, alike_groups, distinct, in_order, pattern
+from .alike import Group, alike_groups, in_order
 from .layout import Layouts, layout_of
 from .side_by_side import Stacked, in_one_call
 
@@ -161,7 +161,7 @@ class _Stacking:
                 self._alone_call(self.given[place])
 
     def _alone_call(self, call: ProgramCall) -> None:
-        for index in distinct(call):
+        for index in call.distinct:
             self.alone(index)
         self.calls.append(call)
         # What is taken from a tensor piece by piece along its first axis is in a stack already: the tensor.
@@ -183,7 +183,7 @@ class _Stacking:
 
     def _as_one(self, group: Group) -> bool:
         first = self.given[group[0]]
-        rows = [distinct(self.given[place]) for place in group]
+        rows = [self.given[place].distinct for place in group]
         columns = [tuple(column) for column in zip(*rows, strict=True)]
         stacks = [len(set(column)) > 1 for column in columns]
         out = self.layouts[first.outputs[0] or 0]
@@ -199,7 +199,7 @@ class _Stacking:
             for column, is_stack in zip(columns, stacks, strict=True)
         ]
         stacked = Stacked(
-            pattern(first),
+            first.pattern,
             len(group),
             values,
             stacks,
