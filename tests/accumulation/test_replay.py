@@ -14,6 +14,7 @@ from torch_jvpvjp.accumulation.tracing.tape import flat_outputs
 ATEN = torch.ops.aten
 V, M, INDEX = torch.rand(4) / 2 + 0.5, torch.rand(4, 4) / 2 + 0.5, torch.tensor([0, 2, 1, 3])
 SPECIAL = {
+    ATEN.addcmul.default: (V, V, V),
     ATEN.addmm.default: (V, M, M),
     ATEN.addmv.default: (V, M, V),
     ATEN.baddbmm.default: (M[None], M[None], M[None]),

@@ -38,6 +38,7 @@ from .replay import (
     run_together,
     with_own_results,
     without_double_copies,
+    without_idle_arithmetic,
     without_idle_moves,
     without_joins,
     written,
@@ -190,6 +191,7 @@ class ProgramRecorder(TorchDispatchMode):
             calls, numbers = without_repetitions(calls, numbers)
             calls, fixed = folded(calls, fixed | self._filled, numbers)
             calls = with_equal_values_once(calls, fixed, numbers)
+            calls, numbers = without_idle_arithmetic(calls, numbers, layouts, self._next)
             calls, numbers = without_repetitions(calls, numbers)
             calls = without_copies_of_shared(calls, layouts, self._next)
             calls, numbers = without_idle_moves(calls, numbers, layouts)

@@ -1,5 +1,6 @@
 """Recorded programs made quick: what is idle goes, like calls run as one, and the rest is written as by hand."""
 
+from .arithmetic import without_idle_arithmetic
 from .copies import without_double_copies
 from .graph import CompiledProgram
 from .joined import joined
@@ -13,5 +14,6 @@ from .writing import Spelling, by_hand, written
 
 __all__ = [
     "CompiledProgram", "Layout", "Layouts", "Spelling", "Worth", "by_hand", "by_vectors", "joined", "layout_of",
-    "run_together", "with_own_results", "without_double_copies", "without_idle_moves", "without_joins", "written",
+    "run_together", "with_own_results", "without_double_copies", "without_idle_arithmetic",
+    "without_idle_moves", "without_joins", "written",
 ]  # fmt: skip

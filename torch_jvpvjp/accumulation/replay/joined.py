@@ -2,6 +2,7 @@
 
     c + W x           as   addmv(c, W, x)
     y + s · t         as   add(y, t, alpha=s),     s a number
+    y ± s ⊙ t         as   addcmul(y, s, t, value=±1)
 
 Only where nothing else needs the first of the two. Sums are not put in another order.
 """
@@ -19,6 +20,8 @@ from ..tracing.tape import Ref
 from .layout import Layouts
 
 _aten = torch.ops.aten
+_SIGNS = {_aten.add.Tensor: 1, _aten.sub.Tensor: -1}  # of the second term
+_FEW = 4096  # entries
 _EXACT = frozenset({torch.float32, torch.float64})  # less than that is rounded between two ops, and not within one
 
 
@@ -41,7 +44,7 @@ def joined(calls: Sequence[ProgramCall], results: Sequence[int], layouts: Layout
         # What is known latest is taken in, so that the other term is not kept waiting.
         for term, other in sorted(terms, key=lambda pair: -depths[pair[0]]):
             maker = makers.get(term)
-            args = None if maker is None or uses[term] > 1 else _sum(maker, other, layouts)
+            args = None if maker is None or uses[term] > 1 else _sum(maker, call, other, layouts)
             if args is not None:
                 call = ProgramCall(*args, call.outputs, call.segment)
                 taken.add(term)
@@ -51,22 +54,24 @@ def joined(calls: Sequence[ProgramCall], results: Sequence[int], layouts: Layout
 
 
 def _terms(call: ProgramCall, layouts: Layouts) -> list[tuple[int, int]]:
-    """Return the two terms of a plain sum of tensors of one size and dtype, each with the other one."""
-    if (
-        call.target is not _aten.add.Tensor
-        or call.kwargs
-        or len(call.operands) != 2
-        or call.operands[0] == call.operands[1]
-    ):
+    """Return the terms of a plain sum or difference that can be taken in, each with the other one."""
+    if call.target not in _SIGNS or call.kwargs or len(call.operands) != 2 or call.operands[0] == call.operands[1]:
         return []
     one, other = call.operands
-    alike = layouts[one].shape == layouts[other].shape and layouts[one].dtype is layouts[other].dtype
-    return [(one, other), (other, one)] if alike and layouts[one].dtype in _EXACT else []
+    if layouts[one].dtype is not layouts[other].dtype or layouts[one].dtype not in _EXACT:
+        return []
+    return [(other, one)] if call.target is _aten.sub.Tensor else [(one, other), (other, one)]
 
 
-def _sum(term: ProgramCall, other: int, layouts: Layouts) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
-    """Return one call that does what a call and a sum of it and another value do."""
+def _sum(
+    term: ProgramCall, call: ProgramCall, other: int, layouts: Layouts
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
+    """Return one call that does what a call does, and a sum or difference of another value and it."""
     if term.kwargs:
+        return None
+    if term.target is _aten.mul.Tensor and len(term.operands) == 2:
+        return _multiplied(term, call, other, layouts)
+    if call.target is _aten.sub.Tensor or layouts[term.outputs[0] or 0].shape != layouts[other].shape:
         return None
     if term.target is _aten.mv.default:
         return _aten.addmv.default, (Ref(other), *term.args), {}
@@ -74,6 +79,21 @@ def _sum(term: ProgramCall, other: int, layouts: Layouts) -> tuple[Any, tuple[An
         if layouts[term.operands[0]].dtype is layouts[other].dtype:
             return _aten.add.Tensor, (Ref(other), term.args[0]), {"alpha": term.args[1]}
     return None
+
+
+def _multiplied(
+    term: ProgramCall, call: ProgramCall, other: int, layouts: Layouts
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
+    """Return the sum or difference of a value and an entrywise product, where that takes less time and lies alike."""
+    sides = [layouts[index] for index in (*term.operands, other)]
+    out = layouts[call.outputs[0] or 0]
+    # Its kernel goes entry by entry through what is broadcast, which matters once entries take longer than the launch.
+    quick = out.numel <= _FEW or all((one.shape, one.stride) == (out.shape, out.stride) for one in sides)
+    if not quick or any(one.dtype is not out.dtype or one.device != out.device for one in sides):
+        return None
+    args, kwargs = (Ref(other), *term.args), {} if _SIGNS[call.target] == 1 else {"value": -1}
+    made = ProgramCall(_aten.addcmul.default, args, kwargs, call.outputs, call.segment)
+    return (_aten.addcmul.default, args, kwargs) if layouts.of(made) == [out] else None
 
 
 def _depths(calls: Sequence[ProgramCall]) -> dict[int, int]:

@@ -77,15 +77,29 @@ class Layouts(dict[int, Layout]):
         Raises:
             RuntimeError: If it does not run, as a view that the memory of a value does not allow.
         """  # noqa: DOC502 (raised by the op)
+        for index, layout in zip(call.outputs, self.of(call), strict=True):
+            if index is not None and layout is not None:
+                self[index] = layout
+
+    def of(self, call: ProgramCall) -> list[Layout | None]:
+        """How the results of a call lie.
+
+        Args:
+            call: A call of known values.
+
+        Returns:
+            The layouts; None for what is no tensor.
+
+        Raises:
+            RuntimeError: If it does not run, as a view that the memory of a value does not allow.
+        """  # noqa: DOC502 (raised by the op)
         device = next((self[index].device for index in call.operands), torch.device("cpu"))
         frozen = _frozen((list(call.args), dict(call.kwargs)), self)
         try:
             found = _layouts_made(call.target, frozen)
         except TypeError:  # an argument that has no hash
             found = _layouts_made.__wrapped__(call.target, frozen)
-        for index, layout in zip(call.outputs, found, strict=True):
-            if index is not None and layout is not None:
-                self[index] = layout._replace(device=device)
+        return [None if layout is None else layout._replace(device=device) for layout in found]
 
 
 class _Frozen(NamedTuple):

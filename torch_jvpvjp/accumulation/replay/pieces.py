@@ -16,9 +16,9 @@ import torch
 from ..calls import ProgramCall
 from ..tracing.tape import Ref
 from .layout import Layouts
+from .relaid import laid_out, looks_at_memory
 
 _aten = torch.ops.aten
-_BY_MEMORY = frozenset({_aten.as_strided.default, _aten.view.dtype})  # what they give depends on how a tensor lies
 
 
 def without_joins(
@@ -33,7 +33,7 @@ def without_joins(
     """
     after, same = Layouts(layouts), dict[int, int]()
     try:
-        found = None if any(call.target in _BY_MEMORY for call in calls) else _with_parts(calls, after, same)
+        found = None if any(map(looks_at_memory, calls)) else _with_parts(calls, after, same)
     except RuntimeError:  # an op that does not run without data
         found = None
     if found is None:
@@ -52,7 +52,7 @@ def _with_parts(calls: Sequence[ProgramCall], layouts: Layouts, same: dict[int, 
         parts = _parts(again, makers, layouts)
         if parts is None:
             if not moved.isdisjoint(call.operands):
-                again = _laid_out(again, layouts, moved)
+                again = laid_out(again, layouts, moved)
             made = [again]
         else:
             made = _taken(again, parts, layouts, same)
@@ -101,17 +101,3 @@ def _taken(
         made.append(ProgramCall(_aten.cat.default, (list(members), axis), {}, [piece], call.segment))
         layouts.add(made[-1])
     return made
-
-
-def _laid_out(call: ProgramCall, layouts: Layouts, moved: set[int]) -> ProgramCall:
-    """Return a call of values that lie otherwise, and note which of its results do so too."""
-    before = {index: layouts[index] for index in call.outputs if index is not None}
-    try:
-        layouts.add(call)
-    except RuntimeError:
-        if call.target is not _aten.view.default:
-            raise
-        call = ProgramCall(_aten.reshape.default, call.args, call.kwargs, call.outputs, call.segment)
-        layouts.add(call)
-    moved.update(index for index, layout in before.items() if layouts[index] != layout)
-    return call

@@ -21,11 +21,11 @@ _aten = torch.ops.aten
 
 # Ops that `torch.<name>` runs when it is given what the op was given.
 _BINDINGS = """
-    abs add.Tensor addmm addmv acos asin atan atan2 baddbmm bmm cat clone clamp cos cosh cumsum.default diag_embed
-    diagonal div.Tensor erf erfc exp expm1 flip gather gt.Scalar index_add index_select ge.Scalar le.Scalar lt.Scalar
-    log log10 log1p log2 logical_not maximum mean.dim minimum mm mul.Tensor mv neg native_layer_norm pow.Tensor_Scalar
-    pow.Tensor_Tensor reciprocal relu rsqrt scatter_add select.int sigmoid sign sin sinh split_with_sizes sqrt stack
-    sub.Tensor sum.dim_IntList tan tanh tril triu unbind.int where.self
+    abs add.Tensor addcmul addmm addmv acos asin atan atan2 baddbmm bmm cat clone clamp cos cosh cumsum.default
+    diag_embed diagonal div.Tensor erf erfc exp expm1 flip gather gt.Scalar index_add index_select ge.Scalar
+    le.Scalar lt.Scalar log log10 log1p log2 logical_not maximum mean.dim minimum mm mul.Tensor mv neg
+    native_layer_norm pow.Tensor_Scalar pow.Tensor_Tensor reciprocal relu rsqrt scatter_add select.int sgn sigmoid
+    sign sin sinh split_with_sizes sqrt stack sub.Tensor sum.dim_IntList tan tanh tril triu unbind.int where.self
 """.split()
 _METHODS = {
     "expand": "expand", "permute": "permute", "reshape": "reshape", "squeeze.dim": "squeeze", "t": "t",
@@ -64,6 +64,10 @@ def spelled(call: ProgramCall, place: int, layouts: Mapping[int, Layout]) -> tup
         (first, *others) = call.args
         if isinstance(first, Ref) and all(_is_plain(other) for other in others):
             return f"v{first.index}.{method}({', '.join(_spread(others))})", {}
+    if call.target is _aten.slice.Tensor and not call.kwargs:
+        narrow = _narrow(call, layouts)
+        if narrow is not None:
+            return narrow, {}
     if call.target in _NUMBERED and not call.kwargs:
         number = _number(call, layouts)
         if number is not None:
@@ -79,6 +83,16 @@ def _function(target: Any) -> tuple[str, Callable[..., Any]]:
     if name is not None:
         return name, getattr(torch, name)
     return str(target).replace(".", "_").replace("::", "_"), bare_op(target)
+
+
+def _narrow(call: ProgramCall, layouts: Mapping[int, Layout]) -> str | None:
+    """Return a slice without gaps as the method of a tensor that takes it; None for another one."""
+    given: tuple[Any, ...] = (*call.args, *(0, 0, None, 1)[len(call.args) - 1 :])
+    value, axis, begin, end, step = given
+    size = layouts[value.index].shape[axis]
+    if step != 1 or type(begin) is not int or not 0 <= begin <= size or type(end) is not int or end < begin:
+        return None
+    return f"v{value.index}.narrow({axis}, {begin}, {min(end, size) - begin})"
 
 
 def _is_plain(argument: Any) -> bool:

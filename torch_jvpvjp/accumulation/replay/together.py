@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..calls import ProgramCall, without_unused
+from ..calls import ProgramCall, without_repetitions, without_unused
 from ..tracing.tape import Ref
 from .alike import Group, alike_groups, in_order
 from .layout import Layouts, layout_of
@@ -83,7 +83,9 @@ def run_together(
         groups = [group for group in attempt.gains if group not in bad]
     if best is None or best.gain <= 0:
         return None
-    return Together(without_unused(best.calls, results), best.fixed)
+    # Parts of a stack are taken anew for each group. A result keeps its number, and its memory.
+    once, same = without_repetitions(best.calls, results)
+    return Together(without_unused(once if list(same) == list(results) else best.calls, results), best.fixed)
 
 
 def _attempt(
