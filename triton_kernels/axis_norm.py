@@ -33,7 +33,7 @@ _LONGEST_TILE = 8192
 
 
 @triton.jit
-def _place(row, n_stride, beside, b_stride, WIDE: tl.constexpr):
+def place_of(row, n_stride, beside, b_stride, WIDE: tl.constexpr):
     """Return where elements of neighbouring vectors stand behind the first; WIDE: where 32 bits are too few."""
     if WIDE:
         place = row.to(tl.int64) * n_stride + beside.to(tl.int64) * b_stride
@@ -43,16 +43,16 @@ def _place(row, n_stride, beside, b_stride, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _tile(
+def tile_of(
     ptr, start, n, n_stride, beside, b_stride, lanes, WIDE: tl.constexpr, BLOCK_N: tl.constexpr, ACC: tl.constexpr
 ):
     """Return elements start, ... of neighbouring vectors, the first at `ptr`; 0 outside."""
     row = start + tl.arange(0, BLOCK_N)[:, None]
-    return tl.load(ptr + _place(row, n_stride, beside, b_stride, WIDE), mask=(row < n) & lanes, other=0.0).to(ACC)
+    return tl.load(ptr + place_of(row, n_stride, beside, b_stride, WIDE), mask=(row < n) & lanes, other=0.0).to(ACC)
 
 
 @triton.jit
-def _scale(squares, n, eps, FLOORED: tl.constexpr):
+def scale_of(squares, n, eps, FLOORED: tl.constexpr):
     """Return s and c of the module's docstring; a NaN length stays NaN."""
     bound = tl.full(squares.shape, eps, squares.dtype)
     one = tl.full(squares.shape, 1.0, squares.dtype)
@@ -115,16 +115,16 @@ def _apply_kernel(
     v = tl.zeros([BLOCK_N, BLOCK_B], ACC)
     squares = tl.zeros([1, BLOCK_B], ACC)
     for start in range(0, stop, BLOCK_N):
-        x = _tile(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
+        x = tile_of(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
         squares += tl.sum(x * x, axis=0, keep_dims=True)
-    s, c = _scale(squares, n, eps, FLOORED)
+    s, c = scale_of(squares, n, eps, FLOORED)
     if y_ptr is not None:
         y_here = y_ptr + k * out_k + a * out_a + b * out_b
         for start in range(0, stop, BLOCK_N):
             if not ONE_PASS:
-                x = _tile(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
+                x = tile_of(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
             row = start + tl.arange(0, BLOCK_N)[:, None]
-            place = y_here + _place(row, out_n, beside, out_b, WIDE)
+            place = y_here + place_of(row, out_n, beside, out_b, WIDE)
             tl.store(place, (s * x).to(y_ptr.dtype.element_ty), mask=(row < n) & lanes)
     if v_ptr is not None:
         for t in range(0, vectors if MANY else 1):
@@ -134,15 +134,15 @@ def _apply_kernel(
             inner = tl.zeros([1, BLOCK_B], ACC)
             for start in range(0, stop, BLOCK_N):
                 if not ONE_PASS:
-                    x = _tile(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
-                v = _tile(v_here, start, n, v_n, beside, v_b, lanes, WIDE, BLOCK_N, ACC)
+                    x = tile_of(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
+                v = tile_of(v_here, start, n, v_n, beside, v_b, lanes, WIDE, BLOCK_N, ACC)
                 inner += tl.sum(s * x * v, axis=0, keep_dims=True)
             for start in range(0, stop, BLOCK_N):
                 if not ONE_PASS:
-                    x = _tile(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
-                    v = _tile(v_here, start, n, v_n, beside, v_b, lanes, WIDE, BLOCK_N, ACC)
+                    x = tile_of(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
+                    v = tile_of(v_here, start, n, v_n, beside, v_b, lanes, WIDE, BLOCK_N, ACC)
                 row = start + tl.arange(0, BLOCK_N)[:, None]
-                place = out_here + _place(row, out_n, beside, out_b, WIDE)
+                place = out_here + place_of(row, out_n, beside, out_b, WIDE)
                 out = s * (v - c * inner * (s * x))
                 tl.store(place, out.to(out_ptr.dtype.element_ty), mask=(row < n) & lanes)
 
@@ -193,7 +193,7 @@ def _launch(
     result = y if out is None else out
     assert result is not None
     _, outer, n, columns = x.shape
-    options = _config(n, columns, x.stride(2) == 1, x.element_size(), 3 + many, tile_limit)
+    options = tile_config(n, columns, x.stride(2) == 1, x.element_size(), 3 + many, tile_limit)
     blocks = -(-columns // options["BLOCK_B"])
     launch(
         _apply_kernel,
@@ -217,12 +217,12 @@ def _launch(
         MANY=many,
         FLOORED=floored,
         ACC=accumulator(x.dtype),
-        WIDE=any(_reaches_far(t, options) for t in (x, v, y, out) if t is not None),
+        WIDE=any(reaches_far(t, options) for t in (x, v, y, out) if t is not None),
         **options,
     )
 
 
-def _reaches_far(tensor: Tensor, options: dict[str, int | bool]) -> bool:
+def reaches_far(tensor: Tensor, options: dict[str, int | bool]) -> bool:
     """Whether elements that a program looks at may be 2³¹ or more behind its first."""
     _, _, n_stride, b_stride = tensor.stride()
     length = max(tensor.shape[2], int(options["BLOCK_N"]))
@@ -230,7 +230,9 @@ def _reaches_far(tensor: Tensor, options: dict[str, int | bool]) -> bool:
 
 
 @functools.cache
-def _config(n: int, columns: int, along: bool, itemsize: int, tiles: int, limit: int | None) -> dict[str, int | bool]:
+def tile_config(
+    n: int, columns: int, along: bool, itemsize: int, tiles: int, limit: int | None
+) -> dict[str, int | bool]:
     """Tile and warps; `along` says that a vector's elements are adjacent in memory, else neighbouring vectors are."""
     registers = _PROGRAM_REGISTERS // (tiles * (3 if itemsize == 8 else 1))
     longest = min(_LONGEST_TILE, 1 << (registers.bit_length() - 1)) if limit is None else limit

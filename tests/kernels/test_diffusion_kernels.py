@@ -24,6 +24,7 @@ else:
 
 from torch_jvpvjp.triton_kernels._launch import count_launches
 from torch_jvpvjp.triton_kernels.axis_norm import axis_norm
+from torch_jvpvjp.triton_kernels.axis_norm_second_order import Bent, axis_norm_second_order
 from torch_jvpvjp.triton_kernels.dyt import dyt_push, dyt_vjp
 from torch_jvpvjp.triton_kernels.gated_residual import gated_residual_push, gated_residual_vjp
 from torch_jvpvjp.triton_kernels.sinusoids import Layout, sinusoids_pull, sinusoids_push
@@ -123,6 +124,36 @@ def test_axis_norm(shape: tuple[int, ...], floored: bool, eps: float, limit: int
     close(x_bar, pulled(f, [x], x_dot[:1].contiguous())[0])
 
 
+@pytest.mark.parametrize("limit", [None, 4])
+@pytest.mark.parametrize("shape", [(1, 3, 7, 1), (2, 2, 7, 5)], ids=str)
+@pytest.mark.parametrize(("floored", "eps"), [(True, 1e-12), (True, 2.5), (False, 0.1 / 3)])
+def test_second_order_of_axis_norm(shape: tuple[int, ...], floored: bool, eps: float, limit: int | None) -> None:
+    """Of x alone or K of them, with K others; any result alone, and operands that are absent."""
+    x, *others = draw(*shape), *(draw(2, *shape[1:]) for _ in range(3))
+    f = divided(floored, eps)
+    x_dot, u, w = others
+
+    def expected(x_dot: Tensor, u: Tensor, w: Tensor) -> list[Tensor]:
+        wide = x.expand(u.shape).contiguous()
+        both = lambda x: pushed(f, [x], [x_dot])  # noqa: E731
+        second = torch.func.vjp(both, wide)[1]((w.contiguous(), u.contiguous()))[0]
+        return [pulled(f, [wide], u.contiguous())[0], second, both(wide)[1]]
+
+    wanted = expected(*others)
+    for wants in (Bent(True, True, True), Bent(first=True), Bent(second=True), Bent(y_dot=True)):
+        with count_launches() as count:
+            got = axis_norm_second_order(x, x_dot, u, w, eps, floored, wants, tile_limit=limit)
+        assert count.total == 1
+        assert [t is not None for t in got] == [bool(want) for want in wants]
+        for one, other in zip(got, wanted, strict=True):
+            if one is not None:
+                close(one, other)
+    zero = torch.zeros_like(u)
+    for present in ((x_dot, u, None), (None, u, w), (x_dot, None, w), (None, None, w)):
+        got = axis_norm_second_order(x, *present, eps, floored, Bent(second=True), tile_limit=limit)
+        close(got.second, expected(*(zero if t is None else t for t in present))[1])
+
+
 # ---- dynamic tanh ----------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +235,8 @@ def test_zero_sizes_launch_nothing() -> None:
         x_bar, gate_bar, _ = gated_residual_vjp(x, torch.float32, gate, x, (True, True, True))
         assert x_bar is not None and x_bar.shape == x.shape and gate_bar is not None and not gate_bar.any()
         for shape in ((1, 0, 3, 1), (1, 2, 0, 1)):
+            bent = axis_norm_second_order(*(empty(*shape) for _ in range(4)), 1e-8, True, Bent(True, True, True))
+            assert all(t.shape == shape for t in bent)
             y, x_bar = axis_norm(empty(*shape), empty(*shape), 1e-8, True, wants_y=True)
             assert y is not None and x_bar is not None and y.shape == x_bar.shape == shape
         x, alpha, w = empty(1, 0, 3), torch.ones(1, device=DEVICE), torch.ones(1, 3, device=DEVICE)

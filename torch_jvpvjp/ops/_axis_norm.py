@@ -113,6 +113,16 @@ def _vjp_kernel(cotangents: Any, inputs: Any) -> tuple[Tensor | None, ...]:
     return (operands.result(x_bar, inputs.x),)
 
 
+def _second_order(inputs: Any, t: Any, a: Any, b: Any, wants: tuple[bool, bool, bool]) -> Any:
+    """One launch: J a, J b + S(a, t) and J t."""
+    from ..triton_kernels.axis_norm_second_order import Bent, axis_norm_second_order
+
+    operands = batched((inputs.x, t, a, b), 3)
+    x, t, a, b = operands.tensors
+    got = axis_norm_second_order(x, t, a, b, inputs.eps, inputs.floored, Bent(*wants))
+    return tuple(None if result is None else operands.result(result) for result in got)
+
+
 def _primal_cpu(x: Tensor, eps: float, floored: bool) -> Tensor:
     """y, where PyTorch computes in the dtype of x."""
     return _value_cpu(x, eps, floored, -2) if x.dtype in WIDE else op.formula(x, eps, floored)
@@ -165,6 +175,10 @@ if _DEVICES:
     op.kernel(*_DEVICES)(_primal_kernel)
     op.jvp.kernel(*_DEVICES)(_jvp_kernel)
     op.vjp.kernel(*_DEVICES)(_vjp_kernel)
+    kernels = Points(_second_order)
+    op.jvp.vjp.kernel(*_DEVICES)(kernels.jvp_vjp)
+    op.vjp.jvp.kernel(*_DEVICES)(kernels.vjp_jvp)
+    op.vjp.vjp.kernel(*_DEVICES)(kernels.vjp_vjp)
 if "cpu" not in _DEVICES:  # in the interpreter, CPU tensors take the Triton kernels
     op.kernel("cpu")(_primal_cpu)
     op.vjp.kernel("cpu")(_vjp_cpu)

@@ -15,8 +15,8 @@ def l2_norm(input: Tensor, dim: int = -1, eps: float = 1e-12) -> Tensor:  # noqa
         y = s x
         ẏ = J ẋ,  x̄ = J ȳ,    J v = s (v − ⟨y, v⟩ y),    or s v where ‖x‖ < ε
 
-    On a GPU the primal, the JVP (primal and tangents in one launch) and the VJP are one kernel each; elsewhere, and at
-    every other order, the formulas run. It computes in float32, in float64 for float64 input, so that squares of half
+    On a GPU the primal, the JVP (primal and tangents in one launch), the VJP and the second order are one kernel each;
+    elsewhere, and at every other order, the formulas run. It computes in float32, in float64 for float64 input, so that squares of half
     precision do not overflow.
 
     Args:

@@ -15,8 +15,8 @@ def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
         y = s x
         ẏ = J ẋ,  x̄ = J ȳ,    J v = s (v − ⟨y v⟩ y)
 
-    On a GPU the primal, the JVP (primal and tangents in one launch) and the VJP are one kernel each, along any axis and
-    without a copy; elsewhere, and at every other order, the formulas run. It computes in float32, in float64 for
+    On a GPU the primal, the JVP (primal and tangents in one launch), the VJP and the second order are one kernel each,
+    along any axis and without a copy; elsewhere, and at every other order, the formulas run. It computes in float32, in float64 for
     float64 x.
 
     Args:
