@@ -16,8 +16,8 @@ def l2_norm(input: Tensor, dim: int = -1, eps: float = 1e-12) -> Tensor:  # noqa
         ẏ = J ẋ,  x̄ = J ȳ,    J v = s (v − ⟨y, v⟩ y),    or s v where ‖x‖ < ε
 
     On a GPU the primal, the JVP (primal and tangents in one launch), the VJP and the second order are one kernel each;
-    elsewhere, and at every other order, the formulas run. It computes in float32, in float64 for float64 input, so that squares of half
-    precision do not overflow.
+    elsewhere, and at every other order, the formulas run. It computes in float32, in float64 for float64 input, so that
+    squares of half precision do not overflow.
 
     Args:
         input: x, any shape of at least one axis; float16, bfloat16, float32 or float64.

@@ -16,8 +16,8 @@ def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
         ẏ = J ẋ,  x̄ = J ȳ,    J v = s (v − ⟨y v⟩ y)
 
     On a GPU the primal, the JVP (primal and tangents in one launch), the VJP and the second order are one kernel each,
-    along any axis and without a copy; elsewhere, and at every other order, the formulas run. It computes in float32, in float64 for
-    float64 x.
+    along any axis and without a copy; elsewhere, and at every other order, the formulas run. It computes in float32, in
+    float64 for float64 x.
 
     Args:
         x: Input, shape (N, C, ...) or any other of enough axes; float16, bfloat16, float32 or float64.
