@@ -27,8 +27,8 @@ from torch import Tensor
 
 from ..registration import DifferentiableOp
 from ..registration._torch_private import SingleLevelFunction, top_saved_tensors_hooks
-from ..registration.fast_path import is_plain, is_plain_backward, is_unmoded, is_untransformed
-from ..registration.push import peel
+from ..registration.fast_path import is_plain, is_plain_backward, is_unmoded
+from ..registration.push import is_pushed_alone
 from ._arithmetic import FLOATS
 from ._devices import triton_devices
 
@@ -95,7 +95,7 @@ def pushed_only(x: Any, *others: Any) -> bool:
     Returns:
         True if a JVP is the only derivative that can follow.
     """
-    return everywhere(x, *others) and not is_untransformed() and peel((x, *others)) is not None
+    return everywhere(x, *others) and is_pushed_alone((x, *others))
 
 
 def undifferentiated(x: Any, *others: Any) -> bool:

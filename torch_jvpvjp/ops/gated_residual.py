@@ -11,7 +11,7 @@ from ..registration import broadcasting_rule, differentiable_op, expanding_rule
 from ._arithmetic import FLOATS, cotangents_like, times, total, wide
 from ._batched import batched
 from ._devices import triton_devices
-from ._native import everywhere
+from ._native import everywhere, records
 
 __all__ = ["gated_residual", "op"]
 
@@ -149,9 +149,12 @@ def gated_residual(x: Tensor, gate: Tensor, h: Tensor) -> Tensor:
     """
     _check(x, gate, h)
     aligned = _aligned_shape(x, gate)
-    axes = _three_axes(x, aligned)
+    axes = None if gate.dim() <= 2 else _three_axes(x, aligned)  # with fewer, all that lies between two axes is shared
     if everywhere(x, gate, h):
-        return torch.addcmul(x, gate.reshape(aligned), h)
+        gates = gate.reshape(aligned)
+        # PyTorch's pullback of addcmul multiplies by its factor, 1, in a pass of its own for every cotangent.
+        return x + gates * h if records(x, gate, h) else torch.addcmul(x, gates, h)
+    axes = _three_axes(x, aligned) if axes is None else axes
     rows = [size for size, _ in axes]
     x_rows, h_rows = x.reshape(rows), h.reshape(rows)
     gates = gate.reshape([1 if shared else size for size, shared in axes])

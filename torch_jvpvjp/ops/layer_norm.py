@@ -73,7 +73,7 @@ def layer_norm(
     if reversed_only(input, weight, bias) and input.numel():
         if records(input, weight, bias):
             return watched_layer_norm(*arguments)
-        return torch.layer_norm(input, input.shape[-ndim:], weight, bias, eps)
+        return torch.layer_norm(input, list(normalized_shape), weight, bias, eps)
     if _is_compiling():
         return op(*arguments)
     return op.call_flat(arguments)[0]  # a call of the op would only look at the arguments again

@@ -89,7 +89,7 @@ def rms_norm(
         rounded = is_rounded("rms_norm", casting, weight_offset, input, weight)
     plain = weight is None or not weight_offset
     if plain and not rounded and undifferentiated(input, weight) and input.numel():
-        return torch.rms_norm(input, input.shape[-ndim:], weight, eps)
+        return torch.rms_norm(input, list(normalized_shape), weight, eps)
     arguments = (input, weight, None, ndim, eps, False, float(weight_offset), rounded)
     if _is_compiling():
         return op(*arguments)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .op import DifferentiableOp
 
 _Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
+_forward_ad, _unpack = private.forward_ad, private.unpack_dual
 _LEVEL, _JVP = 1, private.TransformType.Jvp  # the only interpreter there may be
 _wrapped, _unwrap, _wrap = private.is_functorch_wrapped_tensor, private.unwrap_level, private.wrap_level
 
@@ -54,6 +55,40 @@ def peel(tensors: Iterable[Tensor | None]) -> list[tuple[Tensor | None, Tensor |
             return None
         pairs.append((primal, tangent))
     return pairs
+
+
+def is_pushed_alone(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether one forward-mode level is open and no primal or tangent of these has another derivative.
+
+    Args:
+        tensors: Floating-point duals of that level, constants, or None.
+
+    Returns:
+        True if their JVP is all that can follow; cheaper than to peel them.
+    """
+    top = private.peek_interpreter_stack()
+    if _forward_ad._current_level < 0 if top is None else top.level() != _LEVEL or top.key() != _JVP:
+        return False
+    if not private.is_fwd_grad_enabled():
+        return False
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        lifted = _wrapped(tensor)
+        if not _is_plain(_unwrap(tensor, _LEVEL) if lifted else tensor):
+            return False
+        if lifted or top is None:
+            tangent = _unpack(tensor, level=0)[1]
+            if tangent is not None and not _is_plain(_unwrap(tangent, _LEVEL) if lifted else tangent):
+                return False
+    return True
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    kind = type(tensor)
+    if kind is not _Tensor and kind is not _Parameter:
+        return False
+    return not tensor.requires_grad and not private.is_legacy_batched(tensor)
 
 
 def _is_constant(tensor: Tensor) -> bool:

@@ -87,8 +87,10 @@ def geglu(gate: Tensor, up: Tensor | None = None, approximate: str = "none") -> 
         raise ValueError(f"geglu: approximate must be 'none' or 'tanh', got {approximate!r}.")
     if up is None:
         return _call(ops.geglu_packed, gate, approximate)
-    if reversed_only(gate, up) or pushed_only(gate, up):
+    if reversed_only(gate, up):
         return gelu(gate, approximate) * up
+    if pushed_only(gate, up):
+        return torch.nn.functional.gelu(gate, approximate=approximate) * up
     return _call(ops.geglu, gate, up, approximate)
 
 
