@@ -308,9 +308,9 @@ def _by_row(at: Operands, scores: Scores) -> bool:
 
 def _numbers_in_row(at: Operands, scores: Scores) -> int:
     """How many numbers are added for one row."""
-    slopes = None if scores.slopes is None else scores.slopes[..., None, None]
-    shapes = [t.shape[:2] for t in (at.bias, scores.mask, slopes) if t is not None]
-    return torch.broadcast_shapes((1, 1), *shapes).numel() * at.k.shape[2]
+    shapes = [t.shape[:2] for t in (at.bias, scores.mask, scores.slopes) if t is not None]
+    # torch.broadcast_shapes takes as long as a pass over the mask.
+    return max([1, *(s[0] for s in shapes)]) * max([1, *(s[1] for s in shapes)]) * at.k.shape[2]
 
 
 def _added(at: Operands, scores: Scores, part: Part, window: Window, like: Tensor) -> Tensor | None:
