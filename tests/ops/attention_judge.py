@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from torch_jvpvjp import ops
 from torch_jvpvjp.testing import Sample
 from torch_jvpvjp.testing.budget import assert_equal
 from torch_jvpvjp.testing.case import Case
@@ -82,3 +84,26 @@ def assert_alike(
         composed = EAGER[name]
         results = [composed(case.function(f), case.point) for f in (ours, theirs)]
         assert_equal(*results, f"{name}: ")
+
+
+def assert_blind_rows_have_no_derivative(inputs: Sequence[Tensor], softcap: float | None = None) -> None:
+    """A row that sees nothing has ℓ = −∞ whatever the arguments, so that no cotangent of it counts, not even NaN.
+
+    Merging two such rows by their ℓ, as attention over several devices does, gives them that cotangent.
+
+    Args:
+        inputs: Query, key and value, more queries than keys.
+        softcap: As of `scaled_dot_product_attention`.
+    """
+    options = {"is_causal": True, "causal_alignment": "bottom_right", "softcap": softcap, "return_lse": True}
+    f = partial(ops.scaled_dot_product_attention, **options)
+    leaves = tuple(t.clone().requires_grad_() for t in inputs)
+    (o, lse), (o_dot, lse_dot) = torch.func.jvp(f, leaves, tuple(inputs))
+    single, zero = f(*leaves)[1], torch.zeros_like(o)
+    blind = lse.isneginf()
+    assert blind.any() and not blind.all()
+    for number in (torch.nan, torch.inf, -torch.inf):
+        bar = torch.zeros_like(lse).masked_fill(blind, number)
+        for outputs, bars in (((single,), (bar,)), ((o, lse, o_dot, lse_dot), (zero, bar, zero, bar))):
+            for t_bar in torch.autograd.grad(outputs, leaves, bars, retain_graph=True):
+                assert t_bar.eq(0).all(), (number, t_bar)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_judge import RULES
+from attention_judge import RULES, assert_blind_rows_have_no_derivative, qkv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_jvpvjp.testing.budget import assert_equal
@@ -71,6 +71,10 @@ def test_nothing_is_copied_after_the_kernels() -> None:
         cotangents = kernels.vjp((q, None), inputs, outputs, needs=(True, True, True, False))
     assert [None if c is None else c.shape for c in cotangents] == [q.shape] * 3 + [None]
     assert set(names.seen) <= {"new_empty", "empty", "unsqueeze", "unbind", "reshape", "view", "squeeze", "slice"}
+
+
+def test_no_cotangent_of_minus_infinity_is_read() -> None:
+    assert_blind_rows_have_no_derivative([t.float() for t in qkv(b=1, h=1, lk=2)])
 
 
 def test_seeds_and_masks_that_alone_are_batched() -> None:

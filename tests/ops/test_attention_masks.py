@@ -4,7 +4,17 @@ from functools import partial
 
 import pytest
 import torch
-from attention_judge import RULES, assert_alike, dense, heads, not_interpreted, output, positions, qkv
+from attention_judge import (
+    RULES,
+    assert_alike,
+    assert_blind_rows_have_no_derivative,
+    dense,
+    heads,
+    not_interpreted,
+    output,
+    positions,
+    qkv,
+)
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
@@ -86,6 +96,11 @@ def test_strided_masks_are_read_where_they_lie(device: str) -> None:
 
 
 # ---- rows that see nothing -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0], ids=["tiles", "stripes"])
+def test_no_cotangent_of_minus_infinity_is_read(softcap: float | None, device: str) -> None:
+    assert_blind_rows_have_no_derivative(qkv(lk=2, device=device), softcap)
 
 
 @pytest.mark.parametrize("kind", ["bool", "float", "window"])

@@ -135,7 +135,8 @@ def _delta_kernel(
     """One program: ℓ · log₂e, D = w·o − λ, ℓ̇ and Ḋ = u·o + w·ȯ − μ of BLOCK_M rows.
 
     Reads up to four rows and as many numbers, stores up to four numbers. Rows that see nothing or do not exist get
-    ℓ = ∞ and zeros, hence P = 0: tiles need not ask whether a row exists.
+    ℓ = ∞ and zeros, hence P = 0: tiles need not ask whether a row exists. Their λ and μ are not read: where ℓ is −∞
+    whatever the arguments, a cotangent of it may be infinite or NaN.
     """
     pid = tl.program_id(0)
     start = pid % row_blocks * BLOCK_M
@@ -146,7 +147,8 @@ def _delta_kernel(
     exists = index < rows
     out = (n * heads + head) * stored + index
     lse = tl.load(lse_ptr + n * lse_n + here + index, mask=exists, other=-float("inf"))
-    tl.store(known_ptr + out, tl.where(lse == -float("inf"), float("inf"), lse * LOG2E))
+    sees = lse != -float("inf")
+    tl.store(known_ptr + out, tl.where(sees, lse * LOG2E, float("inf")))
     if known_dot_ptr is not None:
         tl.store(known_dot_ptr + out, tl.load(lse_dot_ptr + n * ld_n + here + index, mask=exists, other=0.0))
     delta = tl.zeros([BLOCK_M], ACC)
@@ -164,9 +166,9 @@ def _delta_kernel(
         u = load_rows(u_ptr + n * u_n + here * DV, start, DV, rows, BLOCK_M, DV, BLOCK_DV, False, True).to(ACC)
         delta_dot += tl.sum(u * o, 1)
     if lse_bar_ptr is not None:
-        delta -= tl.load(lse_bar_ptr + n * lb_n + here + index, mask=exists, other=0.0).to(ACC)
+        delta -= tl.load(lse_bar_ptr + n * lb_n + here + index, mask=sees, other=0.0).to(ACC)
     if lse_bar_dot_ptr is not None:
-        delta_dot -= tl.load(lse_bar_dot_ptr + n * lbd_n + here + index, mask=exists, other=0.0).to(ACC)
+        delta_dot -= tl.load(lse_bar_dot_ptr + n * lbd_n + here + index, mask=sees, other=0.0).to(ACC)
     tl.store(delta_ptr + out, delta)
     if delta_dot_ptr is not None:
         tl.store(delta_dot_ptr + out, delta_dot)

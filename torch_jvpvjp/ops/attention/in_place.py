@@ -53,9 +53,10 @@ class InPlace:
         fits = _fits(scores, (*at, *dots, w.o, u.o), (outputs[1], w.lse, u.lse))
         if not fits or outputs[1] is None:
             return stripes.engine.second(at, dots, scores, w, u, needs_first, needs_second, outputs)
-        w, u = (Cotangents(*(wide(t, at.q) for t in c)) for c in (w, u))
+        blind = _blind(outputs[1].unsqueeze(-1))
+        w, u = (_seeing(Cotangents(*(wide(t, at.q) for t in c)), blind) for c in (w, u))
         bends = any(t is not None for t in dots) and any(t is not None for t in w) and any(needs_second)
-        given = _given(at, dots if bends else NONE, scores, _blind(outputs[1].unsqueeze(-1)))
+        given = _given(at, dots if bends else NONE, scores, blind)
         if not bends:
             return _pull(given, w, needs_first), _pull(given, u, needs_second)
         return _second(given, w, u, needs_first, needs_second)
@@ -83,6 +84,13 @@ def _blind(lse: Tensor) -> Tensor | None:
     """Which rows see nothing, by their largest score or ℓ; None if all see something."""
     found = lse == -torch.inf
     return found if bool(found.any()) else None
+
+
+def _seeing(w: Cotangents, blind: Tensor | None) -> Cotangents:
+    """Cotangents with 0 for the ℓ of rows that see nothing: it is −∞ whatever the arguments, its cotangent anything."""
+    if w.lse is None or blind is None:
+        return w
+    return w._replace(lse=w.lse.masked_fill(blind.squeeze(-1), 0))
 
 
 # ---- points ----------------------------------------------------------------------------------------------------------

@@ -225,7 +225,9 @@ def _joined(stripes: list[Tensor | None]) -> Tensor | None:
 
 
 def _adjoint(rows: Rows, w: Cotangents) -> Adjoint:
-    return Adjoint(None if w.o is None else rows.fold(w.o), None if w.lse is None else rows.fold(w.lse.unsqueeze(-1)))
+    """Cotangents in the layout of the rows; that of ℓ is 0 where ℓ is −∞ whatever the arguments: it may be infinite."""
+    lse = None if w.lse is None else rows.fold(w.lse.unsqueeze(-1)).masked_fill(rows.lse == -torch.inf, 0)
+    return Adjoint(None if w.o is None else rows.fold(w.o), lse)
 
 
 def _wide(operands: Operands, like: Tensor) -> Operands:
