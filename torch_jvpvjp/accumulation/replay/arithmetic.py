@@ -1,6 +1,6 @@
 """Arithmetic that changes nothing, or that one op does.
 
-1 · x,  x / 1,  x¹,  copy(zeros, x)                   become    x
+1 · x,  x / 1,  x¹                                    become    x
 (…, view(s, (1,))) of a number s                      becomes   (…, s)
 Σ_i select_backward(x_i, i) over all places i         becomes   stack(x_1, …, x_n)
 """
@@ -57,7 +57,7 @@ def _without_idle(calls: Sequence[ProgramCall], layouts: Layouts, same: dict[int
         if kept is not None:
             out = call.outputs[0] or 0
             same[out] = kept
-            if not _lies_alike(layouts[kept], layouts[out]) or kept in moved:
+            if layouts[kept] != layouts[out]:  # or at another place of its memory
                 moved.add(out)
             continue
         if not moved.isdisjoint(call.operands):
@@ -72,8 +72,6 @@ def _unchanged(call: ProgramCall, layouts: Mapping[int, Layout]) -> int | None:
     """Return the value that a call gives again; None if it gives another one."""
     if call.target in _BY_ONE and not call.kwargs and isinstance(call.args[0], Ref):
         kept = call.args[0].index if call.args[1] in ({1} if type(call.args[1]) in {int, float} else ()) else None
-    elif call.target is _aten.copy.default:
-        kept = call.args[1].index
     else:
         return None
     out = layouts[call.outputs[0] or 0]
