@@ -44,6 +44,10 @@ class Config(NamedTuple):
             "enable_fp_fusion": True,  # said, because the default differs between Triton versions
         }
 
+    def row_tiling(self, n: int) -> dict[str, int | bool]:
+        """Return `tiling` for kernels that are told whether rows of n columns fill their tile: these need no masks."""
+        return {"FULL": self.one_pass and n == self.block_n, **self.tiling()}
+
 
 @functools.cache
 def row_config(

@@ -30,6 +30,15 @@ def row_numbers(first, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
+def existing(row, rows, BLOCK_M: tl.constexpr):
+    """Return which rows of a program exist: where it has one at a time, all do, and nothing is masked."""
+    if BLOCK_M == 1:
+        return tl.full(row.shape, True, tl.int1)
+    else:
+        return row < rows
+
+
+@triton.jit
 def column_numbers(start, BLOCK_N: tl.constexpr):
     """Return columns start, ..., start + BLOCK_N - 1 as a row (1, BLOCK_N)."""
     return start + tl.arange(0, BLOCK_N)[None, :]
@@ -51,9 +60,75 @@ def row_sum(tile):
 
 
 @triton.jit
+def row_sums(a, b):
+    """Return the sums along each row of two tiles: warps meet once and not twice, as their sums travel as a pair."""
+    sum_a, sum_b = tl.split(row_pairs(a, b))
+    return sum_a[:, None], sum_b[:, None]
+
+
+@triton.jit
+def column_sums(a, b):
+    """Return the sums along each column of two tiles, (1, BLOCK_N), see `row_sums`."""
+    n: tl.constexpr = a.shape[1]  # pyright: ignore[reportAssignmentType]
+    sum_a, sum_b = tl.split(tl.reshape(packed_sums(tl.permute(tl.join(a, b), (1, 2, 0))), (n, 2)))
+    return sum_a[None, :], sum_b[None, :]
+
+
+@triton.jit
+def row_pairs(a, b):
+    """Return `row_sums` as one tensor, (BLOCK_M, 2)."""
+    m: tl.constexpr = a.shape[0]  # pyright: ignore[reportAssignmentType]
+    return tl.reshape(packed_sums(tl.permute(tl.join(a, b), (0, 2, 1))), (m, 2))
+
+
+@triton.jit
+def four_row_sums(a, b, c, d):
+    """Return `row_sums` of four tiles."""
+    m: tl.constexpr = a.shape[0]  # pyright: ignore[reportAssignmentType]
+    fours = tl.permute(tl.join(tl.join(a, c), tl.join(b, d)), (0, 2, 3, 1))
+    sum_ac, sum_bd = tl.split(tl.reshape(packed_sums(fours), (m, 2, 2)))
+    sum_a, sum_c = tl.split(sum_ac)
+    sum_b, sum_d = tl.split(sum_bd)
+    return sum_a[:, None], sum_b[:, None], sum_c[:, None], sum_d[:, None]
+
+
+@triton.jit
+def packed_sums(rows):
+    """Return the sums along the last axis, as one axis.
+
+    Once flat, rows are neighbours in memory in the interpreter, whose NumPy adds only such pairwise, as a GPU does; the
+    compiler drops both shapes.
+    """
+    n: tl.constexpr = rows.shape[len(rows.shape) - 1]  # pyright: ignore[reportAssignmentType]
+    return tl.sum(tl.reshape(tl.reshape(rows, (rows.numel,)), (rows.numel // n, n)), axis=1)
+
+
+@triton.jit
 def load_tile(pointers, inside, ACC: tl.constexpr):
     """Return a tile in the accumulation dtype, 0 where `inside` is false: such lanes add nothing to any sum."""
-    return tl.load(pointers, mask=inside, other=0.0).to(ACC)
+    return widened(tl.load(pointers, mask=inside, other=0.0), ACC)
+
+
+@triton.jit
+def load_ahead(pointers, inside, AHEAD: tl.constexpr, ACC: tl.constexpr):
+    """Return `load_tile`; AHEAD: in a pipelined loop, where it comes from shared memory and is better converted."""
+    if AHEAD:
+        return tl.load(pointers, mask=inside, other=0.0).to(ACC)
+    else:
+        return load_tile(pointers, inside, ACC)
+
+
+@triton.jit
+def widened(tile, ACC: tl.constexpr):
+    """Return a tile in the accumulation dtype.
+
+    A bfloat16 is the upper half of a float32. Said so, two that share a register take two instructions; converted,
+    they take three.
+    """
+    if tile.dtype == tl.bfloat16 and ACC == tl.float32:
+        return (tile.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return tile.to(ACC)
 
 
 @triton.jit
@@ -62,7 +137,7 @@ def load_weight(w_ptr, offset, col, n, absent, ACC: tl.constexpr):
     if w_ptr is None:
         return tl.full(col.shape, absent, ACC)
     else:
-        return tl.load(w_ptr + offset + col, mask=col < n, other=0.0).to(ACC)
+        return load_tile(w_ptr + offset + col, col < n, ACC)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from .jvp import jvp_rows
 from .vjp import vjp_rows
 
 
-@triton.jit(do_not_specialize=["split", "q_groups", "q_rows", "k_groups", "k_rows"])
+@triton.jit(do_not_specialize=["split", "q_rows", "k_rows"], do_not_specialize_on_alignment=["q_groups", "k_groups"])
 def _pair_forward_kernel(
     split,
     q_ptr,  # (q_groups, q_rows, n); the arguments of k are like those of q
@@ -36,6 +36,7 @@ def _pair_forward_kernel(
     ROUND: tl.constexpr,
     ACC: tl.constexpr,
     ONE_PASS: tl.constexpr,
+    FULL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -52,7 +53,7 @@ def _pair_forward_kernel(
             None,
             q_groups,
             q_rows,
-            n,
+            BLOCK_N if FULL else n,
             q_group,
             q_row,
             0,
@@ -79,7 +80,7 @@ def _pair_forward_kernel(
             None,
             k_groups,
             k_rows,
-            n,
+            BLOCK_N if FULL else n,
             k_group,
             k_row,
             0,
@@ -97,7 +98,10 @@ def _pair_forward_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["split", "q_groups", "q_tangents", "q_rows", "k_groups", "k_tangents", "k_rows"])
+@triton.jit(
+    do_not_specialize=["split", "q_tangents", "q_rows", "k_tangents", "k_rows"],
+    do_not_specialize_on_alignment=["q_groups", "k_groups"],
+)
 def _pair_jvp_kernel(
     split,
     q_ptr,  # (q_groups, q_rows, n); the arguments of k are like those of q
@@ -139,6 +143,7 @@ def _pair_jvp_kernel(
     ROUND: tl.constexpr,
     ACC: tl.constexpr,
     ONE_PASS: tl.constexpr,
+    FULL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -162,7 +167,7 @@ def _pair_jvp_kernel(
             q_groups,
             q_tangents,
             q_rows,
-            n,
+            BLOCK_N if FULL else n,
             q_group,
             q_row,
             0,
@@ -203,7 +208,7 @@ def _pair_jvp_kernel(
             k_groups,
             k_tangents,
             k_rows,
-            n,
+            BLOCK_N if FULL else n,
             k_group,
             k_row,
             0,
@@ -231,15 +236,14 @@ def _pair_jvp_kernel(
 @triton.jit(
     do_not_specialize=[
         "split",
-        "q_groups",
         "q_cotangents",
         "q_rows",
         "q_rows_per_program",
-        "k_groups",
         "k_cotangents",
         "k_rows",
         "k_rows_per_program",
-    ]
+    ],
+    do_not_specialize_on_alignment=["q_groups", "k_groups"],
 )
 def _pair_vjp_kernel(
     split,
@@ -279,6 +283,7 @@ def _pair_vjp_kernel(
     OFFSET: tl.constexpr,
     ACC: tl.constexpr,
     ONE_PASS: tl.constexpr,
+    FULL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
@@ -300,7 +305,7 @@ def _pair_vjp_kernel(
             q_cotangents,
             q_rows,
             q_rows_per_program,
-            n,
+            BLOCK_N if FULL else n,
             q_y_bar_group,
             q_y_bar_row,
             q_group,
@@ -333,7 +338,7 @@ def _pair_vjp_kernel(
             k_cotangents,
             k_rows,
             k_rows_per_program,
-            n,
+            BLOCK_N if FULL else n,
             k_y_bar_group,
             k_y_bar_row,
             k_group,

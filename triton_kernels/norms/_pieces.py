@@ -72,12 +72,21 @@ def long_row_mean(
 
 @triton.jit
 def centre(tile, shift, mean, inside, n, CENTER: tl.constexpr, ONE_PASS: tl.constexpr):
-    """Return P x: a tile less the mean of its rows, 0 outside; the tile itself for a norm that does not centre."""
+    """Return P x: a tile less the mean of its rows; the tile itself for a norm that does not centre. See `less`."""
+    tile = less(tile, shift, inside, CENTER)
+    if CENTER and ONE_PASS:
+        mean = row_sum(tile) / n
+    return less(tile, mean, inside, CENTER)
+
+
+@triton.jit
+def less(tile, amount, inside, CENTER: tl.constexpr):
+    """Return a tile less an amount of each row; the tile itself for a norm that does not centre.
+
+    Columns outside become 0. Rows outside, which were loaded as zeros, have an amount of 0 and stay what they are.
+    """
     if CENTER:
-        tile = tl.where(inside, tile - shift, 0.0)
-        if ONE_PASS:
-            mean = row_sum(tile) / n
-        tile = tl.where(inside, tile - mean, 0.0)
+        tile = tl.where(inside, tile - amount, 0.0)
     return tile
 
 

@@ -17,6 +17,7 @@ from .._rows import (
     block_of,
     column_numbers,
     column_numbers_back,
+    existing,
     inverse_rms,
     load_weight,
     row_numbers,
@@ -58,7 +59,7 @@ def forward_rows(
     """
     group, first = block_of(program, groups, BLOCK_M)
     row = row_numbers(first, BLOCK_M)
-    valid = row < rows
+    valid = existing(row, rows, BLOCK_M)
     x_at = group * x_group + row * x_row
     residual_at = group * residual_group + row * residual_row
     out_rows = (group * rows + row) * n
@@ -76,7 +77,7 @@ def forward_rows(
         x = load_sum(x_ptr, x_at, residual_ptr, residual_at, col, inside, ACC)
         if sum_ptr is not None:
             tl.store(sum_ptr + out_rows + col, x.to(sum_ptr.dtype.element_ty), mask=inside)
-        x = centre(x, shift, mean, inside, n, CENTER, ONE_PASS)
+        x = centre(x, shift, mean, col < n, n, CENTER, ONE_PASS)
         squares += row_sum(x * x)
     r = inverse_rms(squares, n, eps)
     for start in range(0, stop, BLOCK_N):
@@ -84,7 +85,7 @@ def forward_rows(
         inside = valid & (col < n)
         if not ONE_PASS:
             x = load_sum(x_ptr, x_at, residual_ptr, residual_at, col, inside, ACC)
-            x = centre(x, shift, mean, inside, n, CENTER, ONE_PASS)
+            x = centre(x, shift, mean, col < n, n, CENTER, ONE_PASS)
             w = load_gain(w_ptr, group * w_group, col, n, OFFSET, ACC)
             b = load_weight(b_ptr, group * b_group, col, n, 0.0, ACC)
         x_hat = r * x
@@ -96,7 +97,8 @@ def forward_rows(
         tl.store(y_ptr + out_rows + col, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["groups", "rows"])
+# One group is compiled for: no division, and no offsets of groups.
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["groups"])
 def _forward_kernel(
     x_ptr,
     residual_ptr,
@@ -119,6 +121,7 @@ def _forward_kernel(
     ROUND: tl.constexpr,
     ACC: tl.constexpr,
     ONE_PASS: tl.constexpr,
+    FULL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -133,7 +136,7 @@ def _forward_kernel(
         sum_ptr,
         groups,
         rows,
-        n,
+        BLOCK_N if FULL else n,
         x_group,
         x_row,
         residual_group,
@@ -206,7 +209,7 @@ def norm_forward(
         b_group,
         norm.eps,
         **of_values(norm, x),
-        **config.tiling(),
+        **config.row_tiling(n),
     )
     return y, total
 

@@ -14,12 +14,14 @@ from .._rows import (
     block_of,
     column_numbers,
     column_numbers_back,
+    existing,
     inverse_rms,
     load_weight,
     row_numbers,
     row_sum,
+    row_sums,
 )
-from ._pieces import Norm, centre, load_gain, load_sum, long_row_mean, row_shift
+from ._pieces import Norm, centre, less, load_gain, load_sum, long_row_mean, row_shift
 from .forward import norm_forward, of_values
 
 
@@ -72,7 +74,7 @@ def jvp_rows(
     """
     group, first = block_of(program, groups, BLOCK_M)
     row = row_numbers(first, BLOCK_M)
-    valid = row < rows
+    valid = existing(row, rows, BLOCK_M)
     x_at = group * x_group + row * x_row
     residual_at = group * residual_group + row * residual_row
     out_rows = (group * rows + row) * n
@@ -105,13 +107,23 @@ def jvp_rows(
             x_dot = load_sum(x_dot_ptr, x_dot_at, residual_dot_ptr, residual_dot_at, col, inside, ACC)
             if sum_dot_ptr is not None:
                 tl.store(sum_dot_ptr + out_rows + col, x_dot.to(sum_dot_ptr.dtype.element_ty), mask=inside)
-            x_dot = centre(x_dot, shift_dot, mean_dot, inside, n, CENTER, ONE_PASS)
         if sum_ptr is not None:
             tl.store(sum_ptr + out_rows + col, x.to(sum_ptr.dtype.element_ty), mask=inside)
-        x = centre(x, shift, mean, inside, n, CENTER, ONE_PASS)
         if x_dot_ptr is not None and not MANY:
-            inner += row_sum(x * x_dot)
-        squares += row_sum(x * x)
+            x = less(x, shift, col < n, CENTER)
+            x_dot = less(x_dot, shift_dot, col < n, CENTER)
+            if CENTER and ONE_PASS:
+                total, total_dot = row_sums(x, x_dot)
+                mean = total / n
+                mean_dot = total_dot / n
+            x = less(x, mean, col < n, CENTER)
+            x_dot = less(x_dot, mean_dot, col < n, CENTER)
+            total_xx, total_xv = row_sums(x * x, x * x_dot)
+            squares += total_xx
+            inner += total_xv
+        else:
+            x = centre(x, shift, mean, col < n, n, CENTER, ONE_PASS)
+            squares += row_sum(x * x)
     r = inverse_rms(squares, n, eps)
 
     for t in range(0, tangents if MANY else 1):
@@ -140,11 +152,11 @@ def jvp_rows(
                 inside = valid & (col < n)
                 if not ONE_PASS:
                     x = load_sum(x_ptr, x_at, residual_ptr, residual_at, col, inside, ACC)
-                    x = centre(x, shift, mean, inside, n, CENTER, ONE_PASS)
+                    x = centre(x, shift, mean, col < n, n, CENTER, ONE_PASS)
                 x_dot = load_sum(x_dot_ptr, x_dot_at, residual_dot_ptr, residual_dot_at, col, inside, ACC)
                 if sum_dot_ptr is not None:
                     tl.store(sum_dot_ptr + dot_rows + col, x_dot.to(sum_dot_ptr.dtype.element_ty), mask=inside)
-                x_dot = centre(x_dot, shift_dot, mean_dot, inside, n, CENTER, ONE_PASS)
+                x_dot = centre(x_dot, shift_dot, mean_dot, col < n, n, CENTER, ONE_PASS)
                 inner += row_sum(x * x_dot)
         mu = r * r * inner / n
         for start in range(0, stop, BLOCK_N):
@@ -152,12 +164,12 @@ def jvp_rows(
             inside = valid & (col < n)
             if not ONE_PASS:
                 x = load_sum(x_ptr, x_at, residual_ptr, residual_at, col, inside, ACC)
-                x = centre(x, shift, mean, inside, n, CENTER, ONE_PASS)
+                x = centre(x, shift, mean, col < n, n, CENTER, ONE_PASS)
                 w = load_gain(w_ptr, group * w_group, col, n, OFFSET, ACC)
                 b = load_weight(b_ptr, group * b_group, col, n, 0.0, ACC)
                 if x_dot_ptr is not None:
                     x_dot = load_sum(x_dot_ptr, x_dot_at, residual_dot_ptr, residual_dot_at, col, inside, ACC)
-                    x_dot = centre(x_dot, shift_dot, mean_dot, inside, n, CENTER, ONE_PASS)
+                    x_dot = centre(x_dot, shift_dot, mean_dot, col < n, n, CENTER, ONE_PASS)
             if MANY or not ONE_PASS:
                 w_dot = load_weight(w_dot_ptr, k * w_dot_group, col, n, 0.0, ACC)
                 b_dot = load_weight(b_dot_ptr, k * b_dot_group, col, n, 0.0, ACC)
@@ -179,7 +191,7 @@ def jvp_rows(
                 tl.store(y_ptr + out_rows + col, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["groups", "tangents", "rows"])
+@triton.jit(do_not_specialize=["tangents", "rows"], do_not_specialize_on_alignment=["groups"])
 def _jvp_kernel(
     x_ptr,
     residual_ptr,
@@ -216,6 +228,7 @@ def _jvp_kernel(
     ROUND: tl.constexpr,
     ACC: tl.constexpr,
     ONE_PASS: tl.constexpr,
+    FULL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -237,7 +250,7 @@ def _jvp_kernel(
         groups,
         tangents,
         rows,
-        n,
+        BLOCK_N if FULL else n,
         x_group,
         x_row,
         residual_group,
@@ -354,7 +367,7 @@ def norm_jvp(
         norm.eps,
         MANY=many,
         **of_values(norm, x),
-        **config.tiling(),
+        **config.row_tiling(n),
     )
     if y.shape[0] != primal_groups:
         y = y.expand(primal_groups, rows, n)

@@ -77,7 +77,7 @@ def pair_forward(q: Side, k: Side, norm: Norm, *, block_limit: int | None = None
         n,
         norm.eps,
         **of_values(norm, q.x),
-        **config.tiling(),
+        **config.row_tiling(n),
     )
     return results[0], results[1]
 
@@ -133,7 +133,7 @@ def pair_jvp(
         Q_MANY=plans[0][3],
         K_MANY=plans[1][3],
         **of_values(norm, q.x),
-        **config.tiling(),
+        **config.row_tiling(n),
     )
     first, second = (
         (y.expand(group_count(side.x, side.weight), -1, -1), y_dot)
@@ -207,7 +207,7 @@ def pair_vjp(
         OFFSET=norm.offset,
         ACC=accumulator(q.x.dtype),
         STAGES=config.stages,
-        **config.tiling(),
+        **config.row_tiling(n),
     )
     for *_, w_bar, partial in plans:
         if w_bar is not None:

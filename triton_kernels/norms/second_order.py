@@ -14,20 +14,24 @@ from .._partials import partial_sums, sum_partials
 from .._rows import (
     column_numbers,
     column_numbers_back,
+    existing,
+    four_row_sums,
     inverse_rms,
-    load_tile,
+    load_ahead,
     load_weight,
     part_number,
     program_block,
     row_numbers,
     row_sum,
+    row_sums,
     store_column_sum,
 )
 from .._second import Second, second_results
-from ._pieces import Norm, centre, load_gain, long_row_mean, row_shift
+from ._pieces import Norm, centre, less, load_gain, long_row_mean, row_shift
 
 
-@triton.jit(do_not_specialize=["groups", "rows", "rows_per_program"])
+# One group is compiled for: no division, and no offsets of groups.
+@triton.jit(do_not_specialize=["rows", "rows_per_program"], do_not_specialize_on_alignment=["groups"])
 def _second_order_kernel(
     x_ptr,  # (groups, rows, n)
     w_ptr,  # (groups, n) or None
@@ -63,23 +67,25 @@ def _second_order_kernel(
     OFFSET: tl.constexpr,
     ACC: tl.constexpr,
     ONE_PASS: tl.constexpr,
+    FULL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Any of the seven results of `norm_second_order`, from one reading of the operands.
 
-    With W = OFFSET + w, g = W ∘ a, h = ẇ ∘ a, f = W ∘ b and the means A = mean(g v), B = mean(x̂ g), C = mean(x̂ h),
-    F = mean(x̂ f):
+    With W = OFFSET + w, g = W ∘ a, q = W ∘ b + ẇ ∘ a and the means A = mean(g v + x̂ q), B = mean(x̂ g):
 
-        x_first  = r P (g − B x̂)                                      w_first  = Σ_rows a ∘ x̂
-        x_second = r P (f − F x̂ + h − (A + C − 3 μ B) x̂ − B v − μ g)   w_second = Σ_rows b ∘ x̂ + a ∘ (v − μ x̂)
-        y_dot    = (v − μ x̂) ∘ W + x̂ ∘ ẇ + ḃ                          bias_first  = Σ_rows a,   bias_second = Σ_rows b
+        x_first  = r P (g − B x̂)                             w_first  = Σ_rows a ∘ x̂
+        x_second = r P (q − (A − 3 μ B) x̂ − B v − μ g)        w_second = Σ_rows b ∘ x̂ + a ∘ (v − μ x̂)
+        y_dot    = (v − μ x̂) ∘ W + x̂ ∘ ẇ + ḃ                  bias_first  = Σ_rows a,   bias_second = Σ_rows b
 
     One program: rows_per_program rows of one group (BLOCK_M of them without weight sums, or if rows are long). Moves
     (operands + results)·size bytes an element, 16 B at most for 2-byte dtypes, and 4·n bytes a program and weight sum.
     Long rows read their operands twice, x and ẋ once more if centred.
     """
+    if FULL:
+        n = BLOCK_N
     group, first = program_block(groups, rows_per_program)
     stop = BLOCK_N if ONE_PASS else n
     SUMS: tl.constexpr = (  # pyright: ignore[reportAssignmentType]
@@ -99,98 +105,110 @@ def _second_order_kernel(
     w_second = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     bias_first = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     bias_second = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    row = row_numbers(first, BLOCK_M)
+    valid = existing(row, rows, BLOCK_M)
+    next_shift = row_shift(x_ptr, group * x_group + row * x_row, None, 0, valid, CENTER, ACC)
+    next_shift_dot = tl.zeros([BLOCK_M, 1], ACC)
+    if x_dot_ptr is not None:
+        next_shift_dot = row_shift(x_dot_ptr, group * x_dot_group + row * x_dot_row, None, 0, valid, CENTER, ACC)
     for below in tl.range(0, below_stop, BLOCK_M, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         row = row_numbers(first + below, BLOCK_M)
-        valid = row < rows
+        valid = existing(row, rows, BLOCK_M)
         out_rows = (group * rows + row) * n
         x_at = group * x_group + row * x_row
         x_dot_at = group * x_dot_group + row * x_dot_row
-        shift = row_shift(x_ptr, x_at, None, 0, valid, CENTER, ACC)
+        shift = next_shift
+        next_shift = row_shift(x_ptr, x_at + BLOCK_M * x_row, None, 0, row + BLOCK_M < rows, CENTER, ACC)
         mean = long_row_mean(x_ptr, x_at, None, 0, shift, valid, n, CENTER, ONE_PASS, ACC, BLOCK_N)
-        shift_dot = tl.zeros([BLOCK_M, 1], ACC)
+        shift_dot = next_shift_dot
         mean_dot = tl.zeros([BLOCK_M, 1], ACC)
         if x_dot_ptr is not None:
-            shift_dot = row_shift(x_dot_ptr, x_dot_at, None, 0, valid, CENTER, ACC)
+            next_at = x_dot_at + BLOCK_M * x_dot_row
+            next_shift_dot = row_shift(x_dot_ptr, next_at, None, 0, row + BLOCK_M < rows, CENTER, ACC)
             mean_dot = long_row_mean(x_dot_ptr, x_dot_at, None, 0, shift_dot, valid, n, CENTER, ONE_PASS, ACC, BLOCK_N)
         sum_xx = tl.zeros([BLOCK_M, 1], ACC)
         sum_xv = tl.zeros([BLOCK_M, 1], ACC)  # Σ x ẋ
-        sum_gv = tl.zeros([BLOCK_M, 1], ACC)  # Σ g ẋ
         sum_xg = tl.zeros([BLOCK_M, 1], ACC)
-        sum_xh = tl.zeros([BLOCK_M, 1], ACC)
-        sum_xf = tl.zeros([BLOCK_M, 1], ACC)
+        cross = tl.zeros([BLOCK_M, 1], ACC)  # Σ g ẋ + x q
         sum_g = tl.zeros([BLOCK_M, 1], ACC)
-        sum_h = tl.zeros([BLOCK_M, 1], ACC)
-        sum_f = tl.zeros([BLOCK_M, 1], ACC)
+        sum_q = tl.zeros([BLOCK_M, 1], ACC)
         for start in range(0, stop, BLOCK_N):
             col = column_numbers(start, BLOCK_N)
             inside = valid & (col < n)
-            x = load_tile(x_ptr + x_at + col, inside, ACC)
-            a = load_tile(a_ptr + group * a_group + row * a_row + col, inside, ACC)
+            x = load_ahead(x_ptr + x_at + col, inside, LOOPS, ACC)
+            a = load_ahead(a_ptr + group * a_group + row * a_row + col, inside, LOOPS, ACC)
             if x_dot_ptr is not None:
-                x_dot = load_tile(x_dot_ptr + x_dot_at + col, inside, ACC)
+                x_dot = load_ahead(x_dot_ptr + x_dot_at + col, inside, LOOPS, ACC)
             if b_ptr is not None:
-                b = load_tile(b_ptr + group * b_group + row * b_row + col, inside, ACC)
+                b = load_ahead(b_ptr + group * b_group + row * b_row + col, inside, LOOPS, ACC)
             if not ONE_PASS:
                 w = load_gain(w_ptr, group * w_group, col, n, OFFSET, ACC)
                 w_dot = load_weight(w_dot_ptr, group * w_dot_group, col, n, 0.0, ACC)
-            x = centre(x, shift, mean, inside, n, CENTER, ONE_PASS)
+            g = w * a
+            q = _pulled(w, w_dot, a, b, w_dot_ptr, b_ptr)
+            x = less(x, shift, col < n, CENTER)
             if x_dot_ptr is not None:
-                x_dot = centre(x_dot, shift_dot, mean_dot, inside, n, CENTER, ONE_PASS)
-            sum_xx += row_sum(x * x)
-            sum_xg += row_sum(x * (w * a))
-            if x_dot_ptr is not None:
-                sum_xv += row_sum(x * x_dot)
-                sum_gv += row_sum(x_dot * (w * a))
-            if w_dot_ptr is not None:
-                sum_xh += row_sum(x * (w_dot * a))
-            if b_ptr is not None:
-                sum_xf += row_sum(x * (w * b))
-            if CENTER:
-                sum_g += row_sum(w * a)
-                if w_dot_ptr is not None:
-                    sum_h += row_sum(w_dot * a)
-                if b_ptr is not None:
-                    sum_f += row_sum(w * b)
+                x_dot = less(x_dot, shift_dot, col < n, CENTER)
+                if CENTER:
+                    total, total_dot, total_g, total_q = four_row_sums(x, x_dot, g, q)
+                    sum_g += total_g
+                    sum_q += total_q
+                    if ONE_PASS:
+                        mean = total / n
+                        mean_dot = total_dot / n
+                x = less(x, mean, col < n, CENTER)
+                x_dot = less(x_dot, mean_dot, col < n, CENTER)
+                total_xx, total_xg, total_xv, total_cross = four_row_sums(x * x, x * g, x * x_dot, g * x_dot + x * q)
+                sum_xv += total_xv
+            else:
+                if CENTER:
+                    total, total_g = row_sums(x, g)
+                    sum_g += total_g
+                    sum_q += row_sum(q)
+                    if ONE_PASS:
+                        mean = total / n
+                x = less(x, mean, col < n, CENTER)
+                total_xx, total_xg = row_sums(x * x, x * g)
+                total_cross = row_sum(x * q)
+            sum_xx += total_xx
+            sum_xg += total_xg
+            cross += total_cross
         r = tl.where(valid, inverse_rms(sum_xx, n, eps), 0.0)  # a row past the end would have r = ∞ if eps = 0
         mu = r * r * sum_xv / n
-        mean_gv = r * sum_gv / n  # A
+        mean_cross = r * cross / n  # A
         mean_xg = r * sum_xg / n  # B
-        mean_xh = r * sum_xh / n  # C
-        mean_xf = r * sum_xf / n  # F
+        mean_g = sum_g / n
 
         for start in range(0, stop, BLOCK_N):
             col = column_numbers_back(start, n, BLOCK_N, ONE_PASS)
             inside = valid & (col < n)
             if not ONE_PASS:
-                x = load_tile(x_ptr + x_at + col, inside, ACC)
-                a = load_tile(a_ptr + group * a_group + row * a_row + col, inside, ACC)
+                x = load_ahead(x_ptr + x_at + col, inside, LOOPS, ACC)
+                a = load_ahead(a_ptr + group * a_group + row * a_row + col, inside, LOOPS, ACC)
                 if x_dot_ptr is not None:
-                    x_dot = load_tile(x_dot_ptr + x_dot_at + col, inside, ACC)
+                    x_dot = load_ahead(x_dot_ptr + x_dot_at + col, inside, LOOPS, ACC)
                 if b_ptr is not None:
-                    b = load_tile(b_ptr + group * b_group + row * b_row + col, inside, ACC)
+                    b = load_ahead(b_ptr + group * b_group + row * b_row + col, inside, LOOPS, ACC)
                 w = load_gain(w_ptr, group * w_group, col, n, OFFSET, ACC)
                 w_dot = load_weight(w_dot_ptr, group * w_dot_group, col, n, 0.0, ACC)
                 bias_dot = load_weight(bias_dot_ptr, group * bias_dot_group, col, n, 0.0, ACC)
-                x = centre(x, shift, mean, inside, n, CENTER, ONE_PASS)
+                x = centre(x, shift, mean, col < n, n, CENTER, ONE_PASS)
                 if x_dot_ptr is not None:
-                    x_dot = centre(x_dot, shift_dot, mean_dot, inside, n, CENTER, ONE_PASS)
+                    x_dot = centre(x_dot, shift_dot, mean_dot, col < n, n, CENTER, ONE_PASS)
             x_hat = r * x
             g = w * a
-            if CENTER:
-                g -= sum_g / n  # P g, here and below
             if x_first_ptr is not None:
-                x_first = r * (g - mean_xg * x_hat)
+                x_first = r * g
+                if CENTER:
+                    x_first -= r * mean_g
+                x_first -= (r * mean_xg) * x_hat
                 tl.store(x_first_ptr + out_rows + col, x_first.to(x_first_ptr.dtype.element_ty), mask=inside)
             if x_second_ptr is not None:
-                x_second = tl.zeros([BLOCK_M, BLOCK_N], ACC)
-                if b_ptr is not None:
-                    x_second += w * b - mean_xf * x_hat
-                if w_dot_ptr is not None:
-                    x_second += w_dot * a - mean_xh * x_hat
+                x_second = _pulled(w, w_dot, a, b, w_dot_ptr, b_ptr) - (mean_cross - 3.0 * mu * mean_xg) * x_hat
                 if CENTER:
-                    x_second -= (sum_f + sum_h) / n
+                    x_second -= sum_q / n - mu * mean_g  # what P leaves of q and μ g
                 if x_dot_ptr is not None:
-                    x_second -= (mean_gv - 3.0 * mu * mean_xg) * x_hat + mean_xg * (r * x_dot) + mu * g
+                    x_second -= mean_xg * (r * x_dot) + mu * g
                 x_second *= r
                 tl.store(x_second_ptr + out_rows + col, x_second.to(x_second_ptr.dtype.element_ty), mask=inside)
             if y_dot_ptr is not None:
@@ -238,6 +256,17 @@ def _second_order_kernel(
             store_column_sum(bias_first_ptr, part, col, n, bias_first)
         if bias_second_ptr is not None:
             store_column_sum(bias_second_ptr, part, col, n, bias_second)
+
+
+@triton.jit
+def _pulled(w, w_dot, a, b, w_dot_ptr, b_ptr):
+    """Return q = W ∘ b + ẇ ∘ a, without the terms that are absent."""
+    q = tl.zeros(a.shape, a.dtype)
+    if b_ptr is not None:
+        q += w * b
+    if w_dot_ptr is not None:
+        q += w_dot * a
+    return q
 
 
 def norm_second_order(
@@ -341,7 +370,7 @@ def norm_second_order(
         OFFSET=norm.offset,
         ACC=accumulator(x.dtype),
         STAGES=config.stages,
-        **config.tiling(),
+        **config.row_tiling(n),
     )
     for partial, total in zip(partials, sums, strict=True):
         if partial is not None and total is not None:

@@ -16,14 +16,16 @@ from .._rows import (
     block_of,
     column_numbers,
     column_numbers_back,
+    existing,
     inverse_rms,
-    load_tile,
+    load_ahead,
     part_of,
     row_numbers,
     row_sum,
+    row_sums,
     store_column_sum,
 )
-from ._pieces import Norm, centre, load_gain, long_row_mean, row_shift
+from ._pieces import Norm, centre, less, load_gain, long_row_mean, row_shift
 
 
 @triton.jit
@@ -78,11 +80,14 @@ def vjp_rows(
     w = load_gain(w_ptr, group * w_group, column_numbers(0, BLOCK_N), n, OFFSET, ACC)
     w_bar = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     b_bar = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    row = row_numbers(first, BLOCK_M)
+    next_shift = row_shift(x_ptr, group * x_group + row * x_row, None, 0, existing(row, rows, BLOCK_M), CENTER, ACC)
     for below in tl.range(0, below_stop, BLOCK_M, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         row = row_numbers(first + below, BLOCK_M)
-        valid = row < rows
+        valid = existing(row, rows, BLOCK_M)
         x_at = group * x_group + row * x_row
-        shift = row_shift(x_ptr, x_at, None, 0, valid, CENTER, ACC)
+        shift = next_shift
+        next_shift = row_shift(x_ptr, x_at + BLOCK_M * x_row, None, 0, row + BLOCK_M < rows, CENTER, ACC)
         mean = long_row_mean(x_ptr, x_at, None, 0, shift, valid, n, CENTER, ONE_PASS, ACC, BLOCK_N)
         squares = tl.zeros([BLOCK_M, 1], ACC)
         inner = tl.zeros([BLOCK_M, 1], ACC)  # Σ x g
@@ -90,17 +95,26 @@ def vjp_rows(
         for start in range(0, stop, BLOCK_N):
             col = column_numbers(start, BLOCK_N)
             inside = valid & (col < n)
-            x = load_tile(x_ptr + x_at + col, inside, ACC)
+            x = load_ahead(x_ptr + x_at + col, inside, LOOPS, ACC)
             if not MANY and (ONE_PASS or x_bar_ptr is not None):
-                y_bar = load_tile(y_bar_ptr + group * y_bar_group + row * y_bar_row + col, inside, ACC)
+                y_bar = load_ahead(y_bar_ptr + group * y_bar_group + row * y_bar_row + col, inside, LOOPS, ACC)
                 if not ONE_PASS:
                     w = load_gain(w_ptr, group * w_group, col, n, OFFSET, ACC)
-            x = centre(x, shift, mean, inside, n, CENTER, ONE_PASS)
-            squares += row_sum(x * x)
             if not MANY and (ONE_PASS or x_bar_ptr is not None):
-                inner += row_sum(x * (w * y_bar))
+                g = w * y_bar
+                x = less(x, shift, col < n, CENTER)
                 if CENTER:
-                    sum_g += row_sum(w * y_bar)
+                    total, total_g = row_sums(x, g)
+                    sum_g += total_g
+                    if ONE_PASS:
+                        mean = total / n
+                x = less(x, mean, col < n, CENTER)
+                total_xx, total_xg = row_sums(x * x, x * g)
+                squares += total_xx
+                inner += total_xg
+            else:
+                x = centre(x, shift, mean, col < n, n, CENTER, ONE_PASS)
+                squares += row_sum(x * x)
         r = tl.where(valid, inverse_rms(squares, n, eps), 0.0)  # a row past the end would have r = ∞ if eps = 0
 
         for t in range(0, cotangents if MANY else 1):
@@ -112,32 +126,36 @@ def vjp_rows(
                 for start in range(0, stop, BLOCK_N):
                     col = column_numbers(start, BLOCK_N)
                     inside = valid & (col < n)
-                    y_bar = load_tile(y_bar_rows + col, inside, ACC)
+                    y_bar = load_ahead(y_bar_rows + col, inside, LOOPS, ACC)
                     if not ONE_PASS:
-                        x = load_tile(x_ptr + x_at + col, inside, ACC)
-                        x = centre(x, shift, mean, inside, n, CENTER, ONE_PASS)
+                        x = load_ahead(x_ptr + x_at + col, inside, LOOPS, ACC)
+                        x = centre(x, shift, mean, col < n, n, CENTER, ONE_PASS)
                         w = load_gain(w_ptr, group * w_group, col, n, OFFSET, ACC)
-                    inner += row_sum(x * (w * y_bar))
+                    g = w * y_bar
                     if CENTER:
-                        sum_g += row_sum(w * y_bar)
+                        total_xg, total_g = row_sums(x * g, g)
+                        inner += total_xg
+                        sum_g += total_g
+                    else:
+                        inner += row_sum(x * g)
             mean_xg = r * inner / n  # mean(x̂ g)
             mean_g = sum_g / n
             for start in range(0, stop, BLOCK_N):
                 col = column_numbers_back(start, n, BLOCK_N, ONE_PASS)
                 inside = valid & (col < n)
                 if not ONE_PASS:
-                    x = load_tile(x_ptr + x_at + col, inside, ACC)
-                    x = centre(x, shift, mean, inside, n, CENTER, ONE_PASS)
-                    y_bar = load_tile(y_bar_rows + col, inside, ACC)
+                    x = load_ahead(x_ptr + x_at + col, inside, LOOPS, ACC)
+                    x = centre(x, shift, mean, col < n, n, CENTER, ONE_PASS)
+                    y_bar = load_ahead(y_bar_rows + col, inside, LOOPS, ACC)
                     w = load_gain(w_ptr, group * w_group, col, n, OFFSET, ACC)
                 x_hat = r * x
                 if x_bar_ptr is not None:
-                    g = w * y_bar
+                    x_bar = r * (w * y_bar)
                     if CENTER:
-                        g -= mean_g
-                    x_bar = r * (g - mean_xg * x_hat)
+                        x_bar -= r * mean_g
+                    x_bar -= (r * mean_xg) * x_hat
                     if carry_ptr is not None:
-                        x_bar += load_tile(carry_ptr + k * carry_group + row * carry_row + col, inside, ACC)
+                        x_bar += load_ahead(carry_ptr + k * carry_group + row * carry_row + col, inside, LOOPS, ACC)
                     x_bar_rows = x_bar_ptr + (k * rows + row) * n
                     tl.store(x_bar_rows + col, x_bar.to(x_bar_ptr.dtype.element_ty), mask=inside)
                 if LOOPS:
@@ -157,7 +175,7 @@ def vjp_rows(
             store_column_sum(b_bar_ptr, part, column_numbers(0, BLOCK_N), n, b_bar)
 
 
-@triton.jit(do_not_specialize=["groups", "cotangents", "rows", "rows_per_program"])
+@triton.jit(do_not_specialize=["cotangents", "rows", "rows_per_program"], do_not_specialize_on_alignment=["groups"])
 def _vjp_kernel(
     y_bar_ptr,
     x_ptr,
@@ -184,6 +202,7 @@ def _vjp_kernel(
     OFFSET: tl.constexpr,
     ACC: tl.constexpr,
     ONE_PASS: tl.constexpr,
+    FULL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
@@ -203,7 +222,7 @@ def _vjp_kernel(
         cotangents,
         rows,
         rows_per_program,
-        n,
+        BLOCK_N if FULL else n,
         y_bar_group,
         y_bar_row,
         x_group,
@@ -312,7 +331,7 @@ def norm_vjp(
         OFFSET=norm.offset,
         ACC=accumulator(x.dtype),
         STAGES=config.stages,
-        **config.tiling(),
+        **config.row_tiling(n),
     )
     for partial, total in zip(partials, sums, strict=True):
         if partial is not None and total is not None:
