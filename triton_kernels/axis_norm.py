@@ -26,6 +26,7 @@ from ._columns import axis_stride
 from ._dtypes import accumulator
 from ._launch import launch
 from ._layout import group_count
+from ._rows import column_sums, load_tile
 from ._variants import Variant, variants_of
 
 _PROGRAM_REGISTERS = 96 * 32 * 16
@@ -48,7 +49,7 @@ def tile_of(
 ):
     """Return elements start, ... of neighbouring vectors, the first at `ptr`; 0 outside."""
     row = start + tl.arange(0, BLOCK_N)[:, None]
-    return tl.load(ptr + place_of(row, n_stride, beside, b_stride, WIDE), mask=(row < n) & lanes, other=0.0).to(ACC)
+    return load_tile(ptr + place_of(row, n_stride, beside, b_stride, WIDE), (row < n) & lanes, ACC)
 
 
 @triton.jit
@@ -114,9 +115,16 @@ def _apply_kernel(
     x = tl.zeros([BLOCK_N, BLOCK_B], ACC)
     v = tl.zeros([BLOCK_N, BLOCK_B], ACC)
     squares = tl.zeros([1, BLOCK_B], ACC)
+    inner = tl.zeros([1, BLOCK_B], ACC)  # Σ x v
     for start in range(0, stop, BLOCK_N):
         x = tile_of(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
-        squares += tl.sum(x * x, axis=0, keep_dims=True)
+        if v_ptr is not None and not MANY:
+            v = tile_of(v_ptr + k * v_k + a * v_a + b * v_b, start, n, v_n, beside, v_b, lanes, WIDE, BLOCK_N, ACC)
+            squares_here, inner_here = column_sums(x * x, x * v)
+            squares += squares_here
+            inner += inner_here
+        else:
+            squares += tl.sum(x * x, axis=0, keep_dims=True)
     s, c = scale_of(squares, n, eps, FLOORED)
     if y_ptr is not None:
         y_here = y_ptr + k * out_k + a * out_a + b * out_b
@@ -131,19 +139,21 @@ def _apply_kernel(
             kt = k + t
             v_here = v_ptr + kt * v_k + a * v_a + b * v_b
             out_here = out_ptr + kt * out_k + a * out_a + b * out_b
-            inner = tl.zeros([1, BLOCK_B], ACC)
-            for start in range(0, stop, BLOCK_N):
-                if not ONE_PASS:
-                    x = tile_of(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
-                v = tile_of(v_here, start, n, v_n, beside, v_b, lanes, WIDE, BLOCK_N, ACC)
-                inner += tl.sum(s * x * v, axis=0, keep_dims=True)
+            if MANY:
+                inner = tl.zeros([1, BLOCK_B], ACC)
+                for start in range(0, stop, BLOCK_N):
+                    if not ONE_PASS:
+                        x = tile_of(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
+                    v = tile_of(v_here, start, n, v_n, beside, v_b, lanes, WIDE, BLOCK_N, ACC)
+                    inner += tl.sum(x * v, axis=0, keep_dims=True)
+            along = s * c * (s * inner)  # s c ⟨y, v⟩
             for start in range(0, stop, BLOCK_N):
                 if not ONE_PASS:
                     x = tile_of(x_here, start, n, x_n, beside, x_b, lanes, WIDE, BLOCK_N, ACC)
                     v = tile_of(v_here, start, n, v_n, beside, v_b, lanes, WIDE, BLOCK_N, ACC)
                 row = start + tl.arange(0, BLOCK_N)[:, None]
                 place = out_here + place_of(row, out_n, beside, out_b, WIDE)
-                out = s * (v - c * inner * (s * x))
+                out = s * v - along * (s * x)
                 tl.store(place, out.to(out_ptr.dtype.element_ty), mask=(row < n) & lanes)
 
 
@@ -208,11 +218,9 @@ def _launch(
         n,
         columns,
         blocks,
-        axis_stride(x, 0),
-        *x.stride()[1:],
-        axis_stride(v, 0),
-        *((0, 0, 0) if v is None else v.stride()[1:]),
-        *result.stride(),
+        *_strides(x),
+        *_strides(v),
+        *_strides(result),
         eps,
         MANY=many,
         FLOORED=floored,
@@ -222,7 +230,12 @@ def _launch(
     )
 
 
-def reaches_far(tensor: Tensor, options: dict[str, int | bool]) -> bool:
+def _strides(tensor: Tensor | None) -> list[int]:
+    """Strides of all axes; 0 where an axis has one element: any other number could hide that addresses are aligned."""
+    return [axis_stride(tensor, axis) for axis in range(4)]
+
+
+def _reaches_far(tensor: Tensor, options: dict[str, int | bool]) -> bool:
     """Whether elements that a program looks at may be 2³¹ or more behind its first."""
     _, _, n_stride, b_stride = tensor.stride()
     length = max(tensor.shape[2], int(options["BLOCK_N"]))
@@ -239,13 +252,15 @@ def tile_config(
     whole = triton.next_power_of_2(n)
     # Neighbouring vectors fill the lanes of a warp where elements do not, at a whole sector of memory each.
     lanes = min(triton.next_power_of_2(columns), max(1, 1024 // whole) if along else 32)
+    # Few warps, which wait for each other when they add up; see `row_config`.
+    per_thread = 32 if tiles <= 3 and itemsize < 8 else 16
     one_pass = whole * lanes <= longest
     block_n = whole if one_pass else max(1, longest // 2 // lanes)
     return {
         "ONE_PASS": one_pass,
         "BLOCK_N": block_n,
         "BLOCK_B": lanes,
-        "num_warps": min(16, max(1, block_n * lanes // 512)),
+        "num_warps": min(16, max(1, block_n * lanes // (32 * per_thread))),
         "num_stages": 1,
         "enable_fp_fusion": True,  # said, because the default differs between Triton versions
     }

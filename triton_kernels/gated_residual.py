@@ -21,12 +21,8 @@ from ._dtypes import accumulator, partial_dtype
 from ._launch import launch, multiprocessors
 from ._layout import group_count, unit_columns
 from ._partials import partial_sums, sum_partials
+from ._rows import load_tile
 from ._variants import Variant, variants_of
-
-
-@triton.jit
-def _row(ptr, inside, ACC: tl.constexpr):
-    return tl.load(ptr, mask=inside, other=0.0).to(ACC)
 
 
 @triton.jit(do_not_specialize=["tangents", "batch", "rows", "row_blocks", "column_blocks"])
@@ -78,9 +74,9 @@ def _push_kernel(
     b = outer % batch
     row = first + tl.arange(0, BLOCK_M)[:, None]
     inside = (row < rows) & (col < n)
-    gate = _row(gate_ptr + k * gate_k + b * gate_b + col * gate_d, col < n, ACC)
-    x = _row(x_ptr + k * x_k + b * x_b + row * x_t + col, inside, ACC)
-    h = _row(h_ptr + k * h_k + b * h_b + row * h_t + col, inside, ACC)
+    gate = load_tile(gate_ptr + k * gate_k + b * gate_b + col * gate_d, col < n, ACC)
+    x = load_tile(x_ptr + k * x_k + b * x_b + row * x_t + col, inside, ACC)
+    h = load_tile(h_ptr + k * h_k + b * h_b + row * h_t + col, inside, ACC)
     y = x + gate * h
     tl.store(y_ptr + (outer * rows + row) * n + col, y.to(y_ptr.dtype.element_ty), mask=inside)
     if y_dot_ptr is not None:
@@ -88,11 +84,11 @@ def _push_kernel(
             kt = k + t
             y_dot = tl.zeros([BLOCK_M, BLOCK_N], ACC)
             if x_dot_ptr is not None:
-                y_dot += _row(x_dot_ptr + kt * x_dot_k + b * x_dot_b + row * x_dot_t + col, inside, ACC)
+                y_dot += load_tile(x_dot_ptr + kt * x_dot_k + b * x_dot_b + row * x_dot_t + col, inside, ACC)
             if gate_dot_ptr is not None:
-                y_dot += h * _row(gate_dot_ptr + kt * gate_dot_k + b * gate_dot_b + col * gate_dot_d, col < n, ACC)
+                y_dot += h * load_tile(gate_dot_ptr + kt * gate_dot_k + b * gate_dot_b + col * gate_dot_d, col < n, ACC)
             if h_dot_ptr is not None:
-                y_dot += gate * _row(h_dot_ptr + kt * h_dot_k + b * h_dot_b + row * h_dot_t + col, inside, ACC)
+                y_dot += gate * load_tile(h_dot_ptr + kt * h_dot_k + b * h_dot_b + row * h_dot_t + col, inside, ACC)
             out = y_dot_ptr + ((kt * batch + b) * rows + row) * n + col
             tl.store(out, y_dot.to(y_dot_ptr.dtype.element_ty), mask=inside)
 
@@ -134,19 +130,19 @@ def _pull_kernel(
     b = outer % batch
     gate = tl.zeros([1, BLOCK_N], ACC)
     if gate_ptr is not None:
-        gate = _row(gate_ptr + k * gate_k + b * gate_b + col * gate_d, col < n, ACC)
+        gate = load_tile(gate_ptr + k * gate_k + b * gate_b + col * gate_d, col < n, ACC)
     total = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     for below in range(0, rows_per_program, BLOCK_M):
         row = first + below + tl.arange(0, BLOCK_M)[:, None]
         inside = (row < rows) & (col < n)
-        y_bar = _row(y_bar_ptr + k * y_bar_k + b * y_bar_b + row * y_bar_t + col, inside, ACC)
+        y_bar = load_tile(y_bar_ptr + k * y_bar_k + b * y_bar_b + row * y_bar_t + col, inside, ACC)
         out = (outer * rows + row) * n + col
         if x_bar_ptr is not None:
             tl.store(x_bar_ptr + out, y_bar.to(x_bar_ptr.dtype.element_ty), mask=inside)
         if h_bar_ptr is not None:
             tl.store(h_bar_ptr + out, (gate * y_bar).to(h_bar_ptr.dtype.element_ty), mask=inside)
         if gate_bar_ptr is not None:
-            total += y_bar * _row(h_ptr + k * h_k + b * h_b + row * h_t + col, inside, ACC)
+            total += y_bar * load_tile(h_ptr + k * h_k + b * h_b + row * h_t + col, inside, ACC)
     if gate_bar_ptr is not None:
         share = tl.sum(total, axis=0, keep_dims=True).to(gate_bar_ptr.dtype.element_ty)
         tl.store(gate_bar_ptr + (outer * row_blocks + block) * n + col, share, mask=col < n)
