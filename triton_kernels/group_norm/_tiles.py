@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._rows import load_tile, packed_sums
+
 # Registers (32 bits) that the tiles of a program may take: 16 warps of 32 threads, 96 registers each.
 _PROGRAM_REGISTERS = 96 * 32 * 16
 _LONGEST_TILE = 16384
@@ -29,17 +31,29 @@ def program_group(samples, groups):
 
 
 @triton.jit
-def tile(c0, s0, channels, sites, c_stride, s_stride, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Return the tile's offsets from the group's first element, which of its lanes lie inside, and its channels."""
+def tile(c0, s0, channels, sites, c_stride, s_stride, EVEN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Return the tile's offsets from the group's first element, which of its lanes lie inside, and its channels.
+
+    EVEN: tiles fill the group, so that all lanes lie inside and nothing is masked.
+    """
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
     s = s0 + tl.arange(0, BLOCK_S)[None, :]
-    return c.to(tl.int64) * c_stride + s.to(tl.int64) * s_stride, (c < channels) & (s < sites), c
+    inside = tl.full([BLOCK_C, BLOCK_S], True, tl.int1) if EVEN else (c < channels) & (s < sites)
+    return c.to(tl.int64) * c_stride + s.to(tl.int64) * s_stride, inside, c
 
 
 @triton.jit
 def tile_sum(x):
     """Return the sum of all elements of a tile."""
-    return tl.sum(tl.sum(x, axis=1), axis=0)
+    return tl.sum(x)
+
+
+@triton.jit
+def tile_sums(a, b):
+    """Return the sums of all elements of two tiles, see `row_sums`."""
+    sums = tl.reshape(packed_sums(tl.reshape(tl.permute(tl.join(a, b), (2, 0, 1)), (2, a.numel))), (1, 2))
+    sum_a, sum_b = tl.split(sums)
+    return tl.sum(sum_a), tl.sum(sum_b)
 
 
 @triton.jit
@@ -48,12 +62,13 @@ def load_channels(w_ptr, c, channels, absent, ACC: tl.constexpr):
     if w_ptr is None:
         return tl.full(c.shape, absent, ACC)
     else:
-        return tl.load(w_ptr + c, mask=c < channels, other=0.0).to(ACC)
+        return load_tile(w_ptr + c, c < channels, ACC)
 
 
 @triton.jit
 def moments(
     x_group,
+    v_group,  # None for zeros
     channels,
     sites,
     c_stride,
@@ -61,38 +76,59 @@ def moments(
     eps,
     ACC: tl.constexpr,
     ONE_PASS: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """Return the last tile read (the group, if ONE_PASS), the mean m and r = (var + eps)^(-1/2), in one reading.
+    """Return x, m, r = (var + eps)^(-1/2), v, Σ v and Σ (x − m) v; of x and v the last tiles read.
 
-    Tiles are merged as Chan, Golub and LeVeque (1983) do: with δ the difference of two means, n₁ and n₂ the counts,
+    One reading, which ends with the whole group if ONE_PASS. Tiles are merged as Chan, Golub and LeVeque (1983) do.
+    With δ the difference of two means, n₁ and n₂ the counts,
 
-        m = m₁ + δ n₂ / (n₁ + n₂),    Σ(x − m)² = Σ₁ + Σ₂ + δ² n₁ n₂ / (n₁ + n₂)
+        m = m₁ + δ n₂ / (n₁ + n₂),    Σ (x − m)² = Σ₁ + Σ₂ + δ² n₁ n₂ / (n₁ + n₂),
+        Σ (x − m) v = Σ₁ (x − m₁) v + (m₁ − m) Σ₁ v + Σ₂ (x − m₂) v + (m₂ − m) Σ₂ v
     """
     c_stop = BLOCK_C if ONE_PASS else channels
     s_stop = BLOCK_S if ONE_PASS else sites
     x = tl.zeros([BLOCK_C, BLOCK_S], ACC)
+    v = tl.zeros([BLOCK_C, BLOCK_S], ACC)
     count = tl.full([], 0.0, ACC)
     mean = tl.full([], 0.0, ACC)
     squares = tl.full([], 0.0, ACC)
+    total = tl.full([], 0.0, ACC)
+    inner = tl.full([], 0.0, ACC)
     for c0 in range(0, c_stop, BLOCK_C):
         for s0 in range(0, s_stop, BLOCK_S):
-            offsets, inside, c = tile(c0, s0, channels, sites, c_stride, s_stride, BLOCK_C, BLOCK_S)
-            x = tl.load(x_group + offsets, mask=inside, other=0.0).to(ACC)
+            offsets, inside, c = tile(c0, s0, channels, sites, c_stride, s_stride, EVEN, BLOCK_C, BLOCK_S)
+            x = load_tile(x_group + offsets, inside, ACC)
             here = tl.full([], tl.minimum(channels - c0, BLOCK_C), ACC) * tl.minimum(sites - s0, BLOCK_S)
-            mean_here = tile_sum(x) / here
-            centred = tl.where(inside, x - mean_here, 0.0)
-            delta = mean_here - mean
+            before = mean
+            total_here = tl.full([], 0.0, ACC)
+            inner_here = tl.full([], 0.0, ACC)
+            if v_group is None:
+                mean_here = tile_sum(x) / here
+                centred = tl.where(inside, x - mean_here, 0.0)
+                squares_here = tile_sum(centred * centred)
+            else:
+                v = load_tile(v_group + offsets, inside, ACC)
+                sum_here, total_here = tile_sums(x, v)
+                mean_here = sum_here / here
+                centred = tl.where(inside, x - mean_here, 0.0)
+                squares_here, inner_here = tile_sums(centred * centred, centred * v)
+            delta = mean_here - before
             share = here / (count + here)
             mean += delta * share
-            squares += tile_sum(centred * centred) + delta * delta * (count * share)
+            squares += squares_here + delta * delta * (count * share)
             count += here
+            if v_group is not None:
+                inner += inner_here + (before - mean) * total + (mean_here - mean) * total_here
+                total += total_here
     variance = squares / count + tl.full([], eps, ACC)
     if ACC == tl.float64:
-        return x, mean, 1.0 / tl.sqrt(variance)  # rsqrt is an approximation there
+        r = 1.0 / tl.sqrt(variance)  # rsqrt is an approximation there
     else:
-        return x, mean, tl.rsqrt(variance)
+        r = tl.rsqrt(variance)
+    return x, mean, r, v, total, inner
 
 
 @functools.cache
@@ -110,7 +146,7 @@ def tile_config(
         limit: Largest tile, a power of two; for tests.
 
     Returns:
-        The options; ONE_PASS tells whether a tile holds a whole group.
+        The options; ONE_PASS tells whether a tile holds a whole group, EVEN whether tiles fill it.
     """
     registers = _PROGRAM_REGISTERS // (tiles * (5 if itemsize == 8 else 1))
     longest = min(_LONGEST_TILE, 1 << (registers.bit_length() - 1)) if limit is None else limit
@@ -129,6 +165,7 @@ def tile_config(
     warps = min(16, max(1, c * s // (32 * per_thread)))
     return {
         "ONE_PASS": one_pass,
+        "EVEN": channels % c == 0 and sites % s == 0,
         "BLOCK_C": c,
         "BLOCK_S": s,
         "num_warps": warps,

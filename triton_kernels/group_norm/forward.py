@@ -11,6 +11,7 @@ from .._dtypes import accumulator, partial_dtype
 from .._jets import jet
 from .._launch import launch
 from .._layout import group_count, group_stride, unit_columns
+from .._rows import load_tile
 from ._tiles import (
     Sizes,
     dense_samples,
@@ -45,6 +46,7 @@ def _forward_kernel(
     ACTIVATION: tl.constexpr,
     ACC: tl.constexpr,
     ONE_PASS: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
@@ -56,7 +58,10 @@ def _forward_kernel(
     w_group = None if w_ptr is None else w_ptr + k * w_k + first
     b_group = None if b_ptr is None else b_ptr + k * b_k + first
 
-    x, mean, r = moments(x_group, channels, sites, c_stride, s_stride, eps, ACC, ONE_PASS, BLOCK_C, BLOCK_S)
+    found = moments(x_group, None, channels, sites, c_stride, s_stride, eps, ACC, ONE_PASS, EVEN, BLOCK_C, BLOCK_S)
+    x = found[0]
+    mean = found[1]
+    r = found[2]
     place = (k * samples + sample) * groups + g
     tl.store(mean_ptr + place, mean)
     tl.store(rstd_ptr + place, r)
@@ -64,11 +69,11 @@ def _forward_kernel(
     s_stop = BLOCK_S if ONE_PASS else sites
     for c0 in range(0, c_stop, BLOCK_C):
         for s0 in range(0, s_stop, BLOCK_S):
-            offsets, inside, c = tile(c0, s0, channels, sites, c_stride, s_stride, BLOCK_C, BLOCK_S)
+            offsets, inside, c = tile(c0, s0, channels, sites, c_stride, s_stride, EVEN, BLOCK_C, BLOCK_S)
             w = load_channels(w_group, c, channels, 1.0, ACC)
             b = load_channels(b_group, c, channels, 0.0, ACC)
             if not ONE_PASS:
-                x = tl.load(x_group + offsets, mask=inside, other=0.0).to(ACC)
+                x = load_tile(x_group + offsets, inside, ACC)
             y, _, _, _ = jet((x - mean) * r * w + b, 0.0, 0.0, ACTIVATION, False)  # pyright: ignore[reportArgumentType]
             tl.store(y_group + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
 

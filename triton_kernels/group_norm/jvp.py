@@ -11,6 +11,7 @@ from .._dtypes import accumulator, partial_dtype
 from .._jets import jet
 from .._launch import launch
 from .._layout import group_count, group_stride, unit_columns
+from .._rows import load_tile
 from ._tiles import (
     Sizes,
     dense_samples,
@@ -20,7 +21,7 @@ from ._tiles import (
     program_group,
     tile,
     tile_config,
-    tile_sum,
+    tile_sums,
 )
 from .forward import group_norm_forward
 
@@ -57,13 +58,15 @@ def _jvp_kernel(
     ACTIVATION: tl.constexpr,
     ACC: tl.constexpr,
     ONE_PASS: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     """Primal and tangents: y = f(z), ẏ = f′(z) ż.
 
     One program: one group and all its tangents: one a k or, if MANY, K = 1 with `tangents` of them. Moves
-    (2 + 2·tangents)·size bytes an element of x; groups longer than a tile read x 2 + tangents and ẋ 2 times.
+    (2 + 2·tangents)·size bytes an element of x; groups longer than a tile read x and ẋ twice, x 1 + 2·tangents times if
+    MANY.
     """
     k, sample, g = program_group(samples, groups)
     first = g * channels  # channel of the sample
@@ -72,7 +75,12 @@ def _jvp_kernel(
     w_group = None if w_ptr is None else w_ptr + k * w_k + first
     b_group = None if b_ptr is None else b_ptr + k * b_k + first
 
-    x, mean, r = moments(x_group, channels, sites, c_stride, s_stride, eps, ACC, ONE_PASS, BLOCK_C, BLOCK_S)
+    first_x_dot = None
+    if x_dot_ptr is not None and not MANY:
+        first_x_dot = x_dot_ptr + k * x_dot_k + sample * x_dot_sample + first * c_stride
+    x, mean, r, x_dot, total, inner = moments(
+        x_group, first_x_dot, channels, sites, c_stride, s_stride, eps, ACC, ONE_PASS, EVEN, BLOCK_C, BLOCK_S
+    )
     place = (k * samples + sample) * groups + g
     tl.store(mean_ptr + place, mean)
     tl.store(rstd_ptr + place, r)
@@ -85,33 +93,33 @@ def _jvp_kernel(
         w_dot_group = None if w_dot_ptr is None else w_dot_ptr + kt * w_dot_k + first
         b_dot_group = None if b_dot_ptr is None else b_dot_ptr + kt * b_dot_k + first
         y_dot_group = y_dot_ptr + (kt * samples + sample) * groups * channels * sites + first * c_stride
-        x_dot = tl.zeros([BLOCK_C, BLOCK_S], ACC)
-        total = tl.full([], 0.0, ACC)  # Σ ẋ
-        inner = tl.full([], 0.0, ACC)  # Σ x̂ ẋ
-        if x_dot_ptr is not None:
+        if x_dot_ptr is not None and MANY:
+            total = tl.full([], 0.0, ACC)  # Σ ẋ
+            inner = tl.full([], 0.0, ACC)  # Σ (x − m) ẋ
             for c0 in range(0, c_stop, BLOCK_C):
                 for s0 in range(0, s_stop, BLOCK_S):
-                    offsets, inside, c = tile(c0, s0, channels, sites, c_stride, s_stride, BLOCK_C, BLOCK_S)
+                    offsets, inside, c = tile(c0, s0, channels, sites, c_stride, s_stride, EVEN, BLOCK_C, BLOCK_S)
                     if not ONE_PASS:
-                        x = tl.load(x_group + offsets, mask=inside, other=0.0).to(ACC)
-                    x_dot = tl.load(x_dot_group + offsets, mask=inside, other=0.0).to(ACC)
-                    total += tile_sum(x_dot)
-                    inner += tile_sum((x - mean) * r * x_dot)
+                        x = load_tile(x_group + offsets, inside, ACC)
+                    x_dot = load_tile(x_dot_group + offsets, inside, ACC)
+                    total_here, inner_here = tile_sums(x_dot, (x - mean) * x_dot)
+                    total += total_here
+                    inner += inner_here
         mean_v = r * total / size
-        mean_xv = r * inner / size
+        mean_xv = r * r * inner / size
         for c0 in range(0, c_stop, BLOCK_C):
             for s0 in range(0, s_stop, BLOCK_S):
-                offsets, inside, c = tile(c0, s0, channels, sites, c_stride, s_stride, BLOCK_C, BLOCK_S)
+                offsets, inside, c = tile(c0, s0, channels, sites, c_stride, s_stride, EVEN, BLOCK_C, BLOCK_S)
                 w = load_channels(w_group, c, channels, 1.0, ACC)
                 b = load_channels(b_group, c, channels, 0.0, ACC)
                 if not ONE_PASS:
-                    x = tl.load(x_group + offsets, mask=inside, other=0.0).to(ACC)
+                    x = load_tile(x_group + offsets, inside, ACC)
                 x_hat = (x - mean) * r
                 y, slope, _, _ = jet(x_hat * w + b, 0.0, 0.0, ACTIVATION, False)  # pyright: ignore[reportArgumentType]
                 z_dot = tl.zeros([BLOCK_C, BLOCK_S], ACC)
                 if x_dot_ptr is not None:
                     if not ONE_PASS:
-                        x_dot = tl.load(x_dot_group + offsets, mask=inside, other=0.0).to(ACC)
+                        x_dot = load_tile(x_dot_group + offsets, inside, ACC)
                     z_dot += (r * x_dot - mean_v - mean_xv * x_hat) * w
                 if w_dot_ptr is not None:
                     z_dot += x_hat * load_channels(w_dot_group, c, channels, 0.0, ACC)

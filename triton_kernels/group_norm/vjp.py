@@ -12,6 +12,7 @@ from .._jets import jet
 from .._launch import launch
 from .._layout import group_stride, unit_columns
 from .._partials import partial_sums, sum_partials
+from .._rows import load_tile, row_pairs
 from ._tiles import (
     Sizes,
     dense_samples,
@@ -26,8 +27,8 @@ from ._tiles import (
 @triton.jit
 def _normalised(x_group, y_bar_group, offsets, inside, mean, r, w, b, ACTIVATION: tl.constexpr, ACC: tl.constexpr):
     """Return the tile's x̂, and z̄ = f′(x̂ w + b) ȳ, which is 0 outside."""
-    x = tl.load(x_group + offsets, mask=inside, other=0.0).to(ACC)
-    y_bar = tl.load(y_bar_group + offsets, mask=inside, other=0.0).to(ACC)
+    x = load_tile(x_group + offsets, inside, ACC)
+    y_bar = load_tile(y_bar_group + offsets, inside, ACC)
     x_hat = tl.where(inside, (x - mean) * r, 0.0)
     _, slope, _, _ = jet(x_hat * w + b, 0.0, 0.0, ACTIVATION, False)  # pyright: ignore[reportArgumentType]
     return x_hat, slope * y_bar
@@ -60,6 +61,7 @@ def _vjp_kernel(
     ACTIVATION: tl.constexpr,
     ACC: tl.constexpr,
     ONE_PASS: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
@@ -93,14 +95,21 @@ def _vjp_kernel(
         total = tl.zeros([BLOCK_C, BLOCK_S], ACC)
         inner = tl.zeros([BLOCK_C, BLOCK_S], ACC)
         for s0 in range(0, s_stop, BLOCK_S):
-            offsets, inside, c = tile(c0, s0, channels, sites, c_stride, s_stride, BLOCK_C, BLOCK_S)
+            offsets, inside, c = tile(c0, s0, channels, sites, c_stride, s_stride, EVEN, BLOCK_C, BLOCK_S)
             x_hat, z_bar = _normalised(x_group, y_bar_group, offsets, inside, mean, r, w, b, ACTIVATION, ACC)
-            total += z_bar
-            inner += x_hat * z_bar
-        w_bar = tl.sum(inner, axis=1, keep_dims=True)
-        b_bar = tl.sum(total, axis=1, keep_dims=True)
-        sum_g += tl.sum(tl.sum(w * b_bar, axis=1), axis=0)
-        sum_xg += tl.sum(tl.sum(w * w_bar, axis=1), axis=0)
+            if ONE_PASS:  # 0 + z̄ would be an instruction
+                total = z_bar
+                inner = x_hat * z_bar
+            else:
+                total += z_bar
+                inner += x_hat * z_bar
+        bars = row_pairs(inner, total)
+        w_bar, b_bar = tl.split(bars)
+        w_bar = w_bar[:, None]
+        b_bar = b_bar[:, None]
+        total_xg, total_g = tl.split(tl.sum(w * bars, axis=0))
+        sum_g += total_g
+        sum_xg += total_xg
         channel = out_sample * groups * channels + first + c
         if w_bar_ptr is not None:
             tl.store(w_bar_ptr + channel, w_bar.to(w_bar_ptr.dtype.element_ty), mask=c < channels)
@@ -109,15 +118,17 @@ def _vjp_kernel(
 
     if x_bar_ptr is not None:
         size = tl.full([], channels, ACC) * sites
+        r_mean_g = r * (sum_g / size)
+        r_mean_xg = r * (sum_xg / size)
         x_bar_group = x_bar_ptr + out_sample * groups * channels * sites + first * c_stride
         for c0 in range(0, c_stop, BLOCK_C):
             for s0 in range(0, s_stop, BLOCK_S):
-                offsets, inside, c = tile(c0, s0, channels, sites, c_stride, s_stride, BLOCK_C, BLOCK_S)
+                offsets, inside, c = tile(c0, s0, channels, sites, c_stride, s_stride, EVEN, BLOCK_C, BLOCK_S)
                 if not ONE_PASS:
                     w = load_channels(w_group, c, channels, 1.0, ACC)
                     b = load_channels(b_group, c, channels, 0.0, ACC)
                     x_hat, z_bar = _normalised(x_group, y_bar_group, offsets, inside, mean, r, w, b, ACTIVATION, ACC)
-                x_bar = r * (w * z_bar - sum_g / size - (sum_xg / size) * x_hat)
+                x_bar = (r * w) * z_bar - r_mean_g - r_mean_xg * x_hat
                 tl.store(x_bar_group + offsets, x_bar.to(x_bar_ptr.dtype.element_ty), mask=inside)
 
 
