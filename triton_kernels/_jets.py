@@ -17,6 +17,7 @@ _SQRT_HALF = tl.constexpr(0.7071067811865475244)  # √½
 _INV_SQRT_2PI = tl.constexpr(0.3989422804014326779)  # 1/√(2π)
 _GELU_SCALE = tl.constexpr(1.5957691216057307118)  # 2√(2/π)
 _GELU_CUBIC = tl.constexpr(0.044715)
+_SINE_LIMIT = tl.constexpr(0x45800000)  # the bits of 4096
 _FAR = tl.constexpr(64.0)  # beyond it exp(−x²/2) is 0 in float64, and gelu is x or 0
 
 
@@ -41,11 +42,11 @@ def jet(x, first, second, FUNCTION: tl.constexpr, ROUNDED: tl.constexpr):
     elif FUNCTION == "tanh":
         return tanh_jet(x, ROUNDED)
     elif FUNCTION == "sin":
-        return tl.sin(x), tl.cos(x), -tl.sin(x), -tl.cos(x)
+        return sin_jet(x, ROUNDED)
     elif FUNCTION == "softplus":
         return softplus_jet(x, first, second, ROUNDED)
     elif FUNCTION == "mish":
-        return mish_jet(x)
+        return mish_jet(x, ROUNDED)
     elif FUNCTION == "relu":
         return relu_jet(x)
     elif FUNCTION == "identity":
@@ -134,6 +135,47 @@ def tanh_jet(x, ROUNDED: tl.constexpr):
 
 
 @triton.jit
+def sin_jet(x, ROUNDED: tl.constexpr):
+    """Return the jet of sin(x):  sin′ = cos,  sin″ = −sin,  sin‴ = −cos."""
+    if ROUNDED:
+        # The bits of |x| are ordered as |x| is, NaN last. One branch for a program: those for each element, which wait
+        # for each other, and a table of 2/π in local memory are what makes the sine of a float32 slow.
+        if tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) < _SINE_LIMIT:
+            s = _sine_rounded(x, 0.0)  # pyright: ignore[reportArgumentType]
+            c = _sine_rounded(x, 0.5)  # pyright: ignore[reportArgumentType]
+        else:
+            s = tl.sin(x)
+            c = tl.cos(x)
+    else:
+        s = tl.sin(x)
+        c = tl.cos(x)
+    return s, c, -s, -c
+
+
+@triton.jit
+def _sine_rounded(x, SHIFT: tl.constexpr):
+    """Return sin(x + πSHIFT) for |x| < 4096, with a relative error of 2e-6: (−1)^k sin(r), r = x − π(k − SHIFT).
+
+    π is cut into parts of 12 bits at most, whose products with k − SHIFT are exact. Added to 1.5·2²³, k is rounded to
+    an integer, whose last bit is that of the sum.
+    """
+    turns = x * 0.3183098861837907
+    if SHIFT != 0.0:
+        turns += SHIFT
+    rounded = turns + 12582912.0
+    k = rounded - 12582912.0
+    if SHIFT != 0.0:
+        k -= SHIFT
+    r = x - k * 3.140625
+    r = r - k * 0.0009675025939941406
+    r = r - k * 1.5099580252808664e-07
+    z = r * r
+    p = 0.008314197446058089 - 0.00018539632379448688 * z
+    s = r * (1.0 + z * (z * p - 0.16665848233960442))
+    return (s.to(tl.int32, bitcast=True) ^ (rounded.to(tl.int32, bitcast=True) << 31)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def softplus_jet(x, beta, threshold, ROUNDED: tl.constexpr):
     """Return the jet of log(1 + exp(βx)) / β, which is taken to be x where βx > threshold."""
     b = tl.full(x.shape, beta, x.dtype)
@@ -154,16 +196,27 @@ def softplus_jet(x, beta, threshold, ROUNDED: tl.constexpr):
 
 
 @triton.jit
-def mish_jet(x):
-    """Return the jet of x t with t = tanh(log(1 + exp(x))):  t′ = (1 − t²) σ,  t″ = t′ q,  q = 1 − σ − 2 t σ."""
-    e = tl.exp(-tl.abs(x))
-    # With w = exp(x)(exp(x) + 2), t = w / (w + 2); above and below are both divided by exp(2x) where x > 0.
-    above = tl.where(x >= 0, 1.0 + 2.0 * e, e * (e + 2.0))
-    rest = tl.where(x >= 0, 2.0 * e * e, 2.0)
-    r = 1.0 / (above + rest)
-    t = above * r
+def mish_jet(x, ROUNDED: tl.constexpr):
+    """Return the jet of x t with t = tanh(log(1 + exp(x))):  t′ = (1 − t²) σ,  t″ = t′ q,  q = 1 − σ − 2 t σ.
+
+    With w = exp(x)(exp(x) + 2), t = w / (w + 2) and t′ = 4 exp(x)(exp(x) + 1) / (w + 2)².
+    """
     s, s1, s2, s3 = sigmoid_jet(x)
-    t1 = rest * r * (1.0 + t) * s  # 1 − t = rest · r
+    if ROUNDED:  # beyond 40 t is 1, and t′ < 1e-34 is taken to be 0
+        far = x > 40.0
+        e = tl.exp(tl.where(far, 40.0, x))
+        w = e * (e + 2.0)
+        r = 1.0 / (w + 2.0)
+        t = w * r
+        t1 = tl.where(far, 0.0, (4.0 * (e * e + e) * r) * r)
+    else:
+        e = tl.exp(-tl.abs(x))
+        # Above and below are both divided by exp(2x) where x > 0.
+        above = tl.where(x >= 0, 1.0 + 2.0 * e, e * (e + 2.0))
+        rest = tl.where(x >= 0, 2.0 * e * e, 2.0)
+        r = 1.0 / (above + rest)
+        t = above * r
+        t1 = (4.0 * (1.0 + e) * tl.where(x >= 0, e * e, e) * r) * r
     q = 1.0 - s - 2.0 * t * s
     return _times_argument(x, t, t1, t1 * q, t1 * (q * q - s1 - 2.0 * (t1 * s + t * s1)))
 
