@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET", "0") != "0":
 
 from torch_jvpvjp import triton_kernels
 from torch_jvpvjp.testing.aot import SHARED_LIMIT, TARGETS, AotResult, aot_table, compile_ahead, targets_of
-from torch_jvpvjp.triton_kernels import norms
+from torch_jvpvjp.triton_kernels import axis_norm, norms
 from torch_jvpvjp.triton_kernels._variants import Variant, variants_of
 
 # What a thread may spill: bytes (NVIDIA), registers (AMD). The 16 bytes are two addresses that ptxas keeps in local
@@ -150,6 +150,24 @@ def test_variant_is_specialised_as_triton_would() -> None:
     )
     assert constexprs["BLOCK_N"] == 1024
     assert {"x_ptr", "w_ptr", "y_ptr"} <= set(variant.divisible) and "n" not in variant.divisible
+
+
+def test_vectors_side_by_side_are_known_to_be_aligned() -> None:
+    """An axis of one element has any stride; taken as it is, 1 hid that rows of 128 start at multiples of 16 bytes."""
+    x = torch.empty(1, 512, 128, 1, dtype=torch.bfloat16, device="meta")
+    (variant,) = variants_of([lambda: axis_norm.axis_norm(x, x, 1e-8, True, wants_y=True)])
+    strides = {f"{name}_{axis}" for name in ("x", "v", "out") for axis in "kab"}
+    assert strides <= set(variant.divisible)
+    assert {name: dict(variant.constexprs).get(name) for name in ("x_n", "v_n", "out_n")} == dict.fromkeys(
+        ("x_n", "v_n", "out_n"), 1
+    )
+
+
+@pytest.mark.parametrize(("n", "full"), [(1024, True), (1040, False), (1 << 17, False)])
+def test_rows_that_fill_their_tile_are_compiled_without_masks(n: int, full: bool) -> None:  # noqa: FBT001
+    x = torch.empty(1, 64, n, device="meta")
+    (variant,) = variants_of([lambda: norms.norm_forward(x, None, None, norms.Norm(1e-6))])
+    assert dict(variant.constexprs)["FULL"] is full
 
 
 def test_rows_and_groups_never_make_a_new_variant() -> None:

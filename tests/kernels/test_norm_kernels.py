@@ -284,6 +284,12 @@ def test_zero_sizes(k: int, m: int, n: int, w_groups: int | None) -> None:
     assert [t.shape for t in (second.x_first, second.x_second, second.y_dot)] == [x.shape] * 3
 
 
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
+def test_rows_that_fill_their_tile(norm: Norm) -> None:
+    """Nothing masks columns then; a program's last rows do not exist."""
+    check_all(norm, draw(5, 64, **ALL_ONE))
+
+
 def test_no_tangents_leave_the_primal() -> None:
     x, w, *_ = of(draw(7, 17, x=1, w=1))
     y, y_dot, *_ = norm_jvp(x, w, None, None, None, None, RMS)

@@ -114,6 +114,20 @@ def test_jets_that_are_rounded_to_16_bits(function: Function) -> None:
     assert (error <= 2.0**-16 * expected.abs().amax(1).clamp_min(1)).all(), error
 
 
+def test_sine_beyond_its_short_reduction() -> None:
+    """One element of 4096 or more sends its program to the exact one; so do NaN and ∞."""
+    near = torch.tensor([0.0, -0.0, 3.140625, -355.0, 4092.0], dtype=torch.float16, device=DEVICE)
+    for last in (-4096.0, 65504.0, float("nan")):
+        x = torch.cat([near, torch.tensor([last], dtype=torch.float16, device=DEVICE)])
+        found = jets(("sin", 1.0, 20.0), x.float(), rounded=True).double()
+        exact = torch.stack([x.double().sin(), x.double().cos(), -x.double().sin(), -x.double().cos()])
+        torch.testing.assert_close(found, exact, rtol=2.0**-16, atol=0, equal_nan=True)
+        assert torch.equal(found[0, :2].signbit(), near[:2].signbit())
+    found = jets(("sin", 1.0, 20.0), near.float(), rounded=True).double()
+    torch.testing.assert_close(found[:2], torch.stack([near.double().sin(), near.double().cos()]), rtol=4e-6, atol=0)
+    assert torch.equal(found[0, :2].signbit(), near[:2].signbit())
+
+
 @pytest.mark.parametrize("name", SLOPES)
 def test_slopes_as_functions_of_the_output(name: str) -> None:
     f = SLOPES[name]
