@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._jets import tanh_jet
-from .._rows import row_sum
+from .._rows import load_tile, row_sum
 
 
 class Options(NamedTuple):
@@ -43,7 +43,7 @@ class Options(NamedTuple):
 @triton.jit
 def load_logits(pointers, inside, cap, CAPPED: tl.constexpr, ACC: tl.constexpr):
     """Return z (-∞ outside) and its derivatives z′ and z″ by x."""
-    x = tl.load(pointers, mask=inside, other=0.0).to(ACC)
+    x = load_tile(pointers, inside, ACC)
     if CAPPED:
         value, slope, curve, _ = tanh_jet(x / cap, False)  # pyright: ignore[reportArgumentType]
         return tl.where(inside, cap * value, float("-inf")), slope, curve / cap
@@ -78,7 +78,7 @@ def load_class_weights(w_ptr, col, inside, ACC: tl.constexpr):
     if w_ptr is None:
         return tl.where(inside, tl.full(inside.shape, 1.0, ACC), 0.0)
     else:
-        return tl.load(w_ptr + col + tl.zeros(inside.shape, tl.int32), mask=inside, other=0.0).to(ACC)
+        return load_tile(w_ptr + col + tl.zeros(inside.shape, tl.int32), inside, ACC)
 
 
 @triton.jit
@@ -99,7 +99,7 @@ def target_weights(
 ):
     """Return a tile of τ, 0 outside."""
     if PROBABILITIES:
-        q = tl.load(q_ptr + offset, mask=inside, other=0.0).to(ACC)
+        q = load_tile(q_ptr + offset, inside, ACC)
         return w * (sharp * q + smooth) if SMOOTH else w * q
     else:
         # A class that does not exist makes its whole row NaN: every column takes it.
@@ -140,4 +140,4 @@ def load_tangent(ptr, offset, inside, ACC: tl.constexpr):
     if ptr is None:
         return tl.zeros(inside.shape, ACC)
     else:
-        return tl.load(ptr + offset, mask=inside, other=0.0).to(ACC)
+        return load_tile(ptr + offset, inside, ACC)

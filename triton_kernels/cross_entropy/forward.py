@@ -13,7 +13,7 @@ from torch import Tensor
 from .._dtypes import accumulator, partial_dtype
 from .._launch import launch
 from .._layout import group_count, group_stride
-from .._rows import column_numbers, row_sum
+from .._rows import column_numbers, row_sum, row_sums
 from ..softmax._tiles import (
     adjacent,
     column_offsets,
@@ -121,14 +121,17 @@ def _forward_kernel(
         top, shrink = raised(top, z, False)
         new = finite_top(top, False)
         powers = tl.exp(z - new)
-        sums = sums * shrink + row_sum(powers)
+        if not TANGENTS or MANY:
+            sums = sums * shrink + row_sum(powers)
         if not ONE:
             below += sigma * (new - old) + row_sum(lost(tau, new - z, inside, PROBABILITIES))
             sigma += aimed_sum(tau, powers)
         if TANGENTS and not MANY:
             x_dot = load_tangent(x_dot_ptr, group * x_dot_group + o * x_dot_outer + i + at, inside, ACC)
             z_dot = slope * x_dot
-            mean = mean * shrink + row_sum(powers * z_dot)
+            sums_here, mean_here = row_sums(powers, powers * z_dot)
+            sums = sums * shrink + sums_here
+            mean = mean * shrink + mean_here
             if not ONE:
                 aimed += row_sum(tau * z_dot)
             if q_dot_ptr is not None:

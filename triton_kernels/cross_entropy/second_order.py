@@ -13,7 +13,7 @@ from torch import Tensor
 from .._dtypes import accumulator, partial_dtype
 from .._launch import launch
 from .._layout import group_count, group_stride
-from .._rows import column_numbers, column_numbers_back, row_sum
+from .._rows import column_numbers, column_numbers_back, row_sum, row_sums
 from ..softmax._tiles import (
     adjacent,
     column_offsets,
@@ -139,8 +139,9 @@ def _second_order_kernel(
         new = finite_top(top, False)
         powers = tl.exp(z - new)
         z_dot = slope * x_dot
-        sums = sums * shrink + row_sum(powers)
-        mean = mean * shrink + row_sum(powers * z_dot)
+        sums_here, mean_here = row_sums(powers, powers * z_dot)
+        sums = sums * shrink + sums_here
+        mean = mean * shrink + mean_here
         sigma += aimed_sum(tau, powers)
         if loss_dot_ptr is not None:
             aimed += row_sum(tau * z_dot)

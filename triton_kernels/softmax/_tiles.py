@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._config import Config, row_config
 from .._layout import group_stride
+from .._rows import load_tile
 
 # Tiles of rows that lie beside one another in memory: this many make loads of whole cache lines.
 _INNER_ROWS = (64, 32, 16)
@@ -180,7 +181,7 @@ def load_keep(mask_ptr, rows, col, stride_col, inside):
 @triton.jit
 def load_scores(pointers, keep, s, ACC: tl.constexpr):
     """Return s·x, -∞ where not kept."""
-    x = tl.load(pointers, mask=keep, other=0.0).to(ACC)
+    x = load_tile(pointers, keep, ACC)
     return tl.where(keep, s * x, float("-inf"))
 
 

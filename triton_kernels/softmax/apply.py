@@ -13,7 +13,7 @@ from torch import Tensor
 from .._dtypes import accumulator
 from .._launch import launch
 from .._layout import group_count, group_stride
-from .._rows import column_numbers, column_numbers_back, row_sum
+from .._rows import column_numbers, column_numbers_back, load_tile, row_sum, row_sums
 from ._tiles import (
     NO_MASK,
     MaskLayout,
@@ -110,17 +110,21 @@ def _apply_kernel(
             inside = valid & (col < n)
             keep = load_keep(mask_ptr, keep_rows, col, mask_col, inside)
             at = column_offsets(col, inner, INNER)
+            if ONLINE:
+                v = load_tile(v_ptr + group * v_group + o * v_outer + i + at, keep, ACC)
             if FROM_OUTPUT:
-                source = tl.load(x_rows + at, mask=inside, other=0.0).to(ACC)
+                source = load_tile(x_rows + at, inside, ACC)
             else:
                 source = load_scores(x_rows + at, keep, s, ACC)
                 top, shrink = raised(top, source, INFINITE)
                 weight = tl.exp(source - finite_top(top, INFINITE))
-                sums = sums * shrink + row_sum(weight)
+                if not ONLINE:
+                    sums = sums * shrink + row_sum(weight)
             if ONLINE:
-                v = tl.load(v_ptr + group * v_group + o * v_outer + i + at, mask=keep, other=0.0).to(ACC)
                 if not FROM_OUTPUT:
-                    product = product * shrink + row_sum(weight * v)
+                    sums_here, product_here = row_sums(weight, weight * v)
+                    sums = sums * shrink + sums_here
+                    product = product * shrink + product_here
                 elif KIND == "softmax":
                     product += row_sum(source * v)
                 elif TRANSPOSED:
@@ -160,7 +164,7 @@ def _apply_kernel(
             k = group + t
             v_rows = v_ptr + k * v_group + o * v_outer + i
             if not WIDE:
-                number = tl.load(v_ptr + k * v_group + o * inner + i, mask=valid, other=0.0).to(ACC)
+                number = load_tile(v_ptr + k * v_group + o * inner + i, valid, ACC)
             if MANY and WIDE:
                 product = tl.zeros([BLOCK_M, 1], ACC)
                 for start in range(0, stop, BLOCK_N):
@@ -168,13 +172,13 @@ def _apply_kernel(
                     inside = valid & (col < n)
                     keep = load_keep(mask_ptr, keep_rows, col, mask_col, inside)
                     at = column_offsets(col, inner, INNER)
-                    v = tl.load(v_rows + at, mask=keep, other=0.0).to(ACC)
+                    v = load_tile(v_rows + at, keep, ACC)
                     if KIND == "log_softmax" and TRANSPOSED:
                         product += row_sum(v)
                     else:
                         if not ONE_PASS:
                             if FROM_OUTPUT:
-                                source = tl.load(x_rows + at, mask=inside, other=0.0).to(ACC)
+                                source = load_tile(x_rows + at, inside, ACC)
                             else:
                                 source = load_scores(x_rows + at, keep, s, ACC)
                         product += row_sum(probabilities(source, keep, top, inverse, KIND, FROM_OUTPUT) * v)
@@ -190,11 +194,11 @@ def _apply_kernel(
                     at = column_offsets(col, inner, INNER)
                     if not ONE_PASS:
                         if FROM_OUTPUT:
-                            source = tl.load(x_rows + at, mask=inside, other=0.0).to(ACC)
+                            source = load_tile(x_rows + at, inside, ACC)
                         else:
                             source = load_scores(x_rows + at, keep, s, ACC)
                         if WIDE:
-                            v = tl.load(v_rows + at, mask=keep, other=0.0).to(ACC)
+                            v = load_tile(v_rows + at, keep, ACC)
                     p = probabilities(source, keep, top, inverse, KIND, FROM_OUTPUT)
                     if KIND == "softmax":
                         u = p * (v - product)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._dtypes import accumulator
 from .._launch import launch
 from .._layout import group_count
-from .._rows import column_numbers, column_numbers_back, row_sum
+from .._rows import column_numbers, column_numbers_back, load_tile, row_sums
 from ._tiles import (
     NO_MASK,
     MaskLayout,
@@ -90,20 +90,21 @@ def _pullback_vjp_kernel(
         inside = valid & (col < n)
         keep = load_keep(mask_ptr, keep_rows, col, mask_col, inside)
         at = column_offsets(col, inner, INNER)
-        p = probabilities(tl.load(y_rows + at, mask=inside, other=0.0).to(ACC), keep, along, along, KIND, True)
-        y_bar = tl.load(y_bar_rows + at, mask=keep, other=0.0).to(ACC)
-        u = tl.load(u_rows + at, mask=keep, other=0.0).to(ACC)
-        along += row_sum(p * u)
-        against += row_sum(p * y_bar) if KIND == "softmax" else row_sum(y_bar)
+        p = probabilities(load_tile(y_rows + at, inside, ACC), keep, along, along, KIND, True)
+        y_bar = load_tile(y_bar_rows + at, keep, ACC)
+        u = load_tile(u_rows + at, keep, ACC)
+        along_here, against_here = row_sums(p * u, p * y_bar if KIND == "softmax" else y_bar)
+        along += along_here
+        against += against_here
     for start in range(0, stop, BLOCK_N):
         col = column_numbers_back(start, n, BLOCK_N, ONE_PASS)
         inside = valid & (col < n)
         keep = load_keep(mask_ptr, keep_rows, col, mask_col, inside)
         at = column_offsets(col, inner, INNER)
         if not ONE_PASS:
-            p = probabilities(tl.load(y_rows + at, mask=inside, other=0.0).to(ACC), keep, along, along, KIND, True)
-            y_bar = tl.load(y_bar_rows + at, mask=keep, other=0.0).to(ACC)
-            u = tl.load(u_rows + at, mask=keep, other=0.0).to(ACC)
+            p = probabilities(load_tile(y_rows + at, inside, ACC), keep, along, along, KIND, True)
+            y_bar = load_tile(y_bar_rows + at, keep, ACC)
+            u = load_tile(u_rows + at, keep, ACC)
         if y_bar_bar_ptr is not None:
             pushed = p * (u - along) if KIND == "softmax" else tl.where(keep, u - along, 0.0)
             tl.store(y_bar_bar_ptr + out_rows + at, (s * pushed).to(y_bar_bar_ptr.dtype.element_ty), mask=inside)

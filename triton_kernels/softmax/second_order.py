@@ -13,7 +13,7 @@ from torch import Tensor
 from .._dtypes import accumulator
 from .._launch import launch
 from .._layout import group_count
-from .._rows import column_numbers, column_numbers_back, row_sum
+from .._rows import column_numbers, column_numbers_back, load_tile, row_sum, row_sums
 from ._tiles import (
     NO_MASK,
     MaskLayout,
@@ -39,7 +39,7 @@ def load_vector(ptr, offset, keep, ACC: tl.constexpr):
     if ptr is None:
         return tl.zeros(keep.shape, ACC)
     else:
-        return tl.load(ptr + offset, mask=keep, other=0.0).to(ACC)
+        return load_tile(ptr + offset, keep, ACC)
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def load_number(ptr, offset, valid, ACC: tl.constexpr):
     if ptr is None:
         return tl.zeros(valid.shape, ACC)
     else:
-        return tl.load(ptr + offset, mask=valid, other=0.0).to(ACC)
+        return load_tile(ptr + offset, valid, ACC)
 
 
 @triton.jit
@@ -133,25 +133,27 @@ def _second_order_kernel(
         inside = valid & (col < n)
         keep = load_keep(mask_ptr, keep_rows, col, mask_col, inside)
         at = column_offsets(col, inner, INNER)
-        v = tl.load(v_rows + at, mask=keep, other=0.0).to(ACC)
+        v = load_tile(v_rows + at, keep, ACC)
         if not NUMBERS:
             a = load_vector(a_ptr, a_rows + at, keep, ACC)
             b = load_vector(b_ptr, b_rows + at, keep, ACC)
         if FROM_OUTPUT:
-            source = tl.load(x_rows + at, mask=inside, other=0.0).to(ACC)
+            source = load_tile(x_rows + at, inside, ACC)
             weight = probabilities(source, keep, top, sums, KIND, True)
             cross += row_sum(v * a)
         else:
             source = load_scores(x_rows + at, keep, s, ACC)
             top, shrink = raised(top, source, NUMBERS)
             weight = tl.exp(source - finite_top(top, NUMBERS))
-            sums = sums * shrink + row_sum(weight)
-            mean_v = mean_v * shrink + row_sum(weight * v)
+            sums_here, mean_here = row_sums(weight, weight * v)
+            sums = sums * shrink + sums_here
+            mean_v = mean_v * shrink + mean_here
             mean_a *= shrink
             mean_b *= shrink
         if KIND == "softmax":
-            mean_a += row_sum(weight * a)
-            mean_b += row_sum(weight * b)
+            a_here, b_here = row_sums(weight * a, weight * b)
+            mean_a += a_here
+            mean_b += b_here
         elif not NUMBERS:
             sum_a += row_sum(a)
             sum_b += row_sum(b)
@@ -172,7 +174,7 @@ def _second_order_kernel(
                 keep = load_keep(mask_ptr, keep_rows, col, mask_col, inside)
                 at = column_offsets(col, inner, INNER)
                 source = load_scores(x_rows + at, keep, s, ACC)
-                v = tl.load(v_rows + at, mask=keep, other=0.0).to(ACC)
+                v = load_tile(v_rows + at, keep, ACC)
                 a = load_vector(a_ptr, a_rows + at, keep, ACC)
             p = tl.exp(source - finite_top(top, NUMBERS)) * inverse
             cross += s * row_sum(p * (v - mean_v) * a)
@@ -191,10 +193,10 @@ def _second_order_kernel(
             at = column_offsets(col, inner, INNER)
             if not ONE_PASS:
                 if FROM_OUTPUT:
-                    source = tl.load(x_rows + at, mask=inside, other=0.0).to(ACC)
+                    source = load_tile(x_rows + at, inside, ACC)
                 else:
                     source = load_scores(x_rows + at, keep, s, ACC)
-                v = tl.load(v_rows + at, mask=keep, other=0.0).to(ACC)
+                v = load_tile(v_rows + at, keep, ACC)
                 if not NUMBERS:
                     a = load_vector(a_ptr, a_rows + at, keep, ACC)
                     b = load_vector(b_ptr, b_rows + at, keep, ACC)
