@@ -38,8 +38,9 @@ def tile(c0, s0, channels, sites, c_stride, s_stride, EVEN: tl.constexpr, BLOCK_
     """
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
     s = s0 + tl.arange(0, BLOCK_S)[None, :]
+    offsets = c.to(tl.int64) * c_stride + s.to(tl.int64) * s_stride
     inside = tl.full([BLOCK_C, BLOCK_S], True, tl.int1) if EVEN else (c < channels) & (s < sites)
-    return c.to(tl.int64) * c_stride + s.to(tl.int64) * s_stride, inside, c
+    return offsets, inside, c
 
 
 @triton.jit
@@ -62,7 +63,7 @@ def load_channels(w_ptr, c, channels, absent, ACC: tl.constexpr):
     if w_ptr is None:
         return tl.full(c.shape, absent, ACC)
     else:
-        return load_tile(w_ptr + c, c < channels, ACC)
+        return tl.load(w_ptr + c, mask=c < channels, other=0.0).to(ACC)
 
 
 @triton.jit

@@ -13,7 +13,6 @@ from .._jets import jet
 from .._launch import launch
 from .._layout import group_count, group_stride, unit_columns
 from .._partials import partial_sums, sum_partials
-from .._rows import four_row_sums, load_tile, row_sum
 from .._second import Second, second_results
 from ._tiles import (
     Sizes,
@@ -24,7 +23,6 @@ from ._tiles import (
     tile,
     tile_config,
     tile_sum,
-    tile_sums,
 )
 
 
@@ -48,18 +46,18 @@ def _moved(
     ACC: tl.constexpr,
 ):
     """Return the tile's x̂, û, α, β and ẏ; 0 outside, but for ẏ."""
-    x = load_tile(x_group + offsets, inside, ACC)
-    a = load_tile(a_group + offsets, inside, ACC)
+    x = tl.load(x_group + offsets, mask=inside, other=0.0).to(ACC)
+    a = tl.load(a_group + offsets, mask=inside, other=0.0).to(ACC)
     x_hat = tl.where(inside, (x - mean) * r, 0.0)
     u = tl.zeros(x.shape, ACC)
     if x_dot_group is not None:
-        x_dot = load_tile(x_dot_group + offsets, inside, ACC)
+        x_dot = tl.load(x_dot_group + offsets, mask=inside, other=0.0).to(ACC)
         u = tl.where(inside, r * x_dot - mean_v - mu * x_hat, 0.0)
     _, slope, bend, _ = jet(x_hat * w + b, 0.0, 0.0, ACTIVATION, False)  # pyright: ignore[reportArgumentType]
     z_dot = u * w + x_hat * w_dot + b_dot
     beta = a * bend * z_dot
     if y_bar_group is not None:
-        beta += slope * load_tile(y_bar_group + offsets, inside, ACC)
+        beta += slope * tl.load(y_bar_group + offsets, mask=inside, other=0.0).to(ACC)
     return x_hat, u, slope * a, beta, slope * z_dot
 
 
@@ -144,11 +142,10 @@ def _second_order_kernel(
         for c0 in range(0, c_stop, BLOCK_C):
             for s0 in range(0, s_stop, BLOCK_S):
                 offsets, inside, c = tile(c0, s0, channels, sites, c_stride, s_stride, EVEN, BLOCK_C, BLOCK_S)
-                x = load_tile(x_group + offsets, inside, ACC)
-                x_dot = load_tile(x_dot_group + offsets, inside, ACC)
-                total_here, inner_here = tile_sums(x_dot, (x - mean) * r * x_dot)
-                total += total_here
-                inner += inner_here
+                x = tl.load(x_group + offsets, mask=inside, other=0.0).to(ACC)
+                x_dot = tl.load(x_dot_group + offsets, mask=inside, other=0.0).to(ACC)
+                total += tile_sum(x_dot)
+                inner += tile_sum((x - mean) * r * x_dot)
     mean_v = r * total / size
     mu = r * inner / size
 
@@ -195,13 +192,12 @@ def _second_order_kernel(
                 ACTIVATION,
                 ACC,
             )
-            a_here, ax_here, b_here, bx_here = four_row_sums(alpha, alpha * x_hat, beta, beta * x_hat)
-            of_a += a_here
-            of_ax += ax_here
-            of_b += b_here
-            of_bx += bx_here
+            of_a += tl.sum(alpha, axis=1, keep_dims=True)
+            of_ax += tl.sum(alpha * x_hat, axis=1, keep_dims=True)
+            of_b += tl.sum(beta, axis=1, keep_dims=True)
+            of_bx += tl.sum(beta * x_hat, axis=1, keep_dims=True)
             if x_dot_ptr is not None:
-                of_au += row_sum(alpha * u)
+                of_au += tl.sum(alpha * u, axis=1, keep_dims=True)
         sum_g += tile_sum(w * of_a)
         sum_xg += tile_sum(w * of_ax)
         sum_ug += tile_sum(w * of_au)
