@@ -235,7 +235,7 @@ def _strides(tensor: Tensor | None) -> list[int]:
     return [axis_stride(tensor, axis) for axis in range(4)]
 
 
-def _reaches_far(tensor: Tensor, options: dict[str, int | bool]) -> bool:
+def reaches_far(tensor: Tensor, options: dict[str, int | bool]) -> bool:
     """Whether elements that a program looks at may be 2³¹ or more behind its first."""
     _, _, n_stride, b_stride = tensor.stride()
     length = max(tensor.shape[2], int(options["BLOCK_N"]))
