@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from _report import problem as problem_text
 
 LEAST, MOST = 5, 100  # calls of one contender
@@ -42,12 +43,22 @@ class Contender:
         Returns:
             Its seconds, and what it returned.
         """
+        _leave_levels()
         arguments = () if self.prepare is None else (self.prepare(),)
         _wait(device)
         start = time.perf_counter()
         result = self.call(*arguments)
         _wait(device)
         return time.perf_counter() - start, result
+
+
+def _leave_levels() -> None:
+    """Leave transforms and dual levels: a compiled contender that raised may be in some still, and all after it too."""
+    functorch = torch._C._functorch
+    while functorch.peek_interpreter_stack() is not None:
+        functorch.pop_dynamic_layer_stack()
+    while forward_ad._current_level >= 0:
+        forward_ad.exit_dual_level()
 
 
 @dataclass(frozen=True)
