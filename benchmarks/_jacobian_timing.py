@@ -54,7 +54,7 @@ class Contender:
 
 def _leave_levels() -> None:
     """Leave transforms and dual levels: a compiled contender that raised may be in some still, and all after it too."""
-    functorch = torch._C._functorch
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     while functorch.peek_interpreter_stack() is not None:
         functorch.pop_dynamic_layer_stack()
     while forward_ad._current_level >= 0:
