@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .arguments import Blocks, padded
+from .arguments import Blocks, Scores, padded
 
 
 class Config(NamedTuple):
@@ -225,16 +225,32 @@ def _fitted(config: Config, blocks: Blocks | None) -> Config:
     return config._replace(block_m=min(config.block_m, blocks.q_block), block_n=min(config.block_n, blocks.kv_block))
 
 
-def circumstances(dtype: torch.dtype) -> tuple[Any, ...]:
-    """What tiles depend on besides arguments: what tests force, and what PyTorch is told of float32.
+def call_key(q: Tensor, options: Scores, tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """What calls must share for all but their numbers to be the same.
 
     Args:
-        dtype: That of the operands.
+        q: The queries.
+        options: What is done to the scores.
+        tensors: All tensors of a call, those of the options too, or None.
 
     Returns:
-        Something that is equal where tiles are.
+        Device and circumstances, options, and shapes, strides and dtypes of the tensors.
     """
-    return _forced[-1] if _forced else None, _assumed_small[-1], precision(dtype)
+    blocks = options.blocks
+    return (
+        q.device,
+        _forced[-1] if _forced else None,  # what tiles depend on besides: what tests force ...
+        _assumed_small[-1],
+        precision(q.dtype),  # ... and what PyTorch is told of float32
+        options.scale,
+        options.left,
+        options.right,
+        options.offset,
+        options.softcap,
+        options.dropout_p,
+        None if blocks is None else blocks[4:],
+        *[None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors],
+    )
 
 
 def precision(dtype: torch.dtype) -> str:

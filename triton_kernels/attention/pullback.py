@@ -11,7 +11,7 @@ from .._dtypes import partial_dtype
 from .._launch import launch_prepared
 from ._pullback_call import GIVEN, Call, call_of
 from .arguments import Operands, Scores
-from .config import circumstances
+from .config import call_key
 
 _NONE = Operands()
 _NO_NEEDS = Operands(False, False, False, False)  # noqa: FBT003
@@ -88,20 +88,7 @@ def attention_second_order(
     lists = (None,) * 4 if blocks is None else blocks[:4]
     tensors = [q, k, v, q_dot, k_dot, v_dot, bias, bias_dot, options.mask, o, o_dot, w, u, lse, lse_dot]
     tensors += [lse_bar, lse_bar_dot, options.slopes, options.ranges, options.seed, *lists]
-    key = (
-        q.device,
-        *circumstances(q.dtype),
-        options.scale,
-        options.left,
-        options.right,
-        options.offset,
-        options.softcap,
-        options.dropout_p,
-        None if blocks is None else blocks[4:],
-        *needs_first,
-        *needs_second,
-        *[None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors],
-    )
+    key = (*needs_first, *needs_second, *call_key(q, options, tensors))
     call = _calls.get(key)
     if call is None:
         if len(_calls) >= _MOST_CALLS:

@@ -23,7 +23,7 @@ from .arguments import (
     unit_last,
     with_front,
 )
-from .config import Config, circumstances, forward_config, precision, tangents_of_program
+from .config import Config, call_key, forward_config, precision, tangents_of_program
 from .forward import _forward_kernel
 
 _NOTHING = Operands()
@@ -67,18 +67,7 @@ def attention_forward(
     blocks = options.blocks
     tensors = [q, k, v, q_dot, k_dot, v_dot, bias, bias_dot, options.mask, options.slopes, options.ranges]
     tensors += [options.seed if options.dropout_p > 0 else None, *((None, None) if blocks is None else blocks[:2])]
-    key = (
-        q.device,
-        *circumstances(q.dtype),
-        options.scale,
-        options.left,
-        options.right,
-        options.offset,
-        options.softcap,
-        options.dropout_p,
-        None if blocks is None else blocks[4:],
-        *[None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors],
-    )
+    key = call_key(q, options, tensors)
     call = _calls.get(key)
     if call is None:
         if len(_calls) >= _MOST_CALLS:
