@@ -15,7 +15,7 @@ from _jacobian_case import Case, leaves  # noqa: E402
 from _jacobian_chains import narrowest  # noqa: E402
 from _jacobian_jax import load_jax  # noqa: E402
 from _jacobian_judge import JacobianJudge, entries  # noqa: E402
-from _jacobian_measure import Settings, count_ops, measure  # noqa: E402
+from _jacobian_measure import FIRST_CALL, Settings, count_ops, measure  # noqa: E402
 from _jacobian_memory import Task, run  # noqa: E402
 from _jacobian_ours import COMPILED, OURS, REUSED, make_plan  # noqa: E402
 from _jacobian_peers import peers  # noqa: E402
@@ -165,7 +165,8 @@ def test_a_workload_is_measured_and_nobody_is_dropped() -> None:
     row = measure(case, Settings(CPU, seconds=0.0, compiled=False, small=True), None)
     contenders = row["contenders"]
     peer_names = {"jacrev", "jacfwd", "autograd reverse", "autograd forward"}
-    assert contenders.keys() == peer_names | {"floor", *OURS} - {COMPILED}
+    assert contenders.keys() == peer_names | {FIRST_CALL, "floor", *OURS} - {COMPILED}
+    assert contenders[FIRST_CALL]["of"] in peer_names
     assert all("median_ms" in c or c["note"] for c in contenders.values())
     assert fastest(row, ["peer"]) is not None
     assert "median_ms" in contenders[REUSED], contenders[REUSED]["note"]
@@ -221,7 +222,8 @@ def test_settings_go_through_json() -> None:
 @pytest.mark.slow
 def test_a_process_of_its_own_measures_a_workload() -> None:
     row = measured("curve", Settings(CPU, seconds=0.0, compiled=False, small=True), jax=False)
-    assert row["contenders"].keys() == {"jacrev", "jacfwd", "autograd reverse", "autograd forward", *OURS} - {COMPILED}
+    peer_names = {"jacrev", "jacfwd", "autograd reverse", "autograd forward"}
+    assert row["contenders"].keys() == peer_names | {FIRST_CALL, *OURS} - {COMPILED}
     assert all("median_ms" in c for c in row["contenders"].values()), row
 
 

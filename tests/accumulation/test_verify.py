@@ -4,8 +4,10 @@ import pytest
 import torch
 from jacobian_checks import F64, assert_same, judged, randn
 from torch import nn
+from torch.func import jacrev
 
 from torch_jvpvjp.accumulation import Plan, jacobian, plan_jacobian
+from torch_jvpvjp.ops import rms_norm
 
 
 def _net():
@@ -76,6 +78,20 @@ def test_a_compiled_plan_gives_the_jacobian():
     with torch.no_grad():
         net[0].weight.mul_(2)
     assert_same(plan(x), judged(net, x))
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+def test_a_compiled_plan_calls_ops_that_only_python_can_call(caplog):
+    def function(x):
+        return (torch.linalg.solve(torch.eye(3, dtype=x.dtype) * 4 + x[:, None] * x, x), rms_norm(x, (3,)))
+
+    x = randn(3)
+    plan = plan_jacobian(function, x).compile()
+    for point in (x, x, x + 0.3):
+        for found, expected in zip(plan(point), jacrev(function)(point), strict=True):
+            assert_same(found, expected)
+    assert "c-shim" not in caplog.text  # what Inductor warns of where its C++ goes back to Python for an op
 
 
 def test_what_cannot_be_recorded_is_not_compiled():

@@ -190,10 +190,26 @@ def compile_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor], mode:
     # Inductor tries to fuse each op that reads a tensor with the next 64 that do. In a loop all steps read one weight,
     # but only neighbours can be fused, and the trying is what compiling 200 steps takes most of its time for.
     options = {"max_fusion_buffer_group_pairwise_attempts": _NEIGHBOURS, **options}
+    # Between its kernels Inductor goes through Python, which is up to half the time of a program of small matrices. It
+    # can write that part in C++ as well.
+    options["cpp_wrapper"] = all(example.device.type == "cpu" for example in examples) and _is_called_by_cpp(graph)
     return inductor.compile(graph, list(examples), options=options)
 
 
 _NEIGHBOURS = 4
+
+
+def _is_called_by_cpp(graph: torch.fx.GraphModule) -> bool:
+    """Return whether Inductor, where it writes C++, can call each op of a graph without going back to Python."""
+    known: Any = importlib.import_module("torch._inductor.lowering")
+    by_name: Any = importlib.import_module("torchgen.aoti.fallback_ops")
+
+    def is_called(op: Any) -> bool:
+        if op not in known.lowerings:  # a custom op, or one that is taken apart first
+            return not isinstance(op, torch._ops.OpOverload) or op.namespace == "aten"
+        return op not in known.fallbacks or str(op) in by_name.inductor_fallback_ops
+
+    return all(is_called(node.target) for node in graph.graph.nodes if node.op == "call_function")
 
 
 def bare_op(target: Any) -> Callable[..., Any]:
