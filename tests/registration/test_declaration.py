@@ -1,6 +1,6 @@
 """What a declaration refuses, and what its messages say."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -253,6 +253,13 @@ def test_frozen_inputs_refuse_derivatives_instead_of_dropping_them() -> None:
         torch.func.jvp(lambda t: op(x, t), (table.detach(),), (x,))
     with pytest.raises(NotImplementedError, match=r"'table' is declared non-differentiable"):
         torch.func.grad(lambda t: op(x, t).sum())(table.detach())
+
+
+@pytest.mark.parametrize("convert", [Tensor.to_sparse, Tensor.to_mkldnn], ids=["sparse", "mkldnn"])
+def test_tensors_that_are_not_dense_are_refused(convert: Callable[[Tensor], Tensor]) -> None:
+    op = waves(())
+    with pytest.raises(TypeError, match=r"::waves\w*: argument 'w' must be a dense tensor .*; use \.to_dense\(\)"):
+        op(torch.ones(3), convert(torch.ones(3)))
 
 
 def test_tensors_on_two_devices_are_refused_before_a_kernel_sees_them() -> None:

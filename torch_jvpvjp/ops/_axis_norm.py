@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..registration import broadcasting_rule, differentiable_op, expanding_rule
-from ._arithmetic import FLOATS, cotangents_like, wide
+from ._arguments import check_floating
+from ._arithmetic import cotangents_like, wide
 from ._axis_norm_second import Points, formula_of
 from ._batched import batched
 from ._devices import triton_devices
@@ -205,10 +206,7 @@ def along_axis(name: str, argument: str, x: Any, dim: Any, eps: Any, floored: bo
         TypeError: If an argument is not of its type.
         ValueError: If there is no such axis, or eps < 0.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: {argument} must be a Tensor, got {type(x).__name__}.")
-    if x.dtype not in FLOATS:
-        raise TypeError(f"{name}: {argument} must be float16, bfloat16, float32 or float64, got {x.dtype}; use .to().")
+    check_floating(name, argument, x)
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"{name}: dim must be an int, got {type(dim).__name__}.")
     rank = x.dim()

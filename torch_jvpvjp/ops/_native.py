@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, strided
 
 from ..registration import DifferentiableOp
 from ..registration._torch_private import SingleLevelFunction, top_saved_tensors_hooks
@@ -60,8 +60,8 @@ def _fit(x: Any, others: tuple[Any, ...]) -> bool:
     if not _active or (kind is not _Tensor and kind is not _Parameter) or not x.is_cpu:
         return False
     dtype = x.dtype
-    if not others:
-        return dtype in FLOATS
+    if not others:  # functions of more tensors have looked whether theirs are dense
+        return dtype in FLOATS and x.layout is strided and not x.is_nested
     if dtype not in WIDE:  # PyTorch rounds between its own steps
         return False
     for t in others:

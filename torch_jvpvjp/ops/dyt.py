@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..registration import broadcasting_rule, differentiable_op, expanding_rule
-from ._arithmetic import FLOATS, cotangents_like, times, total, wide
+from ._arguments import check_floating
+from ._arithmetic import cotangents_like, times, total, wide
 from ._batched import batched
 from ._devices import triton_devices
 from ._native import everywhere
@@ -198,24 +199,17 @@ def dyt(x: Tensor, alpha: Tensor, weight: Tensor | None = None, bias: Tensor | N
 
 def _check(x: Any, alpha: Any, weight: Any, bias: Any) -> None:
     """Refuse what is not a dynamic tanh before anything is computed."""
-    for name, tensor in (("x", x), ("alpha", alpha), ("weight", weight), ("bias", bias)):
-        if tensor is None and name in ("weight", "bias"):
-            continue
-        if not isinstance(tensor, Tensor):
-            optional = " or None" if name in ("weight", "bias") else ""
-            raise TypeError(f"dyt: {name} must be a Tensor{optional}, got {type(tensor).__name__}.")
-        if tensor.dtype not in FLOATS:
-            raise TypeError(
-                f"dyt: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; use .to()."
-            )
+    affine = [(name, tensor) for name, tensor in (("weight", weight), ("bias", bias)) if tensor is not None]
+    for name, tensor in (("x", x), ("alpha", alpha), *affine):
+        check_floating("dyt", name, tensor, optional=name in ("weight", "bias"))
         if tensor.device != x.device:
             raise ValueError(f"dyt: {name} must be on x's device {x.device}, got {tensor.device}; use .to(x.device).")
     if x.dim() < 1:
         raise ValueError("dyt: x must have shape (..., C), got ().")
     if tuple(alpha.shape) not in ((), (1,)):
         raise ValueError(f"dyt: alpha must be one number, of shape () or (1,), got {tuple(alpha.shape)}.")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.shape != x.shape[-1:]:
+    for name, tensor in affine:
+        if tensor.shape != x.shape[-1:]:
             raise ValueError(
                 f"dyt: {name} must have shape {tuple(x.shape[-1:])} to match x's shape {tuple(x.shape)}, got "
                 f"{tuple(tensor.shape)}."

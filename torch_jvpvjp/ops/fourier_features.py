@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..registration import differentiable_op, expanding_rule
-from ._arithmetic import FLOATS, cotangents_like, total, wide
+from ._arguments import check_floating
+from ._arithmetic import cotangents_like, total, wide
 from ._batched import batched, leading_rule
 from ._devices import triton_devices
 
@@ -172,13 +173,7 @@ def fourier_features(x: Tensor, frequencies: Tensor) -> Tensor:
 def _check(x: Any, frequencies: Any) -> None:
     """Refuse what has no Fourier features before anything is computed."""
     for name, tensor in (("x", x), ("frequencies", frequencies)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"fourier_features: {name} must be a Tensor, got {type(tensor).__name__}.")
-        if tensor.dtype not in FLOATS:
-            raise TypeError(
-                f"fourier_features: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; use "
-                ".to()."
-            )
+        check_floating("fourier_features", name, tensor)
     if frequencies.device != x.device:
         raise ValueError(
             f"fourier_features: frequencies must be on x's device {x.device}, got {frequencies.device}; use "

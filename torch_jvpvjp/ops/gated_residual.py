@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..registration import broadcasting_rule, differentiable_op, expanding_rule
-from ._arithmetic import FLOATS, cotangents_like, times, total, wide
+from ._arguments import check_floating
+from ._arithmetic import cotangents_like, times, total, wide
 from ._batched import batched
 from ._devices import triton_devices
 from ._native import everywhere, records
@@ -211,12 +212,7 @@ def _three_axes(x: Tensor, gate: Sequence[int]) -> list[tuple[int, bool]]:
 def _check(x: Any, gate: Any, h: Any) -> None:
     """Refuse what is not a gated residual before anything is computed."""
     for name, tensor in (("x", x), ("gate", gate), ("h", h)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"gated_residual: {name} must be a Tensor, got {type(tensor).__name__}.")
-        if tensor.dtype not in FLOATS:
-            raise TypeError(
-                f"gated_residual: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; use .to()."
-            )
+        check_floating("gated_residual", name, tensor)
         if tensor.device != x.device:
             raise ValueError(
                 f"gated_residual: {name} must be on x's device {x.device}, got {tensor.device}; use .to(x.device)."

@@ -5,11 +5,13 @@ from math import inf
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, strided
 
+from ._arguments import check_floating
+from ._arithmetic import FLOATS
 from ._native import records, reversed_only
 from ._norms import op
-from ._norms.arguments import FLOATS, check_eps, check_input, check_shape, check_weight
+from ._norms.arguments import check_eps, check_shape, check_weight
 from ._norms.cpu import watched_layer_norm
 
 __all__ = ["layer_norm", "op"]
@@ -56,6 +58,8 @@ def layer_norm(
     """
     if (
         isinstance(input, Tensor)
+        and input.layout is strided
+        and not input.is_nested
         and input.dtype in FLOATS
         and type(normalized_shape) is tuple
         and len(normalized_shape) == 1
@@ -80,12 +84,19 @@ def layer_norm(
 
 
 def _fits(weight: Any, shape: tuple[int, ...], x: Tensor) -> bool:
-    return isinstance(weight, Tensor) and weight.shape == shape and weight.dtype in FLOATS and weight.device == x.device
+    return (
+        isinstance(weight, Tensor)
+        and weight.layout is strided
+        and not weight.is_nested
+        and weight.shape == shape
+        and weight.dtype in FLOATS
+        and weight.device == x.device
+    )
 
 
 def _check(x: Any, normalized_shape: Any, weight: Any, bias: Any) -> int:
     """Refuse what is not a layer norm before anything is computed; return the number of normalised axes."""
-    check_input("layer_norm", "input", x)
+    check_floating("layer_norm", "input", x)
     shape = check_shape("layer_norm", x, normalized_shape)
     check_weight("layer_norm", "weight", weight, x, shape, "normalized_shape")
     check_weight("layer_norm", "bias", bias, x, shape, "normalized_shape")

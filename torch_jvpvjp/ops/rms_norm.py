@@ -5,11 +5,13 @@ from math import inf
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, strided
 
+from ._arguments import check_floating
+from ._arithmetic import FLOATS
 from ._native import undifferentiated
 from ._norms import op
-from ._norms.arguments import EPS32, EPS64, FLOATS, check_input, check_shape, check_weight, eps_of, is_rounded
+from ._norms.arguments import EPS32, EPS64, check_shape, check_weight, eps_of, is_rounded
 
 __all__ = ["op", "rms_norm"]
 
@@ -63,6 +65,8 @@ def rms_norm(
     """
     if (
         isinstance(input, Tensor)
+        and input.layout is strided
+        and not input.is_nested
         and input.dtype in FLOATS
         and type(normalized_shape) is tuple
         and len(normalized_shape) == 1
@@ -71,6 +75,8 @@ def rms_norm(
             weight is None
             or (
                 isinstance(weight, Tensor)
+                and weight.layout is strided
+                and not weight.is_nested
                 and weight.shape == normalized_shape
                 and weight.dtype in FLOATS
                 and weight.device == input.device
@@ -98,7 +104,7 @@ def rms_norm(
 
 def _check(x: Any, normalized_shape: Any, weight: Any) -> int:
     """Refuse what is not an RMS norm before anything is computed; return the number of normalised axes."""
-    check_input("rms_norm", "input", x)
+    check_floating("rms_norm", "input", x)
     shape = check_shape("rms_norm", x, normalized_shape)
     check_weight("rms_norm", "weight", weight, x, shape, "normalized_shape")
     return len(shape)

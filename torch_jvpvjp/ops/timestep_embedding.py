@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..registration import differentiable_op, expanding_rule
+from ._arguments import check_tensor
 from ._arithmetic import FLOATS, cotangents_like, wide
 from ._batched import batched, leading_rule
 from ._devices import triton_devices
@@ -203,9 +204,9 @@ def timestep_embedding(
 
 def _check(t: Any, dim: Any, max_period: Any, shift: Any, scale: Any) -> None:
     """Refuse what is no embedding of timesteps before anything is computed."""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"timestep_embedding: timesteps must be a Tensor, got {type(t).__name__}.")
-    if t.dtype not in FLOATS and (t.dtype == torch.bool or t.is_floating_point() or t.is_complex()):
+    check_tensor("timestep_embedding", "timesteps", t)
+    other = t.dtype == torch.bool or t.is_floating_point() or t.is_complex() or t.is_quantized
+    if t.dtype not in FLOATS and other:
         raise TypeError(
             f"timestep_embedding: timesteps must be float16, bfloat16, float32, float64 or integers, got {t.dtype}; "
             "use .to()."

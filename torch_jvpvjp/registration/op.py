@@ -13,6 +13,7 @@ from .autocast import Policy, cast_by_policy, region_of, register_autocast_kerne
 from .autograd import make_autograd_kernel, make_node
 from .conventions import Convention, Function, takes_only_positions
 from .fast_path import COMPUTE, PUSH, RECORD, choose_way
+from .layouts import check_dense
 from .promises import check_option, common_device, finished, finished_differentiably
 from .purity import RefuseRandomness, refuse_captured_gradients
 from .push import push_once
@@ -99,6 +100,9 @@ class DifferentiableOp:
             args = self._bind(args, kwargs)
         for i in self.signature.options:
             check_option(self.qualname, self.signature.arguments[i], args[i])
+        for i in self.signature.tensors:
+            if isinstance(args[i], Tensor):
+                check_dense(self.qualname, f"argument {self.signature.arguments[i].name!r}", args[i])
         region = region_of(args, self.signature) if _is_compiling() or _any_autocast() else None
         if region is not None:
             args = cast_by_policy(args, self.signature, self.autocast_policy, region)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...registration import DifferentiableOp
 from ...registration import _torch_private as private
-from .._arithmetic import FLOATS
+from .._arguments import check_floating
 
 _is_compiling, _any_autocast = torch.compiler.is_compiling, private.is_any_autocast_enabled
 
@@ -30,12 +30,7 @@ def check_operands(name: str, x: Any, t: Any, reduction: Any, reductions: tuple[
     for argument, value in (("input", x), ("target", t), ("weight", weight)):
         if argument == "weight" and value is None:
             continue
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: {argument} must be a Tensor, got {type(value).__name__}.")
-        if value.dtype not in FLOATS:
-            raise TypeError(
-                f"{name}: {argument} must be float16, bfloat16, float32 or float64, got {value.dtype}; use .to()."
-            )
+        check_floating(name, argument, value)
         if value.dtype != x.dtype:
             raise TypeError(
                 f"{name}: {argument} must have input's dtype {x.dtype}, got {value.dtype}; use .to(input.dtype)."

@@ -6,17 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+from .._arguments import check_floating
+
 EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 CASTINGS = ("torch", "llama", "gemma")
-
-
-def check_input(function: str, name: str, x: Any) -> None:
-    """Refuse what is not a tensor of a dtype that the norms take."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{function}: {name} must be a Tensor, got {type(x).__name__}.")
-    if x.dtype not in FLOATS:
-        raise TypeError(f"{function}: {name} must be float16, bfloat16, float32 or float64, got {x.dtype}; use .to().")
 
 
 def check_shape(function: str, x: Tensor, normalized_shape: Any, name: str = "input") -> tuple[int, ...]:
@@ -41,9 +34,7 @@ def check_weight(
     """Refuse a weight or bias that is not a tensor of that shape on the input's device; None passes."""
     if weight is None:
         return
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{function}: {name} must be a Tensor or None, got {type(weight).__name__}.")
-    check_input(function, name, weight)
+    check_floating(function, name, weight, optional=True)
     if tuple(weight.shape) != shape:
         raise ValueError(f"{function}: {name} must have shape {shape}, as {why} says, got {tuple(weight.shape)}.")
     check_device(function, name, weight, of, x)

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import check_device, check_input
+from .._arguments import check_floating
+from .arguments import check_device
 from .rules import op
 
 _is_compiling = torch.compiler.is_compiling
@@ -28,7 +29,7 @@ def modulated(function: str, x: Tensor, shift: Tensor | None, scale: Tensor, eps
     Raises:
         ValueError: If x has no axis.
     """
-    check_input(function, "x", x)
+    check_floating(function, "x", x)
     if x.dim() == 0:
         raise ValueError(f"{function}: x must have at least one axis to normalise over, got shape ().")
     arguments = (
@@ -46,7 +47,7 @@ def modulated(function: str, x: Tensor, shift: Tensor | None, scale: Tensor, eps
 
 def _aligned(function: str, name: str, t: Any, x: Tensor) -> Tensor:
     """A shift or scale with as many axes as x, ones put between its batch axes and its last."""
-    check_input(function, name, t)
+    check_floating(function, name, t)
     check_device(function, name, t, "x", x)
     rank, own = x.dim(), t.dim()
     if own == rank and all(s in (1, full) for s, full in zip(t.shape[:-1], x.shape[:-1], strict=True)):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...registration.autocast import is_autocast
+from .._arguments import check_dense, check_tensor
 from .._arithmetic import FLOATS
 
 
@@ -20,8 +21,7 @@ def check_input(name: str, x: Any, dtype: Any) -> None:
     Raises:
         TypeError: If input or dtype is not of the right type.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: input must be a Tensor, got {type(x).__name__}.")
+    check_tensor(name, "input", x)
     if dtype is not None and (not isinstance(dtype, torch.dtype) or dtype not in FLOATS):
         raise TypeError(f"{name}: dtype must be float16, bfloat16, float32 or float64, got {dtype}.")
     if dtype is None and x.dtype not in FLOATS:
@@ -89,6 +89,7 @@ def check_mask(name: str, x: Tensor, mask: Any) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{name}: mask must be a bool Tensor, True where input is kept, or None, got {kind}.")
+    check_dense(name, "mask", mask)
     fits = mask.dim() <= x.dim() and all(
         m in (1, s) for m, s in zip(reversed(mask.shape), reversed(x.shape), strict=False)
     )

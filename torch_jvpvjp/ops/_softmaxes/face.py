@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...registration import DifferentiableOp
+from .._arguments import check_dense
 from .._arithmetic import FLOATS
 from .._native import reversed_only
 from .arguments import check_dim, prepared
@@ -56,6 +57,7 @@ def along_axis(
             return along_axis(op, native, x.reshape(1), -1, scale, mask, None).reshape(())
     if mask is None and scale == 1 and reversed_only(x):
         return native(x, dim)
+    check_dense(op.__name__, "input", x)  # what was decided at once has not looked
     if _is_compiling():
         return op(x, mask, dim, scale)
     return op.call_flat((x, mask, dim, scale))[0]  # a call of the op would only look at the arguments again

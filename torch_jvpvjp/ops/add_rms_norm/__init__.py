@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._norms.arguments import check_device, check_input, check_shape, check_weight, eps_of, is_rounded
+from .._arguments import check_floating
+from .._norms.arguments import check_device, check_shape, check_weight, eps_of, is_rounded
 from . import kernels as _kernels  # noqa: F401 -- registers them
 from .rules import op
 
@@ -54,8 +55,8 @@ def add_rms_norm(
     Source: Zhang and Sennrich (2019), Root Mean Square Layer Normalization.
     """
     name = "add_rms_norm"
-    check_input(name, "input", input)
-    check_input(name, "residual", residual)
+    check_floating(name, "input", input)
+    check_floating(name, "residual", residual)
     if residual.shape != input.shape or residual.dtype != input.dtype:
         raise ValueError(
             f"{name}: residual must have the shape and dtype of input, {tuple(input.shape)} and {input.dtype}, got "

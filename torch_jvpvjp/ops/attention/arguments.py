@@ -9,7 +9,7 @@ import torch.autograd.forward_ad as fwAD  # noqa: N812 -- PyTorch's documentatio
 from torch import Tensor
 
 from ...registration.autocast import is_autocast
-from .._arithmetic import FLOATS
+from .._arguments import check_dense, check_floating
 
 ALIGNMENTS = ("top_left", "bottom_right")
 UNBOUNDED = -1
@@ -40,10 +40,7 @@ def check_tensors(name: str, query: Any, key: Any, value: Any, length_axis: int 
         ValueError: If shapes or devices do not agree.
     """
     for label, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: {label} must be a Tensor, got {type(tensor).__name__}.")
-        if tensor.dtype not in FLOATS:
-            raise TypeError(f"{name}: {label} must be float16, bfloat16, float32 or float64, got {tensor.dtype}.")
+        check_floating(name, label, tensor)
         if tensor.device != query.device:
             raise ValueError(
                 f"{name}: {label} must be on the query's device {query.device}, got {tensor.device}; use .to()."
@@ -187,6 +184,7 @@ def mask_of(name: str, attn_mask: Any, heads: Heads) -> tuple[Tensor | None, Ten
     query = heads.query
     if not isinstance(attn_mask, Tensor):
         raise TypeError(f"{name}: attn_mask must be a Tensor, a BlockMask or None, got {type(attn_mask).__name__}.")
+    check_dense(name, "attn_mask", attn_mask)
     if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
         raise TypeError(
             f"{name}: attn_mask must be bool (True: takes part), float32 or of the query's dtype {query.dtype} (added "
@@ -308,6 +306,7 @@ def slopes_of(name: str, slopes: Any, heads: Heads) -> Tensor | None:
         return None
     if not isinstance(slopes, Tensor) or not slopes.is_floating_point():
         raise TypeError(f"{name}: alibi_slopes must be a floating Tensor or None, got {slopes!r}.")
+    check_dense(name, "alibi_slopes", slopes)
     query = heads.query
     batch, count = query.shape[0], query.shape[1]
     if slopes.device != query.device or tuple(slopes.shape) not in ((count,), (batch, count), (1, count)):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...registration.fast_path import DISPATCH, choose_way
+from .._arguments import check_dense, check_floating
 from .arguments import UNBOUNDED, by_heads, check_tensors, number_of, slopes_of, visible_of
 from .face import draw_seed, scale_of, softcap_of
 from .rules import op
@@ -62,7 +63,8 @@ def varlen_attention(
         ValueError: If shapes or devices do not agree, or cu_seqlens on the CPU are not cumulative lengths.
     """
     for label, tensor in (("query", query), ("key", key), ("value", value)):
-        if isinstance(tensor, Tensor) and tensor.dim() != 3:
+        check_floating(_NAME, label, tensor)
+        if tensor.dim() != 3:
             raise ValueError(
                 f"{_NAME}: {label} must have shape (total length, heads, head size), got {tuple(tensor.shape)}."
             )
@@ -112,6 +114,7 @@ def _check_lengths(label: str, cu_seqlens: Any, total: int, query: Tensor) -> No
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         got = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
         raise TypeError(f"{_NAME}: {label} must be a Tensor of int32 or int64, got {got}.")
+    check_dense(_NAME, label, cu_seqlens)
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.device != query.device:
         raise ValueError(
             f"{_NAME}: {label} must have shape (sequences + 1,) on {query.device}, got {tuple(cu_seqlens.shape)} on "

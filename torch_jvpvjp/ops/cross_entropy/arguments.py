@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arithmetic import FLOATS
+from .._arguments import check_dense, check_floating
 
 _CLASSES = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
 _REDUCTIONS = ("none", "mean", "sum")
@@ -45,23 +45,6 @@ def check_options(
         raise ValueError(f"{name}: softcap must be positive and finite, or None, got {softcap}.")
 
 
-def check_float_tensor(name: str, what: str, tensor: Any) -> None:
-    """Refuse what is no floating-point tensor.
-
-    Args:
-        name: The function.
-        what: The argument.
-        tensor: What came.
-
-    Raises:
-        TypeError: If it is none.
-    """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: {what} must be a Tensor, got {type(tensor).__name__}.")
-    if tensor.dtype not in FLOATS:
-        raise TypeError(f"{name}: {what} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; use .to().")
-
-
 def check_target(name: str, target: Any, shape: tuple[int, ...], device: torch.device) -> None:
     """Refuse a target that is not one class for each row.
 
@@ -78,6 +61,7 @@ def check_target(name: str, target: Any, shape: tuple[int, ...], device: torch.d
     if not isinstance(target, Tensor) or target.dtype not in _CLASSES:
         kind = str(target.dtype) if isinstance(target, Tensor) else type(target).__name__
         raise TypeError(f"{name}: target must be an integer Tensor of classes, got {kind}; use .long().")
+    check_dense(name, "target", target)
     if tuple(target.shape) != shape:
         raise ValueError(
             f"{name}: target must have shape {shape}, one class for each row of input, got {tuple(target.shape)}."
@@ -114,7 +98,7 @@ def check(x: Any, target: Any, weight: Any, ignore_index: int) -> None:
         ValueError: If shapes or devices do not agree.
     """
     name = "cross_entropy"
-    check_float_tensor(name, "input", x)
+    check_floating(name, "input", x)
     if not x.dim():
         raise ValueError("cross_entropy: input must have an axis of classes, (n), (N, n) or (N, n, ...), got a scalar.")
     axis = 0 if x.dim() == 1 else 1
@@ -122,7 +106,7 @@ def check(x: Any, target: Any, weight: Any, ignore_index: int) -> None:
     if not n:
         raise ValueError(f"cross_entropy: input must have at least one class along axis {axis}, got {tuple(x.shape)}.")
     if isinstance(target, Tensor) and target.is_floating_point():
-        check_float_tensor(name, "target", target)
+        check_floating(name, "target", target)
         if target.shape != x.shape:
             raise ValueError(
                 f"cross_entropy: target of probabilities must have input's shape {tuple(x.shape)}, got "
@@ -137,7 +121,7 @@ def check(x: Any, target: Any, weight: Any, ignore_index: int) -> None:
     else:
         check_target(name, target, shape, x.device)
     if weight is not None:
-        check_float_tensor(name, "weight", weight)
+        check_floating(name, "weight", weight)
         if tuple(weight.shape) != (n,):
             raise ValueError(
                 f"cross_entropy: weight must have shape ({n},), one for each class, got {tuple(weight.shape)}."

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...registration import DifferentiableOp
-from .._arithmetic import FLOATS
+from .._arguments import check_floating
 from .._native import WIDE, pushed_only, records, reversed_only
 from ..pointwise import gelu, silu
 from . import ops
@@ -118,7 +118,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 -- the name torch
 
     Source: Dauphin et al. (2016), Language Modeling with Gated Convolutional Networks.
     """
-    _check_tensor("glu", "input", input)
+    check_floating("glu", "input", input)
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"glu: dim must be an int, got {type(dim).__name__}.")
     if not -input.dim() <= dim < input.dim():
@@ -156,13 +156,13 @@ def _call(op: DifferentiableOp, *args: Any) -> Tensor:
 
 def _check(name: str, gate: Any, up: Any, packed: str) -> None:
     """Refuse what is no gated product before anything is computed."""
-    _check_tensor(name, "gate", gate)
+    check_floating(name, "gate", gate)
     if up is None:
         if gate.dim() == 0:
             raise ValueError(f"{name}: gate must have an axis that holds gate and up, got shape (); or pass up.")
         _check_even(name, packed, gate, -1)
         return
-    _check_tensor(name, "up", up)
+    check_floating(name, "up", up)
     if up.shape != gate.shape:
         raise ValueError(
             f"{name}: up must have gate's shape {tuple(gate.shape)}, got {tuple(up.shape)}; use .expand() to broadcast."
@@ -171,15 +171,6 @@ def _check(name: str, gate: Any, up: Any, packed: str) -> None:
         raise TypeError(f"{name}: up must have gate's dtype {gate.dtype}, got {up.dtype}; use .to(gate.dtype).")
     if up.device != gate.device:
         raise ValueError(f"{name}: up must be on gate's device {gate.device}, got {up.device}; use .to(gate.device).")
-
-
-def _check_tensor(name: str, argument: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: {argument} must be a Tensor, got {type(value).__name__}.")
-    if value.dtype not in FLOATS:
-        raise TypeError(
-            f"{name}: {argument} must be float16, bfloat16, float32 or float64, got {value.dtype}; use .to()."
-        )
 
 
 def _check_even(name: str, argument: str, value: Tensor, dim: int) -> None:

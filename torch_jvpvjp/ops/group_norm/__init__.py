@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arithmetic import FLOATS
+from .._arguments import check_floating
 from .._native import records, reversed_only
 from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next does
 from . import kernels as _kernels  # noqa: F401
@@ -90,10 +90,7 @@ def _is_channels_last(x: Tensor) -> bool:
 
 def _check(x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, activation: Any) -> None:
     """Refuse what is not a group norm before anything is computed."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"group_norm: input must be a Tensor, got {type(x).__name__}.")
-    if x.dtype not in FLOATS:
-        raise TypeError(f"group_norm: input must be float16, bfloat16, float32 or float64, got {x.dtype}; use .to().")
+    check_floating("group_norm", "input", x)
     if x.dim() < 2:
         raise ValueError(f"group_norm: input must have shape (N, C, *spatial), got {tuple(x.shape)}.")
     if isinstance(num_groups, bool) or not isinstance(num_groups, _INTEGERS):
@@ -112,12 +109,7 @@ def _check(x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, activation
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"group_norm: {name} must be a Tensor or None, got {type(tensor).__name__}.")
-        if tensor.dtype not in FLOATS:
-            raise TypeError(
-                f"group_norm: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; use .to()."
-            )
+        check_floating("group_norm", name, tensor, optional=True)
         if tuple(tensor.shape) != (channels,):
             raise ValueError(
                 f"group_norm: {name} must have shape ({channels},) to match input's shape {tuple(x.shape)}, got "

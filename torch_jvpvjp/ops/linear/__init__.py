@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, strided
 
 from ...registration.autocast import is_autocast
+from .._arguments import check_floating
 from .._arithmetic import FLOATS
 from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next does
 from . import kernels as _kernels  # noqa: F401
@@ -58,7 +59,11 @@ def linear(
     """
     if not (
         isinstance(input, Tensor)
+        and input.layout is strided
+        and not input.is_nested
         and isinstance(weight, Tensor)
+        and weight.layout is strided
+        and not weight.is_nested
         and (dtype := input.dtype) in FLOATS
         and weight.dtype == dtype
         and weight.dim() == 2
@@ -68,6 +73,8 @@ def linear(
             bias is None
             or (
                 isinstance(bias, Tensor)
+                and bias.layout is strided
+                and not bias.is_nested
                 and bias.dtype == dtype
                 and bias.shape == weight.shape[:1]
                 and bias.device == input.device
@@ -96,13 +103,7 @@ def _check(x: Any, weight: Any, bias: Any, activation: Any) -> None:
     for name, tensor in (("input", x), ("weight", weight), ("bias", bias)):
         if name == "bias" and bias is None:
             continue
-        if not isinstance(tensor, Tensor):
-            kind = "a Tensor or None" if name == "bias" else "a Tensor"
-            raise TypeError(f"linear: {name} must be {kind}, got {type(tensor).__name__}.")
-        if tensor.dtype not in FLOATS:
-            raise TypeError(
-                f"linear: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; use .to()."
-            )
+        check_floating("linear", name, tensor, optional=name == "bias")
         if tensor.device != x.device:
             raise ValueError(
                 f"linear: {name} must be on input's device {x.device}, got {tensor.device}; use .to(input.device)."

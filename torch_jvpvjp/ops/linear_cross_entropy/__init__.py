@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...registration.autocast import is_autocast
 from .._native import pushed_only, reversed_only
-from ..cross_entropy.arguments import check_float_tensor, check_options, check_target, classes_of
+from ..cross_entropy.arguments import check_floating, check_options, check_target, classes_of
 from ..cross_entropy.native import native_loss
 from ..cross_entropy.reduction import reduced
 from . import kernels as _kernels  # noqa: F401 -- registers them
@@ -99,8 +99,8 @@ def _is_native(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _check(x: Any, weight: Any, target: Any, bias: Any, chunk_size: Any, *, same_dtype: bool) -> None:
     """Refuse what is no linear cross-entropy before anything is computed."""
     name = "linear_cross_entropy"
-    check_float_tensor(name, "input", x)
-    check_float_tensor(name, "weight", weight)
+    check_floating(name, "input", x)
+    check_floating(name, "weight", weight)
     if not x.dim() or weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
         raise ValueError(
             f"{name}: weight must have shape (V, D) with D the last size of input's shape {tuple(x.shape)}, got "
@@ -109,7 +109,7 @@ def _check(x: Any, weight: Any, target: Any, bias: Any, chunk_size: Any, *, same
     if not weight.shape[0]:
         raise ValueError(f"{name}: weight must have at least one row, one for each class, got {tuple(weight.shape)}.")
     if bias is not None:
-        check_float_tensor(name, "bias", bias)
+        check_floating(name, "bias", bias)
         if tuple(bias.shape) != (weight.shape[0],):
             raise ValueError(
                 f"{name}: bias must have shape ({weight.shape[0]},), as weight has, got {tuple(bias.shape)}."

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...registration import DifferentiableOp
-from .._arithmetic import FLOATS
+from .._arguments import check_floating
 from .._native import everywhere, pushed_only, records, reversed_only
 from . import ops
 from .cpu import watched_gelu, watched_mish, watched_silu
@@ -222,12 +222,7 @@ def relu(input: Tensor) -> Tensor:  # noqa: A002
 
 def _apply(op: DifferentiableOp, x: Any, *options: Any) -> Tensor:
     """Refuse what is no floating-point tensor; call the op on the axes in the order in which they lie in memory."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op.__name__}: input must be a Tensor, got {type(x).__name__}.")
-    if x.dtype not in FLOATS:
-        raise TypeError(
-            f"{op.__name__}: input must be float16, bfloat16, float32 or float64, got {x.dtype}; use .to()."
-        )
+    check_floating(op.__name__, "input", x)
     if x.is_contiguous():
         return _call(op, x, options)
     strides = x.stride()

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .._norms.arguments import check_device, check_input, check_weight, eps_of, is_rounded
+from .._arguments import check_floating
+from .._norms.arguments import check_device, check_weight, eps_of, is_rounded
 from . import kernels as _kernels  # noqa: F401 -- registers them
 from .rules import op
 
@@ -51,8 +52,8 @@ def qk_rms_norm(
     Source: Henry et al. (2020), Query-Key Normalization for Transformers; Zhang and Sennrich (2019).
     """
     name = "qk_rms_norm"
-    check_input(name, "q", q)
-    check_input(name, "k", k)
+    check_floating(name, "q", q)
+    check_floating(name, "k", k)
     if q.dim() == 0 or k.dim() == 0 or k.shape[-1] != q.shape[-1] or k.dtype != q.dtype:
         raise ValueError(
             f"{name}: k must have the last size and dtype of q, which have shapes {tuple(k.shape)} and "

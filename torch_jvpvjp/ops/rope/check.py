@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arithmetic import FLOATS
+from .._arguments import check_dense, check_floating
 
 
 def check(q: Any, k: Any, cos: Any, sin: Any, position_ids: Any, interleaved: Any, head_axis: Any) -> bool:
@@ -30,12 +30,7 @@ def check(q: Any, k: Any, cos: Any, sin: Any, position_ids: Any, interleaved: An
     for name, tensor in (("q", q), ("k", k), ("cos", cos), ("sin", sin)):
         if name == "k" and k is None:
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"rope: {name} must be a Tensor{' or None' * (name == 'k')}, got {type(tensor).__name__}.")
-        if tensor.dtype not in FLOATS:
-            raise TypeError(
-                f"rope: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; use .to()."
-            )
+        check_floating("rope", name, tensor, optional=name == "k")
         if tensor.device != q.device:
             raise ValueError(f"rope: {name} must be on q's device {q.device}, got {tensor.device}; use .to(q.device).")
     if not isinstance(interleaved, bool):
@@ -93,6 +88,7 @@ def _check_angles(q: Tensor, cos: Tensor, sin: Tensor, position_ids: Any, token:
     if not isinstance(position_ids, Tensor) or position_ids.dtype not in (torch.int64, torch.int32):
         what = position_ids.dtype if isinstance(position_ids, Tensor) else type(position_ids).__name__
         raise TypeError(f"rope: position_ids must be an int64 or int32 Tensor or None, got {what}.")
+    check_dense("rope", "position_ids", position_ids)
     if position_ids.device != q.device:
         raise ValueError(
             f"rope: position_ids must be on q's device {q.device}, got {position_ids.device}; use .to(q.device)."

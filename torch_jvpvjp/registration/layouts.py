@@ -1,0 +1,23 @@
+"""Which tensors ops take: dense ones, whose elements lie at strides."""
+
+from torch import Tensor, strided
+
+
+def check_dense(function: str, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is not dense, of which PyTorch would complain in the midst of a computation, or never.
+
+    Args:
+        function: Who asks.
+        name: The argument.
+        tensor: What came.
+
+    Raises:
+        TypeError: If it is not dense.
+    """
+    if tensor.layout is strided and not tensor.is_nested:  # a nested tensor may call itself strided
+        return
+    if tensor.is_nested:
+        got, way_out = "a nested tensor", "use .to_padded_tensor(0.0), or its components one by one"
+    else:
+        got, way_out = f"one of layout {tensor.layout}", "use .to_dense()"
+    raise TypeError(f"{function}: {name} must be a dense tensor (layout torch.strided), got {got}; {way_out}.")
