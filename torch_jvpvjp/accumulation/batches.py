@@ -8,11 +8,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ._torch import inside_transform
 from .subject import Subject
 
 
 def values_apart(subject: Subject, source: Tensor, extras: Sequence[Tensor], randomness: str) -> Tensor:
-    """Return f of each sample by itself, behind one axis for the samples."""
+    """Return f of each sample by itself, behind one axis for the samples; one by one if `vmap` does not take f."""
 
     def of_one(x: Tensor, *others: Tensor) -> Tensor:
         with subject.called_with(others):
@@ -22,7 +23,14 @@ def values_apart(subject: Subject, source: Tensor, extras: Sequence[Tensor], ran
 
     in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
     with torch.no_grad():
-        return torch.func.vmap(of_one, in_dims, randomness=randomness)(source, *extras)
+        try:
+            return torch.func.vmap(of_one, in_dims, randomness=randomness)(source, *extras)
+        except RuntimeError:  # as where it writes what differs into what does not, or looks at values
+            if inside_transform():
+                raise
+        rows = range(extras[0].shape[0] if subject.in_parameters else source.shape[0])
+        sources = [source if subject.in_parameters else source[row] for row in rows]
+        return torch.stack([of_one(x, *(extra[row] for extra in extras)) for row, x in zip(rows, sources, strict=True)])
 
 
 def values_of_parts(subject: Subject, samples: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -32,11 +32,17 @@ def without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options,
     if blocks is None:
         return None
     if not live:
-        blocks = [block.detach() for block in blocks]
+        blocks = [_own(block.detach()) for block in blocks]
     assert subject.output is not None
     result = assembled_of(blocks, subject.output, subject.source, subject.batch)
     known.seconds += perf_counter() - begin
     return result
+
+
+def _own(block: Tensor) -> Tensor:
+    """Return a block that can be written into: of y = Σᵢ xᵢ autograd gives one entry, seen n times."""
+    seen_again = any(stride == 0 and size > 1 for size, stride in zip(block.shape, block.stride(), strict=True))
+    return block.clone(memory_format=torch.contiguous_format) if seen_again else block
 
 
 def _blocks(

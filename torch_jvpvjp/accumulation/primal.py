@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._torch import inside_transform
@@ -117,9 +119,17 @@ class PrimalRun:
             y, self._maps[place] = BlackBox(op.target).linearize(self.value(op.args[0].index), mode, live=self.live)
             self._values[op.outputs[0] or 0] = y
             return
+        if self.live and op.target is torch.ops.aten.copy.default:
+            op = replace(op, target=_copied)
         for index, result in zip(op.outputs, op.call(self.value), strict=True):
             if index is not None and result is not None:
                 self._values[index] = result
+
+
+def _copied(values: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:  # noqa: FBT001, FBT002 (as the op)
+    """Return what `aten.copy` does, which autograd has no derivative of: it stands for `copy_` on a tape."""
+    moved = source.to(values.device, values.dtype, non_blocking=non_blocking)
+    return moved.expand(values.shape).clone(memory_format=torch.contiguous_format)
 
 
 def layout(tape: Tape, regions: Sequence[Region]) -> list[int]:

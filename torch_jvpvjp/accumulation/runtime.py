@@ -344,7 +344,11 @@ class Runtime:
         source, extras = source if tracing.subject.in_parameters else source[:2], [extra[:2] for extra in extras]
         how = Execution(self.options.chunk_size)
         with nullcontext() if tracing.traced.opaque else torch.no_grad():
-            together = self._executed(plan, tracing, source, extras, how).detach()
+            try:
+                together = self._executed(plan, tracing, source, extras, how).detach()
+            except RuntimeError:  # an op that `vmap` does not take; what else is wrong is raised one by one
+                tracing.apart = True
+                return
             if together.numel():
                 tracing.apart = not close(together, self._one_by_one(plan, tracing, source, extras, how).detach())
 

@@ -27,6 +27,7 @@ def as_sparse(entries: Tensor, structure: Structure | None, shape: Sequence[int]
         return entries
     pattern = structure.pattern().tocoo()
     flat = pattern.row.astype(np.int64) * structure.n + pattern.col.astype(np.int64)
-    indices = torch.from_numpy(np.stack(np.unravel_index(flat, tuple(shape)))).to(entries.device)
+    places = np.stack(np.unravel_index(flat, tuple(shape))) if shape else np.zeros((0, flat.size), np.int64)
+    indices = torch.from_numpy(places).to(entries.device)
     with torch.sparse.check_sparse_tensor_invariants():  # said here, since PyTorch 2.11 warns where it is left open
         return torch.sparse_coo_tensor(indices, entries, tuple(shape), is_coalesced=True)

@@ -52,7 +52,11 @@ class Layout(NamedTuple):
 
     def empty(self) -> Tensor:
         """Return a tensor without memory that lies so."""
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+        if not self.offset:
+            return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True) if size)
+        whole = torch.empty(self.offset + last + 1, dtype=self.dtype, device="meta")
+        return whole.as_strided(self.shape, self.stride, self.offset)
 
 
 def layout_of(tensor: Tensor) -> Layout:

@@ -108,7 +108,10 @@ def _rule(*targets: Any) -> Callable[[Rule], Rule]:
     return register
 
 
-def _pointwise(stacked: Stacked) -> Ref:
+def _pointwise(stacked: Stacked) -> Ref | None:
+    # Derivatives of activations are not all broadcast: oneDNN's of a GELU is not.
+    if not all(stacked.stacks) and stacked.call.target.overloadpacket.__name__.endswith("_backward"):
+        return None
     # A stack takes axes of one entry behind the first, where its members have fewer axes than the result.
     rank = len(stacked.out_shape)
     values = [stacked.operand(place) for place in range(len(stacked.values))]

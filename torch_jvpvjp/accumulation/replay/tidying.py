@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..calls import ProgramCall, shown
-from .layout import Layout
+from .layout import Layout, Layouts
+from .relaid import laid_out, looks_at_memory
 
 _aten = torch.ops.aten
 _COPIES = frozenset({_aten.clone.default, _aten._to_copy.default})
 
 
 def without_idle_moves(
-    calls: Sequence[ProgramCall], results: Sequence[int], layouts: Mapping[int, Layout]
+    calls: Sequence[ProgramCall], results: Sequence[int], layouts: Layouts
 ) -> tuple[list[ProgramCall], list[int]]:
     """Return calls and results in which a value that holds what an earlier one holds, where it holds it, is that value.
 
@@ -26,19 +27,34 @@ def without_idle_moves(
     Args:
         calls: A straight line of calls none of which writes into a tensor.
         results: The values that are returned.
-        layouts: How each value lies in memory.
+        layouts: How each value lies in memory; those of values that lie otherwise now are put right.
 
     Returns:
         The calls, and the results.
     """
-    returned = _returned(calls, results)
-    same: dict[int, int] = {}
+    after, same = Layouts(layouts), dict[int, int]()
+    try:
+        found = _without_moves(calls, results, after, same)
+    except RuntimeError:  # an op that does not run without data
+        return list(calls), list(results)
+    layouts.update(after)
+    return found, [same.get(index, index) for index in results]
+
+
+def _without_moves(
+    calls: Sequence[ProgramCall], results: Sequence[int], layouts: Layouts, same: dict[int, int]
+) -> list[ProgramCall]:
+    """Return the calls; `same` learns which value takes the place of which."""
+    returned, by_memory = _returned(calls, results), any(map(looks_at_memory, calls))
+    moved: set[int] = set()  # values that lie otherwise than they did, as what is taken of a piece and not of a copy
     roots: dict[int, int] = {}  # whose memory a view looks at
     made: set[int] = set()  # values whose memory the program has made
     known: dict[Any, int] = {}
     kept: list[ProgramCall] = []
     for call in calls:
         call = call.renamed(same)
+        if not moved.isdisjoint(call.operands):
+            call = laid_out(call, layouts, moved)
         out = call.outputs[0] if len(call.outputs) == 1 else None
         operands = call.operands
         if call.target.is_view:
@@ -52,13 +68,17 @@ def without_idle_moves(
                     continue
         elif out is not None and call.target in _COPIES and _idle(layouts[operands[0]], layouts[out]):
             root = roots.get(operands[0], operands[0])
-            if out not in returned or (root in made and layouts[root].numel == layouts[out].numel):
+            elsewhere = layouts[operands[0]] != layouts[out]
+            free = out not in returned or (root in made and layouts[root].numel == layouts[out].numel)
+            if free and not (elsewhere and by_memory):
                 same[out] = operands[0]
+                if elsewhere:
+                    moved.add(operands[0])
                 continue
         if not call.target.is_view:
             made.update(index for index in call.outputs if index is not None)
         kept.append(call)
-    return kept, [same.get(index, index) for index in results]
+    return kept
 
 
 def _idle(before: Layout, after: Layout) -> bool:

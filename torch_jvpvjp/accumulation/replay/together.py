@@ -22,6 +22,7 @@ from ..calls import ProgramCall, without_repetitions, without_unused
 from ..tracing.tape import Ref
 from .alike import Group, alike_groups, in_order
 from .layout import Layouts, layout_of
+from .relaid import laid_out, looks_at_memory
 from .side_by_side import Stacked, in_one_call
 
 _aten = torch.ops.aten
@@ -68,6 +69,8 @@ def run_together(
     Returns:
         The program, in which every value that is used has the number that it had; None if nothing is gained.
     """
+    if any(map(looks_at_memory, calls)):
+        return None
     groups = alike_groups(calls, layouts, worth.least, 4 * worth.launch_bytes)
     best: _Stacking | None = None
     while groups:
@@ -85,7 +88,21 @@ def run_together(
         return None
     # Parts of a stack are taken anew for each group. A result keeps its number, and its memory.
     once, same = without_repetitions(best.calls, results)
-    return Together(without_unused(once if list(same) == list(results) else best.calls, results), best.fixed)
+    found = without_unused(once if list(same) == list(results) else best.calls, results)
+    try:
+        return Together(_laid_out(found, layouts), best.fixed)
+    except RuntimeError:  # an op that does not run without data
+        return None
+
+
+def _laid_out(calls: Sequence[ProgramCall], layouts: Layouts) -> list[ProgramCall]:
+    """Return calls with a reshape for each view that no longer is one: a value lies in a stack as the stack lies."""
+    moved: set[int] = set()
+    again: list[ProgramCall] = []
+    for call in calls:
+        taken = call.target in {_aten.select.int, _aten.unbind.int}
+        again.append(laid_out(call, layouts, moved) if taken or not moved.isdisjoint(call.operands) else call)
+    return again
 
 
 def _attempt(
