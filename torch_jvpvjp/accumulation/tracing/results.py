@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .._torch import FakeTensorMode, is_fake, new_fake
 
@@ -43,10 +43,17 @@ class Results:
         kind = self._known.get(key) or _of_product(func, args)
         if kind is not None:
             return new_fake(self._fake, kind.shape, kind.stride, kind.dtype, kind.device)
-        out = func(*args, **kwargs)
-        if is_fake(out) and not _is_shared(out, args):  # as `_unsafe_view` is, whose schema does not say so
-            self._known[key] = _kind(out)
+        # A mode refuses to remember what a tensor with data, as a weight is, has part in.
+        fakes = tree_map_only(Tensor, self._without_data, args)
+        out = func(*fakes, **tree_map_only(Tensor, self._without_data, dict(kwargs)))
+        if not is_fake(out) or _is_shared(out, fakes):  # as `_unsafe_view` is, whose schema does not say so
+            return func(*args, **kwargs)
+        self._known[key] = _kind(out)
         return out
+
+    def _without_data(self, tensor: Tensor) -> Tensor:
+        kind = _kind(tensor)
+        return tensor if is_fake(tensor) else new_fake(self._fake, kind.shape, kind.stride, kind.dtype, kind.device)
 
 
 def _is_shared(out: Tensor, args: tuple[Any, ...]) -> bool:
