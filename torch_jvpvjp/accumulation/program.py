@@ -37,6 +37,7 @@ from .replay import (
     layout_of,
     run_together,
     with_own_results,
+    with_samples_innermost,
     without_double_copies,
     without_idle_arithmetic,
     without_idle_moves,
@@ -198,6 +199,9 @@ class ProgramRecorder(TorchDispatchMode):
             calls = without_double_copies(without_unused(calls, numbers), numbers, layouts, self._next)
             calls = joined(without_unused(calls, numbers), numbers, layouts)
             calls, numbers = with_own_results(calls, numbers, layouts, self._next)
+            calls, fixed = with_samples_innermost(
+                calls, fixed, fixed.keys() - self._fixed.keys(), numbers, layouts, self._next
+            )
         calls = without_unused(calls, numbers)
         together = run_together(calls, numbers, layouts, self._next, worth) if pure and worth is not None else None
         more = None if together is None else together.calls

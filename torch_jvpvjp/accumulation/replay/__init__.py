@@ -3,6 +3,7 @@
 from .arithmetic import without_idle_arithmetic
 from .copies import without_double_copies
 from .graph import CompiledProgram
+from .innermost import with_samples_innermost
 from .joined import joined
 from .layout import Layout, Layouts, layout_of
 from .one_row import by_vectors
@@ -14,6 +15,6 @@ from .writing import Spelling, by_hand, written
 
 __all__ = [
     "CompiledProgram", "Layout", "Layouts", "Spelling", "Worth", "by_hand", "by_vectors", "joined", "layout_of",
-    "run_together", "with_own_results", "without_double_copies", "without_idle_arithmetic",
+    "run_together", "with_own_results", "with_samples_innermost", "without_double_copies", "without_idle_arithmetic",
     "without_idle_moves", "without_joins", "written",
 ]  # fmt: skip
