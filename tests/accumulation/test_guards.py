@@ -1,5 +1,6 @@
 """A plan, and what `jacobian` keeps, follow the function as it is at each call: nothing recorded outlives a change."""
 
+import array
 import functools
 import math
 
@@ -57,16 +58,15 @@ def test_the_default_dtype_is_seen(jacobian_of):
 
 
 def test_what_cannot_be_watched_is_not_kept(jacobian_of):
-    numpy = pytest.importorskip("numpy")
-    gains = numpy.array([1.0, 2.0, 3.0])
+    gains = array.array("d", [1.0, 2.0, 3.0])
 
     def function(v):
-        return v.sin() * float(gains[0])
+        return v.sin() * gains[0]
 
     x = randn(3)
     found = jacobian_of(function)
-    for factor in (1.0, 3.0, 0.5):
-        gains *= factor
+    for gain in (1.0, 3.0, 1.5):
+        gains[0] = gain
         for _ in range(2):
             assert_same(found(x), judged(function, x))
 

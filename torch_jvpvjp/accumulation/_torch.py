@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 __all__ = [
     "MISBATCHED_NODES", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes", "bare_op",
     "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "is_fake", "jvp",
-    "jvp_of", "load_jvp_rules", "new_fake", "past_autograd", "recording_of", "same_forms", "set_grad_enabled",
-    "unharmed", "vjp", "vjp_of", "vmapped", "wraps_transform",
+    "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "past_autograd", "recording_of", "same_forms",
+    "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped", "wraps_transform",
 ]  # fmt: skip
 
 
@@ -101,6 +101,12 @@ def new_fake(
 def is_fake(value: Any) -> bool:
     """Return whether a value is a tensor without data."""
     return type(value) is FakeTensor
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Return what tells the memory of a tensor from any other; a mode that watches what reads it is not asked."""
+    with torch._C.DisableTorchFunction():
+        return tensor.untyped_storage()._cdata
 
 
 def unharmed() -> Any:

@@ -1,19 +1,22 @@
 """Guards: what a function refers to, so that a recording of it is used only while it still says what the function does.
 
 A recording holds Python values as they were: a closed-over number, a module's training flag, a parameter object. A
-guard is a list of places (a closure cell, a global, an entry of an object's `__dict__` or of a container) with what
-stood there. Everything is compared by identity; what is written into a tensor is seen by the recording itself.
+guard is a list of places (a closure cell, a global, a slot, an entry of an object's `__dict__` or of a container) with
+what stood there. Everything is compared by identity, and NumPy arrays by their bytes too; what is written into a tensor
+is seen by the recording itself.
 """
 
 from __future__ import annotations
 
 import builtins
 import dis
+import re
 import types
 import weakref
+from collections import deque, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial, partialmethod
 from operator import is_
 from typing import Any
 
@@ -21,18 +24,23 @@ import torch
 from torch import Tensor, nn
 
 from ._torch import any_global_module_hook, function_modes
+from .arrays import MOST_BYTES, Arrays, is_constant, is_watchable
 from .cache import ATTRIBUTE, plans_of
 from .entries import DictEntries, Entries
+from .members import slots_of
+from .places import GONE, cell_value, keep_only, put_cell, put_class, put_entry, put_slot, refill, slot_value
 
 _MOST_PLACES = 50_000
 _CHANGING = frozenset({"random", "time", "datetime", "secrets", "uuid", "os", "environ", "open", "input"})
 _SEEDING = frozenset({"manual_seed", "seed", "set_state", "set_rng_state", "fork_rng"})  # not seen by a recording
 _REFLECTING = frozenset({"globals", "locals", "eval", "exec", "__import__"})  # what these reach cannot be told
 _BY_NAME = frozenset({"getattr", "vars", "__dict__"})  # of a Python module these reach what no code names
+_TupleGetter = type(vars(namedtuple("_Pair", "one other"))["one"])  # what a field of a NamedTuple is
 _VALUES = (
     int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, type(Ellipsis), slice,
     range, torch.layout, torch.memory_format, torch.finfo, torch.iinfo, torch.Generator,
     torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch.jit.ScriptFunction,
+    re.Pattern, types.MemberDescriptorType, types.GetSetDescriptorType, _TupleGetter,
 )  # fmt: skip
 _LIBRARIES = frozenset({
     "torch", "torch_jvpvjp", "math", "numpy", "functools", "itertools", "operator", "builtins", "typing", "collections",
@@ -49,7 +57,6 @@ _IDLE = frozenset({
     "_load_state_dict_post_hooks",
 })  # fmt: skip
 """What a module keeps that changes nothing in a call of it, as long as it has no hooks besides."""
-_GONE = object()
 
 
 class Opaque(Exception):  # noqa: N818 (an answer, not an error)
@@ -69,7 +76,8 @@ class Guards:
     def __init__(self, functions: Sequence[Callable[..., Any]]) -> None:
         # Kinds of places by how they are looked at in every call: entries of a dict, of a mapping of another kind, and
         # anything else.
-        self._dicts, self._mappings = DictEntries(), Entries()
+        self._dicts, self._mappings, self._arrays = DictEntries(), Entries(), Arrays()
+        self._puts: list[Callable[[], object]] = []  # what puts back what stood in other places
         self._looks: list[tuple[Callable[[], Any], Any]] = []
         self._empty: list[Any] = []  # containers that were empty, as most of a module's are
         self._seen: set[int] = set()
@@ -98,6 +106,7 @@ class Guards:
             and _modes() == self._modes
             and self._dicts.hold()
             and self._mappings.hold()
+            and self._arrays.hold()
             and all([look() is before for look, before in self._looks])  # noqa: C419 (a list is quicker)
         )
 
@@ -115,22 +124,33 @@ class Guards:
                 self._looks.append((partial(getattr, tensor, "grad"), tensor.grad))
 
     def restore(self) -> None:
-        """Put back what stood in mappings and containers that can be written into."""
+        """Put back what stood in all places that can be written into."""
         for container in self._empty:
-            if isinstance(container, (dict, list, set)):
+            if isinstance(container, (dict, list, set, deque)):
                 container.clear()
         self._dicts.restore()
         self._mappings.restore()
+        self._arrays.restore()
+        for put in self._puts:
+            put()
 
     def __len__(self) -> int:
         return self._count
 
-    def _watch(self, look: Callable[[], Any], attributes: Iterable[str] | None = None) -> None:
+    def _watch(
+        self,
+        look: Callable[[], Any],
+        attributes: Iterable[str] | None = None,
+        put: Callable[[Any], object] | None = None,
+    ) -> None:
         """Watch a place, and of a module that stands there these attributes; None for those that any code names."""
         value = look()
         self._looks.append((look, value))
+        if put is not None:
+            self._puts.append(partial(put, value))
         self._counted(1)
         if attributes is not None and isinstance(value, types.ModuleType):
+            _check_module(value)
             self._visit_module(value, attributes)
         else:
             self._visit(value)
@@ -163,12 +183,13 @@ class Guards:
             return
         self._seen.add(id(value))
         self._kept.append(value)
-        if isinstance(value, _VALUES):
+        if isinstance(value, _VALUES) or is_constant(value):
             self._visit_subclass(value)
             return
         if isinstance(value, types.FunctionType):
             self._visit_function(value)
         elif isinstance(value, types.ModuleType):
+            _check_module(value)
             self._modules.append(value)
         elif isinstance(value, type):
             self._visit_class(value, called=True)
@@ -184,13 +205,17 @@ class Guards:
         elif isinstance(value, weakref.ref):
             if not isinstance(value(), Tensor):  # as an LSTM keeps its weights
                 raise Opaque("a weak reference")
-        elif isinstance(value, partial):
+        elif isinstance(value, cached_property):
+            self._visit(value.func)
+        elif isinstance(value, (partial, partialmethod)):
             for part in (value.func, value.args, value.keywords):
                 self._visit(part)
-        elif isinstance(value, dict):
+        elif isinstance(value, (dict, types.MappingProxyType)):
             self._watch_mapping(value)
             self._visit_subclass(value)
-        elif isinstance(value, (list, tuple, set, frozenset)):
+        elif is_watchable(value):
+            self._visit_array(value)
+        elif isinstance(value, (list, tuple, set, frozenset, deque)):
             self._visit_container(value)
             self._visit_subclass(value)
         else:
@@ -202,6 +227,11 @@ class Guards:
             self._seen.add(id(tensor))
             self._kept.append(tensor)
             self._watch_mapping(vars(tensor), [name for name in vars(tensor) if name != ATTRIBUTE])
+
+    def _visit_array(self, array: Any) -> None:
+        if self._arrays.size + array.nbytes > MOST_BYTES:
+            raise Opaque(f"NumPy arrays of more than {MOST_BYTES:,} bytes")
+        self._arrays.add(array)
 
     def _visit_subclass(self, value: Any) -> None:
         """Watch what a container, or a number, of the user's own kind holds besides its members."""
@@ -215,17 +245,23 @@ class Guards:
                 self._empty.append(container)
             return
         members = list(container)
-        if isinstance(container, (list, set)):
+        if isinstance(container, (list, set, deque)):
             self._looks.append((lambda: len(container) == len(members) and all(map(is_, container, members)), True))
+            self._puts.append(partial(refill, container, members))
         self._counted(len(members))
         for member in members:
             self._visit(member)
 
     def _visit_object(self, value: Any) -> None:
         kind = type(value)
-        if kind.__module__.partition(".")[0] in {"numpy", "jax", "functools"} or not hasattr(value, "__dict__"):
+        slots = slots_of(kind)
+        if kind.__module__.partition(".")[0] in {"numpy", "jax", "functools"} or slots is None:
             raise Opaque(f"a {kind.__name__}")
         self._visit_class(kind)
+        for slot in slots.values():
+            self._watch(partial(slot_value, slot, value), put=partial(put_slot, slot, value))
+        if not hasattr(value, "__dict__"):
+            return
         attributes = vars(value)
         if isinstance(value, nn.Module):
             self._watch_once(any_global_module_hook)
@@ -235,12 +271,13 @@ class Guards:
         else:
             self._watch_attributes(attributes)
 
-    def _watch_attributes(self, attributes: Mapping[str, Any]) -> None:
+    def _watch_attributes(self, attributes: dict[str, Any]) -> None:
         """Watch attributes among which plans are kept, which come and go."""
         names = [name for name in attributes if name != ATTRIBUTE]
         self._looks.append((lambda: len(attributes) - (ATTRIBUTE in attributes) == len(names), True))
+        self._puts.append(partial(keep_only, attributes, {*names, ATTRIBUTE}))
         for name in names:
-            self._watch(partial(attributes.get, name, _GONE))
+            self._watch(partial(attributes.get, name, GONE), put=partial(put_entry, attributes, name))
 
     def _visit_class(self, kind: type, *, called: bool = False) -> None:
         """Watch what objects of a class do, and how they are made where the class itself may be called."""
@@ -249,6 +286,7 @@ class Guards:
                 continue
             if id(base) not in self._seen or base is kind:
                 self._seen.add(id(base))
+                self._puts.append(partial(put_class, base, dict(vars(base))))
                 self._watch_mapping(vars(base), [name for name, value in vars(base).items() if _is_used(name, value)])
             if called:
                 self._visit(vars(base).get("__new__"))
@@ -263,7 +301,7 @@ class Guards:
         attributes = _names_within(function.__code__, _ATTRIBUTES)
         self._named |= attributes | _names_within(function.__code__, _GLOBALS) & _BY_NAME
         for cell in function.__closure__ or ():
-            self._watch(partial(_cell, cell), attributes)
+            self._watch(partial(cell_value, cell), attributes, partial(put_cell, cell))
         for name in ("__defaults__", "__kwdefaults__"):
             self._watch(partial(getattr, function, name))
         self._watch_attributes(vars(function))
@@ -280,7 +318,7 @@ class Guards:
             raise Opaque(f"what it imports as it runs: {', '.join(sorted(foreign))}")
         for name in sorted(names):
             if name in scope:
-                self._watch(partial(scope.get, name, _GONE), attributes)
+                self._watch(partial(scope.get, name, GONE), attributes, partial(put_entry, scope, name))
             elif not hasattr(builtins, name):
                 raise Opaque(f"the name {name}, which is not defined")
         for constant in code.co_consts:
@@ -295,9 +333,12 @@ class Guards:
         for name in sorted(attributes):
             if name in vars(module) and (id(module), name) not in self._watched:
                 self._watched.add((id(module), name))
-                self._watch(partial(vars(module).get, name, _GONE), attributes)
+                put = partial(put_entry, vars(module), name)
+                self._watch(partial(vars(module).get, name, GONE), attributes, put)
 
     def _visit_builtin(self, value: Any) -> None:
+        if getattr(value, "__module__", None) in _CHANGING:
+            raise Opaque(f"what changes by itself: {value.__module__}.{value.__name__}")
         owner = getattr(value, "__self__", None)
         if owner is not None and not isinstance(owner, (types.ModuleType, type)):
             self._visit(owner)
@@ -322,11 +363,11 @@ def _names_within(code: types.CodeType, operations: frozenset[str]) -> set[str]:
     return set(_names(code, operations)).union(*inside)
 
 
-def _cell(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # still empty
-        return _GONE
+def _check_module(module: types.ModuleType) -> None:
+    """Refuse a module of what changes by itself, such as `numpy.random`, under whatever name code knows it."""
+    first, _, last = module.__name__.rpartition(".")
+    if last in _CHANGING and (not first or _is_library(first)):
+        raise Opaque(f"what changes by itself: {module.__name__}")
 
 
 def _is_used(name: str, value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from ._torch import inside_transform, same_forms, wraps_transform
+from .carrying import random_state, set_random_state
 from .guards import Guards, Opaque
 from .program import Program
 from .sparse import as_sparse
@@ -110,11 +112,29 @@ def trace_subject(subject: Subject, watching: Sequence[Callable[..., Any]], spar
 
 
 def _traced_and_watched(subject: Subject, watching: Sequence[Callable[..., Any]], sparse: bool | str) -> Tracing:
-    try:
-        guards, unwatchable = Guards([*watching, *subject.objects]), None
-    except Opaque as reason:
-        guards, unwatchable = None, f"it refers to what cannot be watched for changes, {reason}"
-    traced = trace(subject.functions, subject.sample, keep_patterns=bool(sparse), as_it_stands=unwatchable)
+    guards, unwatchable = _watched(subject, watching)
+
+    def settle() -> None:
+        """See to it that what the function keeps from a call, such as a table, is no tensor without data."""
+        if guards is not None:
+            guards.restore()
+        _call_once(subject)
+
+    def taken_apart() -> Traced:
+        try:
+            return trace(
+                subject.functions, subject.sample, keep_patterns=bool(sparse), as_it_stands=unwatchable, settle=settle
+            )
+        except BaseException:
+            if guards is not None:
+                guards.restore()
+            raise
+
+    traced = taken_apart()
+    if guards is not None and not guards.hold():
+        settle()
+        guards, unwatchable = _watched(subject, watching)
+        traced = taken_apart()
     if sparse and not (subject.output and subject.output.bare and subject.source.bare):
         raise ValueError(
             f"{subject.caller}: sparse must be False where x or f(x) is a tree of tensors, got {sparse!r}."
@@ -127,7 +147,9 @@ def _traced_and_watched(subject: Subject, watching: Sequence[Callable[..., Any]]
     elif not _agrees(traced, subject, constants, extras):
         why = "what was recorded does not have the derivative that PyTorch gives it"
     if why is not None and not traced.opaque:
-        traced = trace(subject.functions, subject.sample, as_it_stands=why)
+        traced = trace(subject.functions, subject.sample, as_it_stands=why, settle=settle)
+        if guards is not None:
+            guards.restore()
         constants, extras = _outside(traced, subject)
     if traced.opaque and guards is not None:  # a black box is called in any case
         guards = Guards([stage for stage in watching if label_of(stage) not in traced.refusals])
@@ -140,6 +162,25 @@ def _traced_and_watched(subject: Subject, watching: Sequence[Callable[..., Any]]
         index: extra for index, extra in zip(extras, subject.extras, strict=True) if index is not None
     }
     return Tracing(subject, traced, constants, extras, guards, forms)
+
+
+def _watched(subject: Subject, watching: Sequence[Callable[..., Any]]) -> tuple[Guards | None, str | None]:
+    """Return what keeps a recording true; without it, why the function cannot be recorded."""
+    try:
+        return Guards([*watching, *subject.objects]), None
+    except Opaque as reason:
+        return None, f"it refers to what cannot be watched for changes, {reason}"
+
+
+def _call_once(subject: Subject) -> None:
+    """Call the function on its first sample; what goes wrong is raised when it is called again."""
+    if inside_transform() or wraps_transform(subject.sample):
+        return
+    value, drawn = subject.sample.detach().clone(), random_state(subject.sample.device)
+    with suppress(Exception), torch.enable_grad():
+        for function in subject.functions:
+            value = function(value)
+    set_random_state(subject.sample.device, drawn)
 
 
 def _agrees(traced: Traced, subject: Subject, constants: dict[int, Tensor], extras: list[int | None]) -> bool:

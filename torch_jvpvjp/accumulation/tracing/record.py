@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node
+from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node, memory_of
 from ..rules.registry import Meta
 from .results import Results
 from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, with_refs
@@ -191,7 +191,7 @@ class _Recorder(TorchDispatchMode):
 
     def _is_alone(self, tensor: Tensor) -> bool:
         """Return whether no other tensor looks at the entries of one."""
-        memory = tensor.untyped_storage()._cdata
+        memory = memory_of(tensor)
         counts = self._pieces.get(memory)
         if counts is None:
             return self._sharing[memory] == 1
@@ -201,7 +201,7 @@ class _Recorder(TorchDispatchMode):
         index = self.tape.new_value(meta_of(tensor))
         if self._numbers.get(id(tensor)) is None:
             self._kept.append(tensor)
-            memory = tensor.untyped_storage()._cdata
+            memory = memory_of(tensor)
             self._sharing[memory] += 1
             counts = self._pieces.get(memory)
             if counts is not None:

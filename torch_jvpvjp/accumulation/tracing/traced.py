@@ -53,7 +53,12 @@ class Traced:
 
 
 def trace(
-    functions: Sequence[Function], x: Tensor, *, keep_patterns: bool = False, as_it_stands: str | None = None
+    functions: Sequence[Function],
+    x: Tensor,
+    *,
+    keep_patterns: bool = False,
+    as_it_stands: str | None = None,
+    settle: Callable[[], object] | None = None,
 ) -> Traced:
     """Take the composition of some functions apart.
 
@@ -64,6 +69,7 @@ def trace(
         x: The point; its values are read only where a function cannot be recorded.
         keep_patterns: Whether irregular patterns are kept even where they are large, so that the result is sparse.
         as_it_stands: Why no function is to be recorded; None if they are.
+        settle: What is called before a function that was not recorded is run in another way.
 
     Returns:
         What was found.
@@ -90,6 +96,8 @@ def trace(
                     continue
                 except NotRecordable as alone:
                     reason = str(alone)
+            if settle is not None and not refusals:
+                settle()
             refusals[label_of(function)] = reason
             profile = profile_of(functions, place, Point(*at), x)
             output = tape.new_value(Meta(*profile.output))

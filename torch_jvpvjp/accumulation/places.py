@@ -1,0 +1,73 @@
+"""Places where a function finds what it refers to: how they are read, and how what stood there is put back."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from operator import is_
+from typing import Any
+
+GONE = object()
+
+
+def cell_value(cell: types.CellType) -> Any:
+    """Return what a cell holds; GONE if it is empty."""
+    try:
+        return cell.cell_contents
+    except ValueError:  # still empty
+        return GONE
+
+
+def put_cell(cell: types.CellType, value: Any) -> None:
+    """Put a value back into a cell, or empty it."""
+    if value is not GONE:
+        cell.cell_contents = value
+    elif cell_value(cell) is not GONE:
+        del cell.cell_contents
+
+
+def put_entry(entries: dict[str, Any], name: str, value: Any) -> None:
+    """Put a value back under a name, or take out what was not there."""
+    if value is GONE:
+        entries.pop(name, None)
+    elif entries.get(name, GONE) is not value:
+        entries[name] = value
+
+
+def keep_only(entries: dict[str, Any], names: set[str]) -> None:
+    """Take out what stands under other names."""
+    for name in entries.keys() - names:
+        del entries[name]
+
+
+def refill(container: Any, members: Sequence[Any]) -> None:
+    """Put members back into a list, set or deque."""
+    if len(container) != len(members) or not all(map(is_, container, members)):
+        container.clear()
+        (container.update if isinstance(container, set) else container.extend)(members)
+
+
+def put_class(kind: type, before: Mapping[str, Any]) -> None:
+    """Put attributes back into a class."""
+    for name in vars(kind).keys() - before.keys():
+        delattr(kind, name)
+    for name, value in before.items():
+        if vars(kind).get(name, GONE) is not value:
+            setattr(kind, name, value)
+
+
+def slot_value(slot: Any, owner: Any) -> Any:
+    """Return what a slot of an object holds; GONE if it is empty."""
+    try:
+        return slot.__get__(owner)
+    except AttributeError:  # still empty
+        return GONE
+
+
+def put_slot(slot: Any, owner: Any, value: Any) -> None:
+    """Put a value back into a slot."""
+    before = slot_value(slot, owner)
+    if value is GONE and before is not GONE:
+        slot.__delete__(owner)
+    elif before is not value:
+        slot.__set__(owner, value)
