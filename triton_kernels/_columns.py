@@ -15,7 +15,10 @@ from torch import Tensor
 
 @triton.jit
 def column_program(row_blocks, column_blocks, rows_per_program, BLOCK_N: tl.constexpr):
-    """Return a program's number decoded into (outer, row block, its first row, its columns (1, BLOCK_N)), int64."""
+    """Return a program's number decoded into (outer, row block, its first row, its columns (1, BLOCK_N)).
+
+    All are int64 but the columns: counted so, they would make some kernels spill.
+    """
     program = tl.program_id(0)
     cols = (program % column_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     block = (program // column_blocks % row_blocks).to(tl.int64)
@@ -60,7 +63,14 @@ def column_config(
 
     Returns:
         The configuration.
+
+    Raises:
+        ValueError: If there are more columns than 32 bits count.
     """
+    if n > 2**31 - 1:
+        raise ValueError(
+            f"a kernel counts at most {2**31 - 1} columns, got {n}; split the tensors along their last axes."
+        )
     tile = 2048 if itemsize < 8 else 1024
     block_n = min(triton.next_power_of_2(n), 512, limit or 512)
     block_m = min(triton.next_power_of_2(rows), tile // block_n, limit or tile)

@@ -22,6 +22,7 @@ elif torch.cuda.is_available():
 else:
     pytest.skip("needs TRITON_INTERPRET=1, or a GPU", allow_module_level=True)
 
+from torch_jvpvjp.triton_kernels._columns import column_config
 from torch_jvpvjp.triton_kernels._launch import count_launches
 from torch_jvpvjp.triton_kernels.axis_norm import axis_norm
 from torch_jvpvjp.triton_kernels.axis_norm_second_order import Bent, axis_norm_second_order
@@ -245,3 +246,9 @@ def test_zero_sizes_launch_nothing() -> None:
         assert bars[0] is not None and not any(b is None or b.any() for b in bars[1:])
         assert sinusoids_push(empty(1, 0, 2), empty(1, 3, 2), 3, Layout(6, 0, 3))[0].shape == (1, 0, 6)
     assert count.total == 0
+
+
+def test_more_columns_than_32_bits_count_are_refused() -> None:
+    assert column_config(1, 1, 2**31 - 1, 2).column_blocks == 2**22
+    with pytest.raises(ValueError, match="at most 2147483647 columns, got 2147483648; split"):
+        column_config(1, 1, 2**31, 2)

@@ -20,7 +20,7 @@ elif torch.cuda.is_available():
 else:
     pytest.skip("needs TRITON_INTERPRET=1, or a GPU", allow_module_level=True)
 
-from torch_jvpvjp.triton_kernels._launch import count_launches
+from torch_jvpvjp.triton_kernels._launch import count_launches, record_launches
 from torch_jvpvjp.triton_kernels.gated import gated_product
 
 # PyTorch scripts its decompositions when forward mode is first used.
@@ -146,3 +146,14 @@ def test_directions_share_one_launch_and_one_value() -> None:
         found = gated_product("silu", **drawn, wants_y=True, wants_y_dot=True)
     assert dict(count.by_name) == {"_gated_kernel": 1}
     assert found.y is not None and found.y.shape[0] == 1
+
+
+def test_more_columns_than_32_bits_count_are_counted_in_64(monkeypatch: pytest.MonkeyPatch) -> None:
+    with record_launches() as launches:
+        for rows in (1 << 19, 1 << 20):  # side by side they are one row, of 2³¹ elements or of half as many
+            x = torch.empty(1, rows, 2048, dtype=torch.bfloat16, device="meta")
+            gated_product("silu", x, x, wants_y=True)
+    assert [launched.options["WIDE"] for launched in launches] == [False, True]
+    monkeypatch.setattr("torch_jvpvjp.triton_kernels.gated.product._MOST_NARROW", 0)
+    operands = draw((1,) * 6, n=37)
+    check("gelu", operands, limit=4)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 
+from torch_jvpvjp.ops._native import without_native
 from torch_jvpvjp.ops.huber_loss import huber_loss
 from torch_jvpvjp.ops.js_div import js_div
 from torch_jvpvjp.ops.kl_div import kl_div
@@ -59,6 +60,23 @@ def test_the_batchmean_of_scalars_is_pytorch_s(log_target: bool, device: str) ->
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("loss", [mse_loss, huber_loss, kl_div, js_div])
+def test_losses_lie_in_memory_as_their_input_does(loss: Callable[..., Tensor], device: str) -> None:
+    x, t = torch.rand(2, 2, 3, 4, 5, device=device) + 0.1
+    with without_native():
+        for view in (x.to(memory_format=torch.channels_last), x.permute(3, 1, 0, 2)):
+            other = t.reshape(view.shape)
+            y, y_dot = torch.func.jvp(lambda x, t: loss(x, t, reduction="none"), (view, other), (other, view))
+            assert y.stride() == y_dot.stride() == (view - other).stride()
+            dense = view.contiguous()
+            expected = torch.func.jvp(lambda x, t: loss(x, t, reduction="none"), (dense, other), (other, dense))
+            torch.testing.assert_close((y, y_dot), expected)
+            for reduction in ("sum", "mean"):
+                torch.testing.assert_close(loss(view, other, reduction), loss(dense, other, reduction))
+            if loss in (kl_div, js_div):
+                torch.testing.assert_close(loss(view, other, "batchmean"), loss(dense, other, "batchmean"))
+
+
 def test_js_div_is_symmetric_bounded_and_zero_between_equals(device: str) -> None:
     x, t = torch.randn(2, 3, 7, dtype=torch.float64, device=device).log_softmax(-1)
     torch.testing.assert_close(js_div(x, t, log_target=True), js_div(t, x, log_target=True))

@@ -17,6 +17,8 @@ from .._launch import launch, multiprocessors
 from .._layout import RowLayout, group_count, group_stride, lay_out, unit_columns
 from .._rows import block_of, column_numbers, load_tile, row_numbers
 
+_MOST_NARROW = 2**31 - 1  # columns that are counted in 32 bits, where counting in 64 would be more instructions
+
 
 # One group, and one column of tiles, are compiled for: no division, which is a quarter of a thread's instructions.
 @triton.jit(
@@ -56,6 +58,7 @@ def _gated_kernel(
     b_row,
     FUNCTION: tl.constexpr,
     MANY: tl.constexpr,
+    WIDE: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -69,7 +72,8 @@ def _gated_kernel(
     program = tl.program_id(0)
     group, first_row = block_of(program // column_blocks, groups, BLOCK_M)
     row = row_numbers(first_row, BLOCK_M)
-    col = column_numbers((program % column_blocks) * BLOCK_N, BLOCK_N)
+    column_block = (program % column_blocks).to(tl.int64) if WIDE else program % column_blocks
+    col = column_numbers(column_block * BLOCK_N, BLOCK_N)
     inside = (row < rows) & (col < n)
     lowest = group * per_program if MANY else group
     stop = tl.minimum(lowest + per_program, directions) if MANY else lowest + 1
@@ -258,6 +262,7 @@ def _launch(
         *(stride for pair in layout.strides for stride in pair),
         FUNCTION=function,
         MANY=many,
+        WIDE=columns > _MOST_NARROW,
         ACC=accumulator(gate.dtype),
         BLOCK_M=block_m,
         BLOCK_N=block_n,

@@ -8,6 +8,7 @@ from torch import Tensor
 from ...registration import DifferentiableOp
 from ...registration import _torch_private as private
 from .._arguments import check_floating
+from .._memory_order import inverse, memory_order
 
 _is_compiling, _any_autocast = torch.compiler.is_compiling, private.is_any_autocast_enabled
 
@@ -51,7 +52,7 @@ def check_operands(name: str, x: Any, t: Any, reduction: Any, reductions: tuple[
 
 
 def reduced(op: DifferentiableOp, x: Tensor, t: Tensor, reduction: str, *options: Any) -> Tensor:
-    """Call the op: a reduction sums over every axis, and one element is its own sum.
+    """Call the op on axes in the order in which they lie in memory; a reduction sums over all of them.
 
     Args:
         op: The op.
@@ -65,7 +66,10 @@ def reduced(op: DifferentiableOp, x: Tensor, t: Tensor, reduction: str, *options
     """
     if not x.dim() and reduction == "batchmean":  # as in PyTorch, a scalar is a batch of one
         reduction = "sum"
+    order = None if reduction == "batchmean" else memory_order(x)  # the batch is the first axis
+    if order is not None:
+        x, t = x.permute(order), t.permute(order)
     args = (x, t, reduction, 0 if reduction == "none" else x.dim(), *options)
-    if _is_compiling() or _any_autocast():
-        return op(*args)
-    return op.call_flat(args)[0]  # a call of the op would only look at the arguments again
+    # A call of the op would only look at the arguments again.
+    y = op(*args) if _is_compiling() or _any_autocast() else op.call_flat(args)[0]
+    return y if order is None or y.dim() == 0 else y.permute(inverse(order))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...registration import DifferentiableOp
 from .._arguments import check_floating
+from .._memory_order import inverse, memory_order
 from .._native import everywhere, pushed_only, records, reversed_only
 from . import ops
 from .cpu import watched_gelu, watched_mish, watched_silu
@@ -223,14 +224,10 @@ def relu(input: Tensor) -> Tensor:  # noqa: A002
 def _apply(op: DifferentiableOp, x: Any, *options: Any) -> Tensor:
     """Refuse what is no floating-point tensor; call the op on the axes in the order in which they lie in memory."""
     check_floating(op.__name__, "input", x)
-    if x.is_contiguous():
+    order = memory_order(x)
+    if order is None:
         return _call(op, x, options)
-    strides = x.stride()
-    order = sorted(range(x.dim()), key=lambda axis: -strides[axis])
-    if order == list(range(x.dim())):
-        return _call(op, x, options)
-    back = sorted(range(x.dim()), key=order.__getitem__)
-    return _call(op, x.permute(order), options).permute(back)
+    return _call(op, x.permute(order), options).permute(inverse(order))
 
 
 def _call(op: DifferentiableOp, x: Tensor, options: tuple[Any, ...]) -> Tensor:
