@@ -1,13 +1,20 @@
 """What a declaration refuses, and what its messages say."""
 
+import importlib
+import inspect
+import pickle
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from example_ops import fresh_name, waves
 from torch import Tensor
+from torch.types import Number
 
-from torch_jvpvjp import differentiable_op
+from torch_jvpvjp import DifferentiableOp, differentiable_op
 from torch_jvpvjp.registration import find_op
 
 
@@ -23,7 +30,9 @@ def test_name_must_have_a_namespace() -> None:
 def test_a_second_op_of_the_same_name_is_refused() -> None:
     name = fresh_name("twice")
     differentiable_op(name)(square)
-    with pytest.raises(ValueError, match=rf"{name}' is registered already; choose another name"):
+    with pytest.raises(
+        ValueError, match=rf"{name}' is registered already \(by square of test_declaration\); choose another name"
+    ):
         differentiable_op(name)(square)
 
 
@@ -196,8 +205,12 @@ def test_a_tangent_of_another_shape_is_refused() -> None:
     op = differentiable_op(fresh_name("tangent_shape"))(square)
     op.jvp(lambda primals, tangents: (primals.x * primals.x, tangents.x.sum()))
     x = torch.randn(3)
-    with pytest.raises(RuntimeError, match=r"size"):
+    with pytest.raises(ValueError, match=r"a tangent of y of shape \(3,\), as its output has, got \(\)"):
         torch.func.jvp(op, (x,), (x,))
+    number = differentiable_op(fresh_name("number"))(square)
+    number.jvp(lambda primals, tangents: (primals.x * primals.x, 0.0))
+    with pytest.raises(ValueError, match=r"a tensor or None for the tangent of y, got float"):
+        torch.func.jvp(number, (x,), (x,))
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -269,5 +282,111 @@ def test_tensors_on_two_devices_are_refused_before_a_kernel_sees_them() -> None:
 
 
 def test_find_op_names_what_there_is() -> None:
-    with pytest.raises(ValueError, match=r"no differentiable op 'tests::nothing' is registered; there are \["):
+    with pytest.raises(ValueError, match=r"no differentiable op 'tests::nothing' is registered; import.*There are \["):
         find_op("tests::nothing")
+
+
+CELL = """
+@differentiable_op("tests::cell")
+def cell(x: Tensor) -> Tensor:
+    return x.sin() * SCALE
+
+cell.jvp(lambda p, t: (p.x.sin() * SCALE, p.x.cos() * t.x * SCALE))
+cell.kernel("cpu")(lambda x: x.detach().sin() * SCALE)
+"""
+
+
+def run_cell(surroundings: dict[str, Any], scale: str) -> DifferentiableOp:
+    exec(CELL.replace("SCALE", scale), surroundings)
+    return surroundings["cell"]
+
+
+def test_a_cell_that_runs_again_declares_its_op_anew() -> None:
+    notebook: dict[str, Any] = {"differentiable_op": differentiable_op, "Tensor": Tensor, "__name__": "notebook"}
+    x = torch.randn(3, requires_grad=True)
+    old = run_cell(notebook, "1")
+    y = old(x)
+    new = run_cell(notebook, "2")
+    torch.testing.assert_close(new(x), 2 * x.sin())
+    torch.testing.assert_close(torch.func.jvp(new, (x.detach(),), (x.detach(),))[1], (2 * x.cos() * x).detach())
+    torch.testing.assert_close(
+        torch.func.grad(lambda t: torch.ops.tests.cell(t).sum())(x.detach()), 2 * x.detach().cos()
+    )
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], x.detach().cos())  # what was recorded stays
+    with pytest.raises(RuntimeError, match=r"this op was declared again"):
+        old(x)
+    with pytest.raises(ValueError, match=r"'tests::cell' is registered already \(by cell of notebook\)"):
+        differentiable_op("tests::cell")(square)
+
+
+def test_a_module_that_is_reloaded_declares_its_op_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = "from torch import Tensor\nfrom torch_jvpvjp import differentiable_op\n"
+    source = tmp_path / "reloaded_ops.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    source.write_text((head + CELL).replace("SCALE", "1").replace("tests::cell", "tests::reloaded"))
+    module = importlib.import_module("reloaded_ops")
+    source.write_text((head + CELL).replace("SCALE", "3").replace("tests::cell", "tests::reloaded"))
+    x = torch.randn(3)
+    torch.testing.assert_close(importlib.reload(module).cell(x), 3 * x.sin())
+    assert pickle.loads(pickle.dumps(module.cell)) is module.cell
+    assert module.cell.__reduce__()[1] == ("tests::reloaded", "reloaded_ops")  # imported where it is not there
+    source.write_text((head + 2 * CELL).replace("SCALE", "3").replace("tests::cell", "tests::reloaded"))
+    with pytest.raises(ValueError, match=r"'tests::reloaded' is registered already \(by cell of reloaded_ops\)"):
+        importlib.reload(module)
+
+
+def test_names_that_pytorch_has_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"PyTorch has an op 'aten::square' already"):
+        differentiable_op("aten::square")(square)
+
+
+def test_a_name_in_the_place_of_names_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"non_differentiable must be a sequence of names, got 'x'; write \('x',\)"):
+        differentiable_op(fresh_name("names"), non_differentiable="x")
+    with pytest.raises(TypeError, match=r"non_differentiable_outputs must be a sequence of positions, got 1"):
+        differentiable_op(fresh_name("positions"), non_differentiable_outputs=1)  # pyright: ignore[reportArgumentType]
+
+
+def test_annotations_may_be_strings_beside_defaults_that_no_schema_holds() -> None:
+    surroundings: dict[str, Any] = {"Tensor": Tensor, "__name__": "strings"}
+    exec("def clamp(x: 'Tensor', bound: 'float' = float('inf')) -> 'Tensor':\n return x.clamp(max=bound)", surroundings)
+    op = differentiable_op(fresh_name("strings"))(surroundings["clamp"])
+    assert op.signature.schema("clamp") == "clamp(Tensor x, float bound) -> Tensor"
+    torch.testing.assert_close(op(torch.ones(2)), torch.ones(2))
+
+
+def test_what_is_no_tensor_device_or_number_is_refused() -> None:
+    @differentiable_op(fresh_name("kinds"))
+    def kinds(self: Tensor, device: torch.device, scale: Number = 2) -> Tensor:  # noqa: N805
+        return (self * scale).to(device)
+
+    x = torch.ones(2)
+    torch.testing.assert_close(kinds(self=x, device="cpu", scale=2.5), 2.5 * x)
+    assert list(inspect.signature(kinds).parameters) == ["self", "device", "scale"]
+    with pytest.raises(TypeError, match=r"argument 'self' must be a tensor, got None"):
+        kinds(None, "cpu")
+    with pytest.raises(TypeError, match=r"argument 'device' must be a torch.device, got 3.5"):
+        kinds(x, 3.5)
+    with pytest.raises(TypeError, match=r"argument 'scale' must be a number, got 'a'"):
+        kinds(x, "cpu", "a")
+
+
+def test_a_vmap_rule_must_say_where_the_batch_axis_is() -> None:
+    op = differentiable_op(fresh_name("batched"))(square)
+    op.vmap(lambda info, in_dims, x: (x * x, 0))  # whatever in_dims says
+    with pytest.raises(ValueError, match=r"for y a tensor whose out_dim 0 has the batch size 3, got shape \(2, 3\)"):
+        torch.func.vmap(op, in_dims=1)(torch.randn(2, 3))
+
+
+def test_symbolic_trace_keeps_ops_whole() -> None:
+    op, two = differentiable_op(fresh_name("traced"))(square), waves(())
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        y0, y1 = two(op(x), w)
+        return y0 * y1
+
+    traced = torch.fx.symbolic_trace(function)
+    assert {op.overload, two.overload} <= {node.target for node in traced.graph.nodes}
+    x, w = torch.randn(2), torch.randn(2)
+    torch.testing.assert_close(traced(x, w), function(x, w))

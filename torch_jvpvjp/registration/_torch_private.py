@@ -50,6 +50,18 @@ dispatch_key_for_device = _lookup("torch._C._dispatch_key_for_device")
 parse_schema = _lookup("torch._C.parse_schema")
 is_alias_of = _lookup("torch._C._is_alias_of")
 
+_lookup("torch.library.Library._destroy")
+
+
+def destroy_library(library: torch.library.Library) -> None:
+    """Take everything out of the dispatcher that a library brought in.
+
+    Args:
+        library: The library, of no use from here on.
+    """
+    library._destroy()
+
+
 # Forward mode. A dual is always read and written at level 0: functorch nests by wrapping tensors, not by dual levels.
 # forward_ad._current_level is valid in plain eager code only (it is unset while AOTAutograd traces).
 unpack_dual = _lookup("torch._VF._unpack_dual")
@@ -58,6 +70,22 @@ set_fwd_grad_enabled = _lookup("torch.autograd.forward_ad._set_fwd_grad_enabled"
 is_fwd_grad_enabled = _lookup("torch._C._is_fwd_grad_enabled")
 forward_ad = _lookup("torch.autograd.forward_ad")
 _lookup("torch.autograd.forward_ad._current_level")
+_force_keys = _lookup("torch._C._ForceDispatchKeyGuard")
+_included_keys = _lookup("torch._C._dispatch_tls_local_include_set")
+
+
+def has_tangent(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a dual, asked from below autograd too, where `unpack_dual` is not to be called.
+
+    Args:
+        tensor: A floating-point or complex tensor, no wrapper.
+
+    Returns:
+        True if so.
+    """
+    with _force_keys(_included_keys(), DispatchKeySet.from_raw_repr(0)):
+        return unpack_dual(tensor, level=0)[1] is not None
+
 
 # Reverse mode inside a dispatcher kernel: a node of one functorch level.
 SingleLevelFunction = _lookup("torch.autograd.function._SingleLevelFunction")

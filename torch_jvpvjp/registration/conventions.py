@@ -113,15 +113,28 @@ class JvpConvention(Convention):
             wanted = [inner.results[j].name for j in inner.differentiable_results]
             raise self._count_error(function, f"one tangent for each differentiable output {wanted}", returned[1])
         for j, tangent in zip(inner.differentiable_results, tangents, strict=True):
-            if tangent is not None and tangent.dtype != outputs[j].dtype:
-                name, wanted = inner.results[j].name, f"dtype {outputs[j].dtype}, as its output has"
-                raise self._count_error(function, f"a tangent of {name} of {wanted}", tangent.dtype)
+            if tangent is not None:
+                self._check_tangent(function, inner.results[j].name, outputs[j], tangent)
         # A rule may say None for a tangent that is zero.
         filled = [
             torch.zeros_like(outputs[j]) if t is None else t
             for j, t in zip(inner.differentiable_results, tangents, strict=True)
         ]
         return (*outputs, *filled)
+
+    def _check_tangent(self, function: Function, name: str, output: Tensor, tangent: Any) -> None:
+        if not isinstance(tangent, Tensor):
+            raise self._count_error(function, f"a tensor or None for the tangent of {name}", tangent)
+        for what, wanted, got in (
+            ("dtype", output.dtype, tangent.dtype),
+            ("shape", tuple(output.shape), tuple(tangent.shape)),
+            ("device", output.device, tangent.device),
+        ):
+            if wanted != got:
+                raise ValueError(
+                    f"{self.qualname}: {_label(function)} must return a tangent of {name} of {what} {wanted}, as its "
+                    f"output has, got {got}."
+                )
 
     def live_results(self, args: Sequence[Any]) -> tuple[int, ...]:  # noqa: D102
         inner = self.base.signature
@@ -281,7 +294,10 @@ def _absent(args: Sequence[Any]) -> Tensor:
 
 
 def _parameters(function: Function) -> list[inspect.Parameter]:
-    return list(inspect.signature(function).parameters.values())
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except ValueError:  # of a builtin, which takes what it takes by position
+        return []
 
 
 def _positional(function: Function) -> int:

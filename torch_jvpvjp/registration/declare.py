@@ -72,8 +72,19 @@ def differentiable_op(
             "no place in the tower of derivatives; return a new tensor and let the caller copy_ it."
         )
 
+    for option, value in (("residuals", residuals), ("non_differentiable", non_differentiable)):
+        if isinstance(value, str):
+            raise TypeError(
+                f"differentiable_op {name!r}: {option} must be a sequence of names, got {value!r}; write ({value!r},)."
+            )
+    if isinstance(non_differentiable_outputs, int):
+        raise TypeError(
+            f"differentiable_op {name!r}: non_differentiable_outputs must be a sequence of positions, got "
+            f"{non_differentiable_outputs}; write ({non_differentiable_outputs},)."
+        )
+
     def declare(reference: Callable[..., Any]) -> DifferentiableOp:
-        if not callable(reference) or isinstance(reference, type | DifferentiableOp):
+        if not hasattr(reference, "__globals__") or isinstance(reference, type | DifferentiableOp):
             raise TypeError(
                 f"differentiable_op {name!r}: decorate a plain function with annotations, got {reference!r}."
             )

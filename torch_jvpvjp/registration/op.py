@@ -11,18 +11,19 @@ from torch import Tensor
 from . import _torch_private as private
 from .autocast import Policy, cast_by_policy, region_of, register_autocast_kernels
 from .autograd import make_autograd_kernel, make_node
-from .conventions import Convention, Function, takes_only_positions
+from .conventions import Convention, Function
 from .fast_path import COMPUTE, PUSH, RECORD, choose_way
+from .kernels import Kernels
 from .layouts import check_dense
-from .promises import check_option, common_device, finished, finished_differentiably
-from .purity import RefuseRandomness, refuse_captured_gradients
+from .promises import check_option, finished, finished_differentiably
+from .purity import Examination, explaining_transforms
 from .push import push_once
+from .registry import claim, find_op, register
 from .signature import Signature
 from .slot import DerivativeSlot
 from .vmap import VmapRule, make_vmap_kernel
 
 _is_compiling, _any_autocast = torch.compiler.is_compiling, private.is_any_autocast_enabled
-_OPS: dict[str, "DifferentiableOp"] = {}
 
 
 class DifferentiableOp:
@@ -44,17 +45,11 @@ class DifferentiableOp:
         self.convention = convention
         self.qualname = convention.qualname
         self.signature: Signature = convention.signature
-        if self.qualname in _OPS:
-            raise ValueError(
-                f"differentiable_op: {self.qualname!r} is registered already; choose another name, or restart the "
-                "interpreter to redefine it."
-            )
+        claim(self.qualname, formula)
         self.formula = formula
         self._formula = convention.flatten(formula)
-        self._kernels: dict[str, Function] = {}
-        self._examined = False  # whether the formula has been seen to be a pure function
-        self._direct: dict[torch.device | None, Function] = {}  # kernels that have run, by device, for short calls
-        self._written: dict[str, Function] = {}  # the kernels as they were written
+        self._kernels = Kernels(convention)
+        self.examination = Examination(self.qualname, self.signature, formula)
         self._fake: Function | None = None
         self.vmap_rule: VmapRule | None = None
         self.autocast_policy: Policy = None
@@ -65,18 +60,25 @@ class DifferentiableOp:
         self.saved_results: tuple[int, ...] = ()  # what the VJP rule reads of the results ...
         self.unsaved_inputs: tuple[int, ...] = ()  # ... and does not read of the inputs
         self.shape_only: Function | None = None  # ... or reads the shape of, depending on what is wanted
-        self.__doc__ = formula.__doc__
         self.__name__ = self.qualname.partition("::")[2]
+        self.__doc__, self.__module__, self.__qualname__ = formula.__doc__, formula.__module__, formula.__qualname__
+        self.__signature__ = inspect.signature(formula)
         self._define()
-        _OPS[self.qualname] = self
+        register(self)
 
     def _define(self) -> None:
         """Define the dispatcher op and give it its kernels for every key that does not depend on a device."""
         namespace, _, name = self.qualname.partition("::")
         self._library = torch.library.Library(namespace, "FRAGMENT")
-        self._library.define(self.signature.schema(name), tags=(torch.Tag.pt2_compliant_tag,))
+        try:
+            self._library.define(self.signature.schema(name), tags=(torch.Tag.pt2_compliant_tag,))
+        except RuntimeError as error:
+            raise ValueError(
+                f"differentiable_op: PyTorch has an op {self.qualname!r} already, which was not declared here; choose "
+                "another name."
+            ) from error
         packet = getattr(getattr(torch.ops, namespace), name)
-        self.overload = packet.default
+        self.overload: Any = packet.default
         self._library.impl(name, self._dispatched(self._run_reference), "CompositeExplicitAutograd")
         self._library.impl(name, make_autograd_kernel(self), "Autograd", with_keyset=True)
         self._library.impl(name, make_vmap_kernel(self), "FuncTorchBatched")
@@ -86,7 +88,7 @@ class DifferentiableOp:
 
     # ---- calling -----------------------------------------------------------------------------------------------
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Compute the outputs.
 
         Args:
@@ -95,9 +97,17 @@ class DifferentiableOp:
 
         Returns:
             The output, or the tuple of outputs, as the reference returns them, without residuals.
+
+        Raises:
+            TypeError: If the arguments do not fit, or a tensor or an option is something else.
         """
         if kwargs or len(args) != len(self.signature.arguments):
             args = self._bind(args, kwargs)
+        for i in self.signature.required:
+            if args[i] is None:
+                raise TypeError(
+                    f"{self.qualname}: argument {self.signature.arguments[i].name!r} must be a tensor, got None."
+                )
         for i in self.signature.options:
             check_option(self.qualname, self.signature.arguments[i], args[i])
         for i in self.signature.tensors:
@@ -163,7 +173,8 @@ class DifferentiableOp:
         Returns:
             One tensor per result.
         """
-        return (returned,) if isinstance(returned, Tensor) else tuple(returned)
+        count = len(self.signature.results)
+        return (returned,) if count == 1 else tuple([returned[j] for j in range(count)])  # so that a proxy will do
 
     def packed(self, results: Sequence[Tensor]) -> Any:
         """Results in the form in which a dispatcher kernel returns them.
@@ -188,7 +199,7 @@ class DifferentiableOp:
         shown = self.signature.visible_results
         return results[0] if len(shown) == 1 else tuple(results[j] for j in shown)
 
-    def reference(self, *args: Any, **kwargs: Any) -> Any:
+    def reference(self, /, *args: Any, **kwargs: Any) -> Any:
         """The formula on these arguments, with no kernel, rule or dispatcher op involved: the judge of all of them.
 
         Args:
@@ -211,31 +222,8 @@ class DifferentiableOp:
         Returns:
             One fresh, contiguous tensor per result.
         """
-        if not self._kernels:
-            return self._run_reference(args)
-        device = common_device(self.convention, args)
-        direct = self._direct.get(device)
-        if direct is not None:
-            returned = self.convention.normalise(direct(*args), args, direct)
-            contiguous = True
-            for y in returned:
-                contiguous = contiguous and y.is_contiguous()
-                for a in args:
-                    if y is a:  # what .contiguous() and .to() return where there is nothing to do
-                        return finished(self.convention, returned, args)
-            return returned if contiguous else finished(self.convention, returned, args, look_for_aliases=False)
-        kernel = None if device is None else self._kernels.get(device.type)
-        if kernel is None:
-            return self._run_reference(args)
-        results = finished(self.convention, kernel(args), args)
-        if device is not None and self._can_be_direct(device):
-            # What a primal's kernel returns is looked at the first time; check_op looks at every sample.
-            self._direct[device] = self._written[device.type]
-        return results
-
-    def _can_be_direct(self, device: torch.device) -> bool:
-        """Whether calls may skip the convention: a primal whose kernel takes everything by position."""
-        return not self.convention.derived and takes_only_positions(self._written[device.type])
+        results = self._kernels.run(args) if self._kernels.devices else None
+        return self._run_reference(args) if results is None else results
 
     def run_formula(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """The formula on duals, on tensors of a transform, or to be differentiated.
@@ -246,20 +234,22 @@ class DifferentiableOp:
         Returns:
             One tensor per result; those without derivative are cut from the graph.
         """
-        return finished_differentiably(self.convention, self._formula(args), args)
+        with self.examination.of_wrappers(args), explaining_transforms(self.qualname):
+            return finished_differentiably(self.convention, self._formula(args), args)
 
     def _run_reference(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        if self._examined or private.len_torch_dispatch_stack():
+        if self._fake is not None and any(isinstance(a, Tensor) and a.is_meta for a in args):
+            return self._run_fake(args)
+        if self.examination.is_settled(args):
             return finished(self.convention, self._formula(args), args)
-        # The first run is watched: a derivative may run the formula again, or differentiate it, and must find the same.
-        refuse_captured_gradients(self.qualname, self.formula)
-        with RefuseRandomness(self.qualname):
-            results = finished(self.convention, self._formula(args), args)
-        self._examined = True
-        return results
+        with self.examination.of_values(args):
+            return finished(self.convention, self._formula(args), args)
 
     def _run_fake(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        return finished(self.convention, (self._fake or self._formula)(args), args)
+        if self._fake is not None:
+            return finished(self.convention, self._fake(args), args)
+        with self.examination.of_wrappers(args):
+            return finished(self.convention, self._formula(args), args)
 
     def _dispatched(self, run: Callable[[tuple[Any, ...]], tuple[Tensor, ...]]) -> Function:
         return lambda *args, **kwargs: self.packed(run(self.signature.fill(args, kwargs)))
@@ -284,39 +274,17 @@ class DifferentiableOp:
             The decorator, which returns the function unchanged.
 
         Raises:
-            ValueError: If a device type is unknown to PyTorch, or has a kernel already.
-            TypeError: If no device is given.
+            Kernels.keys_of: A ValueError or TypeError, if a device type is unknown to PyTorch or has a kernel already.
         """
-        if not devices or not all(isinstance(d, str) for d in devices):
-            raise TypeError(f"{self.qualname}.kernel: name the device types, e.g. @op.kernel('cuda'), got {devices!r}.")
-        keys = [self._dispatch_key(device) for device in devices]
-        for device in devices:
-            if device in self._kernels:
-                raise ValueError(
-                    f"{self.qualname}: device {device!r} has a kernel already ({self._written[device].__qualname__}); "
-                    "one kernel per device: choose inside it."
-                )
+        keys = self._kernels.keys_of(devices)
 
         def register(function: Function) -> Function:
-            flat = self.convention.flatten(function)
-            for device, key in zip(devices, keys, strict=True):
-                self._kernels[device], self._written[device] = flat, function
-                self._direct.clear()
+            self._kernels.add(devices, function)
+            for key in keys:
                 self._library.impl(self.__name__, self._dispatched(self.compute), key)
             return function
 
         return register
-
-    def _dispatch_key(self, device: str) -> str:
-        if device == "meta":
-            raise ValueError(f"{self.qualname}.kernel: 'meta' tensors have no data; use @{self.__name__}.fake instead.")
-        try:
-            return private.dispatch_key_for_device(torch.device(device).type)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{self.qualname}.kernel: unknown device type {device!r}; PyTorch knows 'cpu', 'cuda' (NVIDIA and "
-                "AMD), 'xpu', 'mps', ..."
-            ) from error
 
     def vmap(self, rule: VmapRule) -> VmapRule:
         """Decorator: how a batch axis folds into the op's own axes.
@@ -372,7 +340,10 @@ class DifferentiableOp:
 
     def _refuse_second(self, present: Any, what: str) -> None:
         if present is not None:
-            raise ValueError(f"{self.qualname}: there is a {what} already; an op has one.")
+            raise ValueError(
+                f"{self.qualname}: there is a {what} already; an op has one. To exchange it, run the declaration of "
+                "the op again, then this."
+            )
 
     # ---- what it can do ----------------------------------------------------------------------------------------
 
@@ -394,39 +365,24 @@ class DifferentiableOp:
         Returns:
             The device types, in the order of registration.
         """
-        return tuple(self._kernels)
+        return self._kernels.devices
 
     def __repr__(self) -> str:
         return f"<differentiable op {self.qualname}{inspect.signature(self.formula)}>"
 
+    def retire(self) -> None:
+        """Take the op out of the dispatcher, since it was declared again: from here on a call of it raises."""
+
+        def refuse(*args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError(
+                f"{self.qualname}: this op was declared again, and what is called here is the old one; call the new."
+            )
+
+        private.destroy_library(self._library)
+        self.overload, self._call = refuse, refuse
+
     def __reduce__(self) -> Any:
-        return find_op, (self.qualname,)
+        return find_op, (self.qualname, self.__module__)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DifferentiableOp":
         return self
-
-
-def find_op(qualname: str) -> DifferentiableOp:
-    """The op registered under a name.
-
-    Args:
-        qualname: ``namespace::name``.
-
-    Returns:
-        The op.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if qualname not in _OPS:
-        raise ValueError(f"no differentiable op {qualname!r} is registered; there are {sorted(_OPS)}.")
-    return _OPS[qualname]
-
-
-def registered_ops() -> dict[str, DifferentiableOp]:
-    """Every registered op, derivatives included, by name.
-
-    Returns:
-        A copy of the registry.
-    """
-    return dict(_OPS)

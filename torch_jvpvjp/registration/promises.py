@@ -29,7 +29,12 @@ _OPTION_TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool, torch.SymBool),
     "str": (str,),
     "ScalarType": (torch.dtype,),
+    "Device": (torch.device, str),
+    "Scalar": (int, float, complex, torch.SymFloat, torch.SymInt, torch.SymBool),
 }
+
+
+_WORDS = {"SymInt": "an int", "ScalarType": "a torch.dtype", "Device": "a torch.device", "Scalar": "a number"}
 
 
 def check_option(qualname: str, argument: Argument, value: Any) -> None:
@@ -70,7 +75,7 @@ def _in_words(kind: str) -> str:
         return f"{_in_words(kind[:-1])}, or None"
     if kind.endswith("[]"):
         return f"a list or tuple of {_in_words(kind[:-2]).partition(' ')[2]}"
-    return {"SymInt": "an int", "ScalarType": "a torch.dtype"}.get(kind, f"a {kind}")
+    return _WORDS.get(kind, f"a {kind}")
 
 
 def common_device(convention: Convention, args: Sequence[Any]) -> torch.device | None:
@@ -184,7 +189,8 @@ def _alias_error(convention: Convention, position: int, what: str) -> ValueError
 def _check_dtype(convention: Convention, position: int, result: Tensor) -> None:
     wanted = convention.signature.results[position]
     if wanted.differentiable and not (result.is_floating_point() or result.is_complex()):
+        declare = f"declare it with non_differentiable_outputs=({position},)."
         raise TypeError(
             f"{convention.qualname}: output {wanted.name!r} has dtype {result.dtype}, which carries no derivative; "
-            f"declare it with non_differentiable_outputs=({position},)."
+            + ("return a floating-point tensor." if convention.derived else declare)
         )

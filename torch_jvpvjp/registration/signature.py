@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+import types
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -67,6 +68,7 @@ class Signature:
     # Derived once, eagerly: Dynamo traces through these attributes and cannot trace a cached property's lock.
     tensors: tuple[int, ...] = field(init=False, compare=False)  # arguments that take tensors
     differentiable: tuple[int, ...] = field(init=False, compare=False)  # ... through which derivatives flow
+    required: tuple[int, ...] = field(init=False, compare=False)  # ... and do not take None
     options: tuple[int, ...] = field(init=False, compare=False)  # arguments that take anything else
     frozen: tuple[int, ...] = field(init=False, compare=False)  # ... through which none may
     differentiable_results: tuple[int, ...] = field(init=False, compare=False)
@@ -82,6 +84,7 @@ class Signature:
         derived = {
             "tensors": tuple(tensors),
             "differentiable": tuple(differentiable),
+            "required": tuple(i for i in tensors if self.arguments[i].kind == "Tensor"),
             "options": tuple(i for i, a in enumerate(self.arguments) if not a.is_tensor),
             "frozen": tuple(i for i in tensors if i not in differentiable),
             "differentiable_results": tuple(flowing),
@@ -250,10 +253,9 @@ def _with_plain_defaults(reference: Callable[..., Any]) -> Callable[..., Any]:
     first = len(held) - held[::-1].index(False)  # behind the last that is not
     bare = [p.replace(default=p.empty) for p in parameters[:first]]
 
-    def described(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("only its signature is read")
-
-    described.__signature__ = signature.replace(parameters=[*bare, *parameters[first:]])  # pyright: ignore[reportFunctionMemberAccess]
+    # Annotations may be strings, which are looked up where the reference is.
+    described: Any = types.FunctionType((lambda *args, **kwargs: None).__code__, reference.__globals__)
+    described.__signature__ = signature.replace(parameters=[*bare, *parameters[first:]])
     return described
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _torch_private as private
+from .purity import explaining_transforms
 
 if TYPE_CHECKING:
     from .op import DifferentiableOp
@@ -44,8 +45,9 @@ def make_vmap_kernel(op: "DifferentiableOp") -> Callable[..., Any]:
             if all(dim is None for dim in in_dims):
                 return op.overload(*operands)
             info = private.VmapInfo(batch_size=interpreter.batch_size(), randomness=interpreter.randomness())
-            returned = op.vmap_rule(info, tuple(in_dims), *operands)
-            results, out_dims = _check(op, returned)
+            with explaining_transforms(op.qualname):
+                returned = op.vmap_rule(info, tuple(in_dims), *operands)
+            results, out_dims = _check(op, returned, info.batch_size)
         return op.packed(
             tuple(
                 r if dim is None else private.add_batch_dim(r, dim, level)
@@ -56,7 +58,7 @@ def make_vmap_kernel(op: "DifferentiableOp") -> Callable[..., Any]:
     return vmap_kernel
 
 
-def _check(op: "DifferentiableOp", returned: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+def _check(op: "DifferentiableOp", returned: Any, batch_size: int) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     """Bring what a vmap rule returned to one result and one dimension each."""
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise ValueError(
@@ -70,7 +72,18 @@ def _check(op: "DifferentiableOp", returned: Any) -> tuple[tuple[Tensor, ...], t
             f"{op.qualname}: the vmap rule must return {wanted} output(s) and as many out_dims, got {len(results)} and "
             f"{len(out_dims)}."
         )
+    for declared, result, dim in zip(op.signature.results, results, out_dims, strict=True):
+        if not isinstance(result, Tensor) or not (dim is None or _has_axis(result, dim, batch_size)):
+            got = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(
+                f"{op.qualname}: the vmap rule must return for {declared.name} a tensor whose out_dim {dim!r} has the "
+                f"batch size {batch_size}, got {got}."
+            )
     return tuple(results), tuple(out_dims)
+
+
+def _has_axis(result: Tensor, dim: Any, size: int) -> bool:
+    return isinstance(dim, int) and -result.dim() <= dim < result.dim() and result.shape[dim] == size
 
 
 def align(info: Any, in_dims: Sequence[int | None], args: Sequence[Any], *, expand: bool) -> list[Any]:
