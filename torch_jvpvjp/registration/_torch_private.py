@@ -12,6 +12,10 @@ MINIMUM_TORCH = (2, 11)
 NEWEST_TRIED = "2.15"
 
 
+def _release() -> tuple[int, ...]:
+    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+
+
 def _lookup(path: str) -> Any:
     """Resolve a dotted name below ``torch``, importing submodules on the way.
 
@@ -72,6 +76,15 @@ forward_ad = _lookup("torch.autograd.forward_ad")
 _lookup("torch.autograd.forward_ad._current_level")
 _force_keys = _lookup("torch._C._ForceDispatchKeyGuard")
 _included_keys = _lookup("torch._C._dispatch_tls_local_include_set")
+
+
+def modes_work_here() -> bool:
+    """Whether ops of ours may be called under a dispatch mode: in PyTorch before 2.13 not where forward mode is on.
+
+    Returns:
+        True if so.
+    """
+    return forward_ad._current_level < 0 or _release() >= (2, 13)
 
 
 def has_tangent(tensor: torch.Tensor) -> bool:
@@ -193,8 +206,7 @@ def _check_release() -> None:
     Raises:
         ImportError: If PyTorch is older than 2.11.
     """
-    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if release < MINIMUM_TORCH:
+    if _release() < MINIMUM_TORCH:
         raise ImportError(
             f"torch_jvpvjp needs PyTorch >= {'.'.join(map(str, MINIMUM_TORCH))}, found {torch.__version__}; "
             "upgrade with `pip install --upgrade torch`."

@@ -70,12 +70,17 @@ class Examination:
         """
         refuse_captured_gradients(self._qualname, self._formula)
         known = {_memory(args[i]) for i in self._tensors if args[i] is not None}
-        with _RefuseCaptured(self._qualname, known) as watch, RefuseImpurity(self._qualname, known):
+        whole = private.modes_work_here()
+        with (
+            _RefuseCaptured(self._qualname, known) as watch,
+            RefuseImpurity(self._qualname, known) if whole else nullcontext(),
+        ):
             yield
         self._reads_surroundings = self._reads_surroundings or watch.reads_surroundings
         self._leaves = self._leaves or watch.left_by
         kind = self._kind(args)
-        self._pure.add(kind)
+        if whole:
+            self._pure.add(kind)
         if watch.left_by is None:
             self._stays.add(kind)
 
