@@ -96,3 +96,34 @@ def test_forward_mode_by_dual_numbers():
 def test_a_compiled_graph_is_refused():
     with pytest.raises(ValueError, match="compile must be False where create_graph is True, got both"):
         jacobian(torch.sin, randn(3), create_graph=True, compile=True)
+
+
+def _written(x):
+    out = torch.zeros_like(x)
+    out[..., 0] = x[..., 0] ** 2
+    out[..., -1] = x[..., 1].sin() * x[..., 2]
+    return out
+
+
+def _stacked(x):
+    return torch.stack([x[..., 0] ** 2, 0 * x[..., 1], x[..., 1].sin() * x[..., 2]], -1)
+
+
+def _scattered(x):
+    return torch.select_scatter(2 * x, x[..., 1].exp(), -1, -2).sin()
+
+
+def _put_together(x):
+    return torch.stack([2 * x[..., 0], x[..., 1].exp(), 2 * x[..., 2]], -1).sin()
+
+
+@pytest.mark.parametrize("objective", ["fma", "memory", "time"])
+@pytest.mark.parametrize("batch_dims", [0, 1])
+@pytest.mark.parametrize(("written", "alike"), [(_written, _stacked), (_scattered, _put_together)])
+def test_what_is_written_into_a_place_counts_once(written, alike, batch_dims, objective):
+    x = randn(2, 3).requires_grad_()  # under `vmap`, the derivative of `select_scatter` counts it as often as x is long
+    jacrev = torch.func.jacrev(alike)
+    expected = torch.func.vmap(jacrev)(x) if batch_dims else jacrev(x)
+    found = plan_jacobian(written, x, batch_dims=batch_dims, objective=objective, create_graph=True)(x)
+    assert_same(found, expected)
+    assert_same(*(torch.autograd.grad(jacobian.sin().sum(), x)[0] for jacobian in (found, expected)))

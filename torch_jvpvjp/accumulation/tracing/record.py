@@ -90,9 +90,18 @@ class _Unread(TorchFunctionMode):
             reads = any(isinstance(leaf, Tensor) for leaf in (*args[1:], *kwargs.values()))
         if reads:
             raise NotRecordable(f"it reads the entries of a tensor, by {func.__name__}")
+        if func in _SELECT_SCATTER:
+            base, rows, dim, start = _as_slice(*args, **kwargs)
+            return torch.slice_scatter(base, rows.unsqueeze(dim), dim, start, start + 1)
         return func(*args, **kwargs)
 
 
+def _as_slice(input: Tensor, src: Tensor, dim: int, index: int) -> tuple[Tensor, Tensor, int, int]:
+    """Return `select_scatter` as one of a slice: under `vmap`, PyTorch multiplies its derivative in src by a size."""
+    return input, src, dim, index + input.shape[dim] if index < 0 else index
+
+
+_SELECT_SCATTER: frozenset[Any] = frozenset({torch.select_scatter, Tensor.select_scatter})
 _SPLITTING: frozenset[Any] = frozenset({torch.tensor_split, Tensor.tensor_split})
 _READING: frozenset[Any] = frozenset({
     Tensor.tolist, Tensor.numpy, Tensor.data_ptr, Tensor.__array__, Tensor.__dlpack__, Tensor.untyped_storage,
@@ -123,6 +132,10 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim" or self.mutation is not None:
             return func(*args, **kwargs)  # a query for a device or a layout, or a run that is only looked at
+        if func is _aten.select_scatter.default and not self._by_autograd:
+            base, rows, dim, start = _as_slice(*args, **kwargs)
+            written = self.__torch_dispatch__(_aten.unsqueeze.default, types, (rows, dim))
+            return self.__torch_dispatch__(_aten.slice_scatter.default, types, (base, written, dim, start, start + 1))
         recorded = func
         if func._schema.is_mutable:
             if not torch.is_grad_enabled() and func._schema.name.removeprefix("aten::") not in _SHAPED:
