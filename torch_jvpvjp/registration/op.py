@@ -274,8 +274,9 @@ class DifferentiableOp:
             The decorator, which returns the function unchanged.
 
         Raises:
-            Kernels.keys_of: A ValueError or TypeError, if a device type is unknown to PyTorch or has a kernel already.
-        """
+            TypeError: If no device type is named.
+            ValueError: If one is unknown to PyTorch or has a kernel already.
+        """  # noqa: DOC502 (raised by Kernels.keys_of)
         keys = self._kernels.keys_of(devices)
 
         def register(function: Function) -> Function:

@@ -112,8 +112,8 @@ class Examination:
             The context manager.
 
         Raises:
-            _leaving_error: A NotImplementedError, if the formula is known to leave PyTorch.
-        """
+            NotImplementedError: If the formula is known to leave PyTorch.
+        """  # noqa: DOC501, DOC502 (made by _leaving_error)
         if self._leaves is not None:
             raise _leaving_error(self._qualname, self._leaves)
         kind = self._kind(args)
