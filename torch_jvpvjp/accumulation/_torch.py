@@ -197,12 +197,13 @@ def compile_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor], mode:
     # but only neighbours can be fused, and the trying is what compiling 200 steps takes most of its time for.
     options = {"max_fusion_buffer_group_pairwise_attempts": _NEIGHBOURS, **options}
     # Between its kernels Inductor goes through Python, which is up to half the time of a program of small matrices. It
-    # can write that part in C++ as well.
-    options["cpp_wrapper"] = all(example.device.type == "cpu" for example in examples) and _is_called_by_cpp(graph)
+    # can write that part in C++ as well; of a long program that is a function which takes the C++ compiler minutes.
+    short = len(graph.graph.nodes) <= _MOST_IN_CPP and all(example.device.type == "cpu" for example in examples)
+    options["cpp_wrapper"] = short and _is_called_by_cpp(graph)
     return inductor.compile(graph, list(examples), options=options)
 
 
-_NEIGHBOURS = 4
+_NEIGHBOURS, _MOST_IN_CPP = 4, 500
 
 
 def _is_called_by_cpp(graph: torch.fx.GraphModule) -> bool:
