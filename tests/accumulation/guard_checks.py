@@ -1,7 +1,8 @@
 """What the tests of guards share: functions that can change, and the check that a change is seen."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jacobian_checks import F64, assert_same, judged, randn
@@ -35,6 +36,28 @@ class Scaler:
     @property
     def doubled(self):
         return 2 * self.gain
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    gain: float = 2.0
+
+
+class Below(Slotted):
+    """With a slot of its base, and a `__dict__`."""
+
+
+class Pair(NamedTuple):
+    gain: float
+    table: dict
+
+
+def by_object(settings, look=lambda settings: settings.gain):
+    def function(v):
+        return v.sin() * look(settings)
+
+    function.settings = settings
+    return function
 
 
 def assert_change_is_seen(found: Callable[[Tensor], Any], f: Callable[..., Any], change: Callable[[], Any]) -> None:

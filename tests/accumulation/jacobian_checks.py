@@ -63,3 +63,19 @@ def check_jacobian(
         assert_same(plan(moved(x, by)), judge(moved(x, by)), tolerance)
     for by in (0.0, 0.25):
         assert_same(jacobian(f, moved(x, by), **options), judge(moved(x, by)), tolerance)
+
+
+def opaque(v):
+    """A function that is one stage, of no structure."""
+    return torch.sin(v) * v.flip(-1) + v.cumsum(-1)
+
+
+def composed(stages):
+    """One stage after the other."""
+
+    def function(x):
+        for stage in stages:
+            x = stage(x)
+        return x
+
+    return function

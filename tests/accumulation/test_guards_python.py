@@ -1,21 +1,16 @@
 """A plan, and what `jacobian` keeps, see every change of the Python that a function refers to."""
 
-import array
 import collections
-import dataclasses
 import functools
 import sys
 import types
 import weakref
-from time import perf_counter as pc
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from guard_checks import Scaler, assert_change_is_seen
-from jacobian_checks import F64, assert_same, randn
-from numpy.random import rand as draw
+from guard_checks import Below, Pair, Scaler, Slotted, assert_change_is_seen, by_object
+from jacobian_checks import assert_same, randn
 
 from torch_jvpvjp.accumulation import plan_jacobian
 
@@ -257,20 +252,6 @@ def _by_string(look):
     return function
 
 
-@dataclasses.dataclass(slots=True)
-class Slotted:
-    gain: float = 2.0
-
-
-class Below(Slotted):
-    """With a slot of its base, and a `__dict__`."""
-
-
-class Pair(NamedTuple):
-    gain: float
-    table: dict
-
-
 class Cached:
     def __init__(self):
         self.first = 2.0
@@ -283,16 +264,8 @@ class Cached:
         return v.sin() * self.gain
 
 
-def _by_object(settings, look=lambda settings: settings.gain):
-    def function(v):
-        return v.sin() * look(settings)
-
-    function.settings = settings
-    return function
-
-
 def _by_array(look):
-    return _by_object(np.array([2.0, 3.0, 4.0]), look)
+    return by_object(np.array([2.0, 3.0, 4.0]), look)
 
 
 def _scaled_array(patch, f):
@@ -347,19 +320,19 @@ CHANGES = {
     "an attribute of a number": (_by_number, lambda patch, f: setattr(f.number, "gain", 5.0)),
     "an attribute of a key": (_by_key, lambda patch, f: setattr(f.key.settings, "gain", 5.0)),
     "what is referred to weakly": (_by_weak_reference, lambda patch, f: setattr(f.owner[0].settings, "gain", 5.0)),
-    "a slot": (lambda: _by_object(Slotted()), _set_gain),
-    "a slot of a base": (lambda: _by_object(Below()), _set_gain),
+    "a slot": (lambda: by_object(Slotted()), _set_gain),
+    "a slot of a base": (lambda: by_object(Below()), _set_gain),
     "what a tuple with names holds": (
-        lambda: _by_object(Pair(1.0, {"gain": 2.0}), lambda pair: pair.table["gain"] * pair.gain),
+        lambda: by_object(Pair(1.0, {"gain": 2.0}), lambda pair: pair.table["gain"] * pair.gain),
         lambda patch, f: f.settings.table.update(gain=5.0),
     ),
     "a cached property": (Cached, lambda patch, f: vars(f).update(first=3.0) or vars(f).pop("gain")),
     "a member of a deque": (
-        lambda: _by_object(collections.deque([2.0, 3.0]), lambda settings: settings[0]),
+        lambda: by_object(collections.deque([2.0, 3.0]), lambda settings: settings[0]),
         lambda patch, f: f.settings.rotate(1),
     ),
     "an entry behind a proxy": (
-        lambda: _by_object({"gain": 2.0}, lambda settings: types.MappingProxyType(settings)["gain"]),
+        lambda: by_object({"gain": 2.0}, lambda settings: types.MappingProxyType(settings)["gain"]),
         lambda patch, f: f.settings.update(gain=5.0),
     ),
     "entries of an array": (lambda: _by_array(lambda array: torch.from_numpy(array)), _scaled_array),
@@ -367,7 +340,7 @@ CHANGES = {
     "one entry of an array": (lambda: _by_array(lambda array: float(array[1])), _scaled_array),
     "the order of an array": (lambda: _by_array(lambda array: torch.tensor(array)), _reinterpreted_array),
     "an entry of an array that an object holds": (
-        lambda: _by_object(Slotted(np.array([2.0, 3.0, 4.0])), lambda settings: float(settings.gain[0])),
+        lambda: by_object(Slotted(np.array([2.0, 3.0, 4.0])), lambda settings: float(settings.gain[0])),
         lambda patch, f: f.settings.gain.fill(7.0),
     ),
     "what getattr finds": (lambda: _by_string(lambda m: getattr(m, "ga" + "in")), _set_gain),
@@ -391,99 +364,3 @@ def test_an_argument_that_is_no_tensor_is_watched():
     for gain in (2.0, 2.0, 5.0):
         settings.gain = gain
         assert_same(plan((x, settings)), torch.diag(gain * x.cos()))
-
-
-def _cached_in_a_cell():
-    table = None
-
-    def function(v):
-        nonlocal table
-        if table is None:
-            table = torch.arange(3.0, dtype=F64)
-        return v.sin() * table
-
-    return function
-
-
-def _cached_in_a_global():
-    def function(v):
-        global TABLE
-        if TABLE is None:
-            TABLE = torch.arange(3.0, dtype=F64)
-        return v.sin() * TABLE
-
-    globals()["TABLE"] = None
-    return function
-
-
-def _cached_by(owner):
-    def function(v):
-        if owner.gain is None:
-            owner.gain = torch.arange(3.0, dtype=F64)
-        return v.sin() * owner.gain
-
-    return function
-
-
-def _cached_in_a_dict(look_at_data=False):
-    tables = {}
-
-    def function(v):
-        if 3 not in tables:
-            tables[3] = torch.arange(3.0, dtype=F64)
-        if look_at_data and v.sum() > 1e9:
-            return v
-        return v.sin() * tables[3]
-
-    return function
-
-
-def _cached_by_functools():
-    @functools.lru_cache
-    def table(n):
-        return torch.arange(n, dtype=F64)
-
-    return lambda v: v.sin() * table(3)
-
-
-TABLE = None
-CACHES = {
-    "a cell": _cached_in_a_cell,
-    "a global": _cached_in_a_global,
-    "a slot": lambda: _cached_by(Slotted(None)),
-    "a class": lambda: _cached_by(type("Owner", (), {"gain": None})),
-    "a dict": _cached_in_a_dict,
-    "a dict, of a function that looks at data": lambda: _cached_in_a_dict(look_at_data=True),
-    "functools.lru_cache": _cached_by_functools,
-}
-
-
-@pytest.mark.parametrize("make", CACHES.values(), ids=CACHES)
-def test_what_a_first_call_keeps_is_no_tensor_without_data(make):
-    f, x = make(), randn(3)
-    plan = plan_jacobian(f, x)
-    for _ in range(2):
-        assert_same(plan(x), torch.diag(torch.arange(3.0, dtype=F64) * x.cos()))
-    assert_same(f(x), torch.arange(3.0, dtype=F64) * x.sin())
-
-
-@pytest.mark.parametrize("settings", [Slotted(), Pair(2.0, {}), Below(), np.float32(2.0)], ids=repr)
-def test_settings_without_a_dict_are_watched(settings):
-    function = _by_object(settings, lambda one: float(getattr(one, "gain", 2.0)))
-    assert not plan_jacobian(function, randn(3)).runtime.refusals()
-
-
-def test_objects_that_hide_what_they_keep_are_not_watched():
-    class Window(array.array):
-        pass
-
-    window, clock = Window("d", [1.0, 2.0]), iter(range(1, 1000))
-    for function in (lambda v: v * window[0], lambda v: v * next(clock), lambda v: v * draw(), lambda v: v * pc()):
-        plan = plan_jacobian(function, randn(3))
-        assert "cannot be watched" in next(iter(plan.runtime.refusals().values()))
-
-
-def test_arrays_too_large_to_be_compared_in_each_call_are_not_watched():
-    table = np.ones(3 << 20)
-    plan = plan_jacobian(lambda v: v * table[0], randn(3))
-    assert "1,048,576 bytes" in next(iter(plan.runtime.refusals().values()))

@@ -1,7 +1,5 @@
 """Every plan of one chain gives the same Jacobian, whatever its stages; the judge is torch.func.jacrev in float64."""
 
-import dataclasses
-import itertools
 import warnings
 from collections import OrderedDict
 
@@ -9,23 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jacobian_checks import F64, composed, opaque
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from torch_jvpvjp.accumulation import (
     STRATEGIES,
-    Action,
-    Bracket,
     Chain,
-    Fma,
-    Mode,
-    Problem,
     jacobian,
     plan_jacobian,
 )
-from torch_jvpvjp.accumulation.assemble import assemble
-
-F64 = torch.float64
 
 
 def _seeded(seed=0):
@@ -34,10 +25,6 @@ def _seeded(seed=0):
 
 def _linear(n, m, **options):
     return nn.Linear(n, m, dtype=F64, **options)
-
-
-def _opaque(v):
-    return torch.sin(v) * v.flip(-1) + v.cumsum(-1)
 
 
 def _branching(v):
@@ -68,14 +55,14 @@ def _hooked(n):
 CHAINS = {
     "one linear": (lambda: [_linear(4, 3)], (4,)),
     "one activation": (lambda: [nn.Tanh()], (4,)),
-    "one black box": (lambda: [_opaque], (4,)),
+    "one black box": (lambda: [opaque], (4,)),
     "bottleneck": (lambda: [_linear(6, 4), nn.GELU(), _linear(4, 2), nn.Tanh(), _linear(2, 5), nn.SiLU()], (6,)),
     "wide middle": (lambda: [_linear(2, 7), nn.Sigmoid(), _linear(7, 3)], (2,)),
     "no bias": (lambda: [_linear(5, 3, bias=False), nn.ReLU(), _linear(3, 4, bias=False)], (5,)),
     "rows": (lambda: [_linear(4, 3), nn.GELU(), _linear(3, 2)], (5, 4)),
     "one row": (lambda: [_linear(4, 3), nn.Tanh(), _linear(3, 2)], (1, 1, 4)),
-    "black boxes": (lambda: [_opaque, torch.tanh, _opaque, lambda v: v[:2] * v[2:4], _opaque], (6,)),
-    "mixed": (lambda: [_linear(6, 4), _opaque, nn.Tanh(), lambda v: v.view(2, 2) @ v.view(2, 2).T, torch.exp], (6,)),
+    "black boxes": (lambda: [opaque, torch.tanh, opaque, lambda v: v[:2] * v[2:4], opaque], (6,)),
+    "mixed": (lambda: [_linear(6, 4), opaque, nn.Tanh(), lambda v: v.view(2, 2) @ v.view(2, 2).T, torch.exp], (6,)),
     "to scalar": (lambda: [_linear(6, 4), nn.Softplus(), lambda v: v.square().sum()], (6,)),
     "from scalar": (lambda: [lambda v: v * torch.arange(1.0, 4.0, dtype=F64), torch.sin, _linear(3, 5)], ()),
     "scalar to scalar": (lambda: [torch.sin, lambda v: v**3], ()),
@@ -92,15 +79,6 @@ CHAINS = {
 }  # fmt: skip
 
 
-def _composed(stages):
-    def function(x):
-        for stage in stages:
-            x = stage(x)
-        return x
-
-    return function
-
-
 @pytest.mark.parametrize("strategy", ["forward", "reverse", "greedy", "dynamic_programming", "exhaustive"])
 @pytest.mark.parametrize(("stages", "shape"), CHAINS.values(), ids=CHAINS)
 def test_every_strategy_gives_the_jacobian(stages, shape, strategy):
@@ -108,14 +86,14 @@ def test_every_strategy_gives_the_jacobian(stages, shape, strategy):
     stages = stages()
     x = torch.randn(shape, dtype=F64)
     before = x.clone()
-    expected = torch.func.jacrev(_composed(stages))(x.clone())
+    expected = torch.func.jacrev(composed(stages))(x.clone())
     for matrix_free in (True, False):
         plan = plan_jacobian(stages, x, strategy=strategy, matrix_free=matrix_free)
         found = plan(x)
         assert found.shape == expected.shape and found.dtype == F64
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(
-            plan(x + 0.25), torch.func.jacrev(_composed(stages))(x + 0.25), rtol=1e-12, atol=1e-13
+            plan(x + 0.25), torch.func.jacrev(composed(stages))(x + 0.25), rtol=1e-12, atol=1e-13
         )
     assert torch.equal(x, before)
 
@@ -150,116 +128,6 @@ def test_a_derivative_is_right_by_differences():
     torch.testing.assert_close(jacobian(net, x) @ direction, difference, rtol=1e-8, atol=1e-8)
 
 
-def _black_boxes(calls, *functions):
-    """Return functions that cannot be recorded, since they look at values, and that say when they run."""
-
-    def boxed(place, function):
-        def stage(v):
-            calls.append(place)
-            return function(v) if v.sum() < 1e9 else v
-
-        return stage
-
-    return [boxed(place, function) for place, function in enumerate(functions, 1)]
-
-
-@pytest.mark.parametrize("strategy", ["forward", "reverse", "greedy", "dynamic_programming"])
-def test_the_primal_of_a_black_box_is_run_once(strategy):
-    calls = []
-    first, second, third = _black_boxes(calls, torch.sin, _opaque, lambda v: v[:2])
-    x = torch.linspace(0, 1, 6, dtype=F64)
-    plan = plan_jacobian([first, nn.Tanh(), second, third], x, strategy=strategy)
-    for _ in range(2):
-        calls.clear()
-        plan(x)
-        assert calls == [1, 2, 3]
-
-
-def test_a_recorded_function_is_not_run_again():
-    counter = itertools.count()
-    weights = torch.arange(6.0, dtype=F64)
-
-    def function(v):
-        next(counter)
-        return v.sin() * weights
-
-    function.__module__ = "torch"  # guards do not look into it, and so do not see the counter
-    x = torch.linspace(0, 1, 6, dtype=F64)
-    plan = plan_jacobian(function, x)
-    before = next(counter)
-    for by in (0.0, 1.0, 2.0):
-        plan(x + by)
-    assert next(counter) == before + 1
-
-
-def _planned_by_hand(stages, x, brackets):
-    chain = Chain(stages)
-    factors = chain.plan(x).factors
-    plan = assemble(Problem(factors, Fma()), brackets, strategy="by hand")
-    return plan, chain
-
-
-def test_the_primal_is_run_once_when_a_later_block_is_formed_first():
-    calls = []
-    stages = _black_boxes(calls, lambda v: v * v.flip(0), lambda v: torch.sin(v.repeat(10)), lambda v: v.cumsum(0)[:1])
-    x = torch.linspace(0.1, 1, 10, dtype=F64)
-    plan, chain = _planned_by_hand(
-        stages,
-        x,
-        [
-            Bracket(Action.ACCUMULATE, Mode.TANGENT, 1, 1, 1),
-            Bracket(Action.ACCUMULATE, Mode.TANGENT, 2, 2, 2),
-            Bracket(Action.ELIMINATE, Mode.TANGENT, 3, 2, 2),
-            Bracket(Action.MULTIPLY, None, 3, 1, 1),
-        ],
-    )
-    steps = plan.steps
-    plan = dataclasses.replace(plan, steps=(*steps[1:3], steps[0], steps[3]))  # (2, 2, 2) needs the value of F1 first
-    jacobian(chain, x, plan=plan)  # the first call looks at what the functions do
-    calls.clear()
-    found = jacobian(chain, x, plan=plan)
-    # F1 looks at data and is passed before it is pushed through, so that it cannot be recorded on the way.
-    assert calls.count(2) == calls.count(3) == 1
-    torch.testing.assert_close(found, torch.func.jacrev(_composed(stages))(x))
-
-
-def _all_plans(problem):
-    """Every plan of a short chain, as brackets."""
-
-    def ways(j, i):
-        if i == j:
-            yield from ([Bracket(Action.ACCUMULATE, mode, i, i, i)] for mode in problem.leaf_modes(i))
-        for k in range(i, j):
-            for action, mode in (
-                (Action.MULTIPLY, None),
-                (Action.ELIMINATE, Mode.TANGENT),
-                (Action.ELIMINATE, Mode.ADJOINT),
-            ):
-                step = Bracket(action, mode, j, k, i)
-                if not problem.allows(step):
-                    continue
-                operands = step.operands
-                for first in ways(*operands[0]):
-                    for second in ways(*operands[1]) if len(operands) > 1 else [[]]:
-                        yield [*first, *second, step]
-
-    return list(ways(problem.length, 1))
-
-
-def test_all_plans_of_a_chain_agree():
-    _seeded()
-    stages = [_black_boxes([], _opaque)[0], _linear(4, 3), nn.Tanh()]
-    x = torch.randn(4, dtype=F64)
-    chain = Chain(stages)
-    problem = Problem(chain.plan(x).factors, Fma())
-    plans = _all_plans(problem)
-    assert len(plans) > 20
-    expected = torch.func.jacrev(_composed(stages))(x)
-    for brackets in plans:
-        plan = assemble(problem, brackets, strategy="by hand")
-        torch.testing.assert_close(jacobian(chain, x, plan=plan), expected, rtol=1e-12, atol=1e-13)
-
-
 @settings(derandomize=True, max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=2, max_size=6),
@@ -271,10 +139,10 @@ def test_random_networks(sizes, kinds, strategy, rows):
     _seeded(sum(sizes))
     stages = []
     for (n, m), kind in zip(zip(sizes, sizes[1:], strict=False), kinds, strict=False):
-        stages += [_linear(n, m), {"tanh": nn.Tanh(), "black box": _opaque, "rows": nn.Softmax(-1)}[kind]]
+        stages += [_linear(n, m), {"tanh": nn.Tanh(), "black box": opaque, "rows": nn.Softmax(-1)}[kind]]
     x = torch.randn(rows, sizes[0], dtype=F64)
     found = plan_jacobian(stages, x, strategy=strategy)(x)
-    torch.testing.assert_close(found, torch.func.jacrev(_composed(stages))(x), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(found, torch.func.jacrev(composed(stages))(x), rtol=1e-11, atol=1e-12)
 
 
 def test_a_function_is_a_chain_of_one_stage():
@@ -344,7 +212,7 @@ def test_under_vmap_it_is_the_loop():
     _seeded()
     net = nn.Sequential(_linear(3, 4), nn.GELU(), _linear(4, 2))
     batch = torch.randn(5, 3, dtype=F64)
-    plan = plan_jacobian([net[0], net[1], net[2], _opaque], batch[0])
+    plan = plan_jacobian([net[0], net[1], net[2], opaque], batch[0])
     found = torch.func.vmap(plan)(batch)
     torch.testing.assert_close(found, torch.stack([plan(row) for row in batch]))
 
@@ -361,7 +229,7 @@ def test_a_stage_may_change_the_dtype(strategy):
     x = torch.linspace(-1, 1, 3)
     found = plan_jacobian(stages, x, strategy=strategy)(x)
     assert found.dtype == F64  # that of the output
-    torch.testing.assert_close(found, torch.func.jacfwd(_composed(stages))(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, torch.func.jacfwd(composed(stages))(x), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -383,13 +251,13 @@ def test_modules_may_write_into_what_the_stage_before_made(strategy):
         nn.ReLU(inplace=True),
         nn.Sigmoid(),
         nn.ELU(2.0, inplace=True),
-        _opaque,
+        opaque,
         nn.Hardtanh(inplace=True),
     ]
-    pure = [layer, nn.ReLU(), nn.Sigmoid(), nn.ELU(2.0), _opaque, nn.Hardtanh()]  # jacrev itself refuses the others
+    pure = [layer, nn.ReLU(), nn.Sigmoid(), nn.ELU(2.0), opaque, nn.Hardtanh()]  # jacrev itself refuses the others
     x = torch.randn(4, dtype=F64)
     before = x.clone()
-    torch.testing.assert_close(plan_jacobian(stages, x, strategy=strategy)(x), torch.func.jacrev(_composed(pure))(x))
+    torch.testing.assert_close(plan_jacobian(stages, x, strategy=strategy)(x), torch.func.jacrev(composed(pure))(x))
     assert torch.equal(x, before)
 
 
@@ -414,26 +282,26 @@ def test_a_function_with_only_an_adjoint():
     x = torch.ones(3, dtype=F64)
     plan = plan_jacobian(stages, x)
     assert plan.factors[1].jvp_cost is None and plan.tangent_fma is None
-    torch.testing.assert_close(plan(x), torch.func.jacrev(_composed(stages))(x))
+    torch.testing.assert_close(plan(x), torch.func.jacrev(composed(stages))(x))
     assert "all tangent  not possible" in str(plan)
     with pytest.raises(ValueError, match="forward: factor F2 must have a tangent evaluation, got none"):
         plan_jacobian(stages, x, strategy="forward")
 
 
 def test_random_stages_draw_once():
-    net = [_linear(6, 6), nn.Dropout(0.5), _opaque]
+    net = [_linear(6, 6), nn.Dropout(0.5), opaque]
     x = torch.linspace(1, 2, 6, dtype=F64)
     for strategy in ("forward", "reverse"):
         plan = plan_jacobian(net, x, strategy=strategy)
         torch.manual_seed(5)
         found = plan(x)
         torch.manual_seed(5)
-        torch.testing.assert_close(found, torch.func.jacrev(_composed(net))(x))
+        torch.testing.assert_close(found, torch.func.jacrev(composed(net))(x))
 
 
 def test_no_warning_and_no_grad_left_behind():
     layer = _linear(3, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        jacobian([layer, _opaque], torch.ones(3, dtype=F64))
+        jacobian([layer, opaque], torch.ones(3, dtype=F64))
     assert layer.weight.grad is None and torch.is_grad_enabled()

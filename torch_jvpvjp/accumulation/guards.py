@@ -9,12 +9,11 @@ is seen by the recording itself.
 from __future__ import annotations
 
 import builtins
-import dis
 import re
 import types
 import weakref
 from collections import deque, namedtuple
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial, partialmethod
 from operator import is_
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from ._torch import any_global_module_hook, function_modes
 from .arrays import MOST_BYTES, Arrays, is_constant, is_watchable
+from .bytecode import ATTRIBUTES, GLOBALS, IMPORTS, is_library, named_in, named_within
 from .cache import ATTRIBUTE, plans_of
 from .entries import DictEntries, Entries
 from .members import slots_of
@@ -42,10 +42,6 @@ _VALUES = (
     torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch.jit.ScriptFunction,
     re.Pattern, types.MemberDescriptorType, types.GetSetDescriptorType, _TupleGetter,
 )  # fmt: skip
-_LIBRARIES = frozenset({
-    "torch", "torch_jvpvjp", "math", "numpy", "functools", "itertools", "operator", "builtins", "typing", "collections",
-    "abc", "dataclasses", "enum", "contextlib", "types",
-})  # fmt: skip
 _PLAIN = frozenset({int, float, complex, str, bytes, bool, type(None)})
 _ASKED: dict[str, Callable[[Tensor], bool]] = {
     "requires_grad": lambda tensor: tensor.requires_grad,
@@ -235,7 +231,7 @@ class Guards:
 
     def _visit_subclass(self, value: Any) -> None:
         """Watch what a container, or a number, of the user's own kind holds besides its members."""
-        if not _is_library(type(value).__module__):
+        if not is_library(type(value).__module__):
             self._visit_class(type(value))
             self._watch_mapping(getattr(value, "__dict__", {}))
 
@@ -282,7 +278,7 @@ class Guards:
     def _visit_class(self, kind: type, *, called: bool = False) -> None:
         """Watch what objects of a class do, and how they are made where the class itself may be called."""
         for base in kind.__mro__:
-            if _is_library(base.__module__):
+            if is_library(base.__module__):
                 continue
             if id(base) not in self._seen or base is kind:
                 self._seen.add(id(base))
@@ -291,15 +287,15 @@ class Guards:
             if called:
                 self._visit(vars(base).get("__new__"))
                 self._visit(vars(base).get("__init__"))
-        if not _is_library(type(kind).__module__):
+        if not is_library(type(kind).__module__):
             self._visit_class(type(kind))
 
     def _visit_function(self, function: types.FunctionType) -> None:
-        if _is_library(function.__module__):
+        if is_library(function.__module__):
             return
         self._looks.append((partial(getattr, function, "__code__"), function.__code__))
-        attributes = _names_within(function.__code__, _ATTRIBUTES)
-        self._named |= attributes | _names_within(function.__code__, _GLOBALS) & _BY_NAME
+        attributes = named_within(function.__code__, ATTRIBUTES)
+        self._named |= attributes | named_within(function.__code__, GLOBALS) & _BY_NAME
         for cell in function.__closure__ or ():
             self._watch(partial(cell_value, cell), attributes, partial(put_cell, cell))
         for name in ("__defaults__", "__kwdefaults__"):
@@ -308,12 +304,12 @@ class Guards:
         self._visit_names(function.__globals__, function.__code__)
 
     def _visit_names(self, scope: dict[str, Any], code: types.CodeType) -> None:
-        names, attributes = set(_names(code, _GLOBALS)), set(_names(code, _ATTRIBUTES))
-        imports = set(_names(code, _IMPORTS))
+        names, attributes = set(named_in(code, GLOBALS)), set(named_in(code, ATTRIBUTES))
+        imports = set(named_in(code, IMPORTS))
         changing = (names | attributes | imports) & (_CHANGING | _SEEDING) | names & _REFLECTING
         if changing:
             raise Opaque(f"what changes by itself: {', '.join(sorted(changing))}")
-        foreign = [name for name in imports if not _is_library(name)]
+        foreign = [name for name in imports if not is_library(name)]
         if foreign:
             raise Opaque(f"what it imports as it runs: {', '.join(sorted(foreign))}")
         for name in sorted(names):
@@ -327,7 +323,7 @@ class Guards:
 
     def _visit_module(self, module: types.ModuleType, attributes: Iterable[str]) -> None:
         """Watch what a function may take from a module of the user's, or from one within that."""
-        if _is_library(module.__name__):
+        if is_library(module.__name__):
             return
         self._foreign = module
         for name in sorted(attributes):
@@ -344,29 +340,10 @@ class Guards:
             self._visit(owner)
 
 
-_GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
-_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"})
-_IMPORTS = frozenset({"IMPORT_NAME"})
-
-
-def _names(code: types.CodeType, operations: frozenset[str]) -> Iterator[str]:
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in operations:
-            yield str(instruction.argval)
-
-
-def _names_within(code: types.CodeType, operations: frozenset[str]) -> set[str]:
-    """Return what code names in some operations, with what is defined inside of it."""
-    inside = [
-        _names_within(constant, operations) for constant in code.co_consts if isinstance(constant, types.CodeType)
-    ]
-    return set(_names(code, operations)).union(*inside)
-
-
 def _check_module(module: types.ModuleType) -> None:
     """Refuse a module of what changes by itself, such as `numpy.random`, under whatever name code knows it."""
     first, _, last = module.__name__.rpartition(".")
-    if last in _CHANGING and (not first or _is_library(first)):
+    if last in _CHANGING and (not first or is_library(first)):
         raise Opaque(f"what changes by itself: {module.__name__}")
 
 
@@ -385,11 +362,6 @@ _OF_MAKING = frozenset({
     "__new__", "__init__", "__post_init__", "__init_subclass__", "__class_getitem__", "__del__", "__copy__",
     "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__repr__", "__sizeof__", "__dir__",
 })  # fmt: skip
-
-
-def _is_library(module: str | None) -> bool:
-    """Return whether something is PyTorch's or Python's own, which does not change from call to call."""
-    return (module or "").partition(".")[0] in _LIBRARIES
 
 
 def _modes() -> tuple[Any, ...]:

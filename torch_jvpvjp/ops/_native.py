@@ -5,7 +5,7 @@ differs by function, and each predicate here is one claim, which the face of an 
 
 * `everywhere`: every order and composition, vmap included;
 * `reversed_only`: every order of reverse mode, with forward mode over it (not under it);
-* `pushed_only`: one JVP;
+* `pushed_only`: one JVP, whose tangents may be differentiated in turn, for it is linear in them;
 * `undifferentiated`: the value.
 
 Where PyTorch's pullback is right and what it builds on top is not, `_watched` lets its node stay and has the op step
@@ -86,14 +86,14 @@ def reversed_only(x: Any, *others: Any) -> bool:
 
 
 def pushed_only(x: Any, *others: Any) -> bool:
-    """Whether one forward-mode level is open, and nothing requires grad.
+    """Whether one forward-mode level is open, and no primal requires grad.
 
     Args:
         x: As for `everywhere`.
         *others: As for `everywhere`.
 
     Returns:
-        True if a JVP is the only derivative that can follow.
+        True if one JVP, and what is linear in its tangents, is all that can follow.
     """
     return everywhere(x, *others) and is_pushed_alone((x, *others))
 

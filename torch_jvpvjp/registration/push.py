@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .op import DifferentiableOp
 
 _Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
-_forward_ad, _unpack = private.forward_ad, private.unpack_dual
+_forward_ad = private.forward_ad
 _LEVEL, _JVP = 1, private.TransformType.Jvp  # the only interpreter there may be
 _wrapped, _unwrap, _wrap = private.is_functorch_wrapped_tensor, private.unwrap_level, private.wrap_level
 
@@ -58,13 +58,13 @@ def peel(tensors: Iterable[Tensor | None]) -> list[tuple[Tensor | None, Tensor |
 
 
 def is_pushed_alone(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether one forward-mode level is open and no primal or tangent of these has another derivative.
+    """Whether one forward-mode level is open and no primal of these has another derivative; tangents may have one.
 
     Args:
         tensors: Floating-point duals of that level, constants, or None.
 
     Returns:
-        True if their JVP is all that can follow; cheaper than to peel them.
+        True if one JVP of these, and what is linear in its tangents, is all that can follow.
     """
     top = private.peek_interpreter_stack()
     if _forward_ad._current_level < 0 if top is None else top.level() != _LEVEL or top.key() != _JVP:
@@ -72,16 +72,25 @@ def is_pushed_alone(tensors: Iterable[Tensor | None]) -> bool:
     if not private.is_fwd_grad_enabled():
         return False
     for tensor in tensors:
-        if tensor is None:
-            continue
-        lifted = _wrapped(tensor)
-        if not _is_plain(_unwrap(tensor, _LEVEL) if lifted else tensor):
+        if tensor is not None and not _is_plain(_unwrap(tensor, _LEVEL) if _wrapped(tensor) else tensor):
             return False
-        if lifted or top is None:
-            tangent = _unpack(tensor, level=0)[1]
-            if tangent is not None and not _is_plain(_unwrap(tangent, _LEVEL) if lifted else tangent):
-                return False
     return True
+
+
+def has_plain_tangent(tensor: Tensor) -> bool:
+    """Whether no tangent of this has another derivative, where one forward-mode level is open.
+
+    Args:
+        tensor: A dual of that level, or a constant.
+
+    Returns:
+        True if so; it takes about as long as a small op.
+    """
+    lifted = _wrapped(tensor)
+    if not lifted and private.peek_interpreter_stack() is not None:
+        return True
+    tangent = private.unpack_dual(tensor, level=0)[1]
+    return tangent is None or _is_plain(_unwrap(tangent, _LEVEL) if lifted else tangent)
 
 
 def _is_plain(tensor: Tensor) -> bool:

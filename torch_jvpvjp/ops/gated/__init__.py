@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...registration import DifferentiableOp
+from ...registration.push import has_plain_tangent
 from .._arguments import check_floating
 from .._native import WIDE, pushed_only, records, reversed_only
 from ..pointwise import gelu, silu
@@ -130,7 +131,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 -- the name torch
         recording = records(input)
         if not recording:
             return torch.nn.functional.glu(input, axis)
-    elif pushed_only(input) and input.dtype in WIDE:
+    elif pushed_only(input) and input.dtype in WIDE and has_plain_tangent(input):  # PyTorch's JVP has no derivative
         return torch.nn.functional.glu(input, axis)
     call = _record_glu if recording else _call_glu
     if axis == input.dim() - 1:
