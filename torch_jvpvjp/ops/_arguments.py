@@ -7,7 +7,7 @@ from torch import Tensor, strided
 from ..registration.layouts import check_dense
 from ._arithmetic import FLOATS
 
-__all__ = ["check_dense", "check_floating", "check_tensor"]
+__all__ = ["check_dense", "check_floating", "check_tensor", "is_floating"]
 
 
 def check_tensor(function: str, name: str, value: Any, *, optional: bool = False) -> None:
@@ -41,7 +41,7 @@ def check_floating(function: str, name: str, value: Any, *, optional: bool = Fal
     Raises:
         TypeError: If it is none.
     """
-    if isinstance(value, Tensor) and value.dtype in FLOATS and value.layout is strided and not value.is_nested:
+    if is_floating(value):
         return  # what nearly every call is, decided at once
     check_tensor(function, name, value, optional=optional)
     if value.dtype not in FLOATS:
@@ -49,3 +49,15 @@ def check_floating(function: str, name: str, value: Any, *, optional: bool = Fal
         raise TypeError(
             f"{function}: {name} must be float16, bfloat16, float32 or float64, got {value.dtype}; use {way_out}."
         )
+
+
+def is_floating(value: Any) -> bool:
+    """Whether `check_floating` has nothing against it.
+
+    Args:
+        value: What came.
+
+    Returns:
+        True for a dense tensor of a dtype that ops compute in.
+    """
+    return isinstance(value, Tensor) and value.dtype in FLOATS and value.layout is strided and not value.is_nested

@@ -11,9 +11,9 @@ from ._arithmetic import cotangents_like, wide
 from ._axis_norm_second import Points, formula_of
 from ._batched import batched
 from ._devices import triton_devices
-from ._native import WIDE, undifferentiated
+from ._native import VALUE, WIDE, standing
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 @differentiable_op("torch_jvpvjp::axis_norm")
@@ -220,7 +220,7 @@ def along_axis(name: str, argument: str, x: Any, dim: Any, eps: Any, floored: bo
     if not eps >= 0:
         raise ValueError(f"{name}: eps must not be negative, got {eps}.")
     dim %= rank
-    if undifferentiated(x) and x.dtype in WIDE and x.is_contiguous():
+    if standing(x) == VALUE and x.dtype in WIDE and x.is_contiguous():
         return _value_cpu(x, float(eps), floored, dim)
     # Channels that come last in memory, as in torch.channels_last, are rows of a matrix.
     last = not x.is_contiguous() and x.movedim(dim, -1).is_contiguous()

@@ -1,12 +1,13 @@
 """PyTorch's own function in the place of an op, on CPU tensors, where PyTorch differentiates it rightly.
 
 There an op of ours gains nothing over PyTorch's and costs a node in Python. How far PyTorch's derivatives are right
-differs by function, and each predicate here is one claim, which the face of an op makes for its function:
+differs by function. The face of an op asks `standing` what a call has to be right for, and takes PyTorch's function
 
-* `everywhere`: every order and composition, vmap included;
-* `reversed_only`: every order of reverse mode, with forward mode over it (not under it);
-* `pushed_only`: one JVP, whose tangents may be differentiated in turn, for it is linear in them;
-* `undifferentiated`: the value.
+* always, if that is right in every order and composition, vmap included;
+* in `FIRST_ORDER`, if it is in every order of reverse mode, with forward mode over it (not under it), and in one JVP,
+  whose tangents may be differentiated in turn, for it is linear in them;
+* in `REVERSED`, if it is in the former alone;
+* for a ``VALUE``.
 
 Where PyTorch's pullback is right and what it builds on top is not, `_watched` lets its node stay and has the op step
 in; where there is no such node, `recorded` makes one of two native functions. Either leaves every further derivative to
@@ -26,89 +27,67 @@ import torch
 from torch import Tensor, strided
 
 from ..registration import DifferentiableOp
-from ..registration._torch_private import SingleLevelFunction, top_saved_tensors_hooks
-from ..registration.fast_path import is_plain, is_plain_backward, is_unmoded
+from ..registration import _torch_private as private
+from ..registration.fast_path import is_plain_backward
 from ..registration.push import is_pushed_alone
 from ._arithmetic import FLOATS
 from ._devices import triton_devices
 
 _Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
-_grad_enabled, _is_compiling = torch.is_grad_enabled, torch.compiler.is_compiling
-_saved_hooks = top_saved_tensors_hooks
+_interpreter, _forward_ad = private.peek_interpreter_stack, private.forward_ad
+_dispatch_modes, _function_modes = private.len_torch_dispatch_stack, private.len_torch_function_stack
+_saved_hooks, _tracing = private.top_saved_tensors_hooks, private.get_tracing_state
+_any_autocast, _grad_enabled = private.is_any_autocast_enabled, torch.is_grad_enabled
+_is_compiling = torch.compiler.is_dynamo_compiling  # others who compile have a mode; this is one frame, not two
 WIDE = frozenset((torch.float32, torch.float64))
 _active = "cpu" not in triton_devices()  # in the interpreter, CPU tensors take the Triton kernels
 
 
-def everywhere(x: Any, *others: Any) -> bool:
-    """Whether PyTorch's function may stand for an op that it differentiates rightly in every composition.
+OP, VALUE, RECORDED, PUSHED, NESTED = range(5)
+REVERSED, FIRST_ORDER = frozenset((VALUE, RECORDED)), frozenset((VALUE, RECORDED, PUSHED))
+
+
+def standing(x: Any, *others: Any) -> int:
+    """Whether PyTorch's function may stand for an op of these tensors, and what it has to be right for then.
+
+    After a large tensor has gone through the caches, every frame and every name of Python costs microseconds: this is
+    one function, all written out, and to be asked before anything else looks at the arguments.
 
     Args:
-        x: The first argument; whatever it is, it is looked at first.
-        *others: Further tensors, each of the dtype of the first, float32 or float64 then; None takes no part.
+        x: The first argument, whatever it is.
+        *others: Further tensors; None takes no part.
 
     Returns:
-        True for tensors on a CPU in eager code.
+        ``OP``, which counts as false, where the op is asked for: under a compiler, a mode, autocast or hooks on saved
+        tensors, and if these are not dense tensors on a CPU of one dtype, float32 or float64 if there are several. Else
+        ``VALUE`` if nothing is differentiated, ``RECORDED`` if backward follows, which may be pushed forward itself,
+        ``PUSHED`` if one JVP does, and what is linear in its tangents, and ``NESTED`` if it may be anything.
     """
-    # Of the first: Dynamo shall trace nothing else of this. Of the last: a checkpoint must save the same tensors in
-    # backward, transforms open or not.
-    return not _is_compiling() and _fit(x, others) and is_unmoded() and _saved_hooks(True) is None
-
-
-def _fit(x: Any, others: tuple[Any, ...]) -> bool:
-    """Whether these are plain tensors on a CPU, of dtypes in which PyTorch computes as the ops do."""
+    if _is_compiling() or not _active:  # of the first: Dynamo shall trace nothing else of this
+        return OP
     kind = type(x)
-    if not _active or (kind is not _Tensor and kind is not _Parameter) or not x.is_cpu:
-        return False
+    if (kind is not _Tensor and kind is not _Parameter) or not x.is_cpu or x.layout is not strided or x.is_nested:
+        return OP
     dtype = x.dtype
-    if not others:  # functions of more tensors have looked whether theirs are dense
-        return dtype in FLOATS and x.layout is strided and not x.is_nested
-    if dtype not in WIDE:  # PyTorch rounds between its own steps
-        return False
+    if dtype not in (WIDE if others else FLOATS):  # of several tensors PyTorch rounds between its own steps
+        return OP
+    requires_grad = x.requires_grad
     for t in others:
         if t is not None:
             kind = type(t)
             if (kind is not _Tensor and kind is not _Parameter) or t.dtype != dtype or not t.is_cpu:
-                return False
-    return True
-
-
-def reversed_only(x: Any, *others: Any) -> bool:
-    """Whether, besides, no transform and no dual level is open.
-
-    Args:
-        x: As for `everywhere`.
-        *others: As for `everywhere`.
-
-    Returns:
-        True if backward is the only derivative that can follow, be it pushed forward itself.
-    """
-    return not _is_compiling() and _fit(x, others) and is_plain()
-
-
-def pushed_only(x: Any, *others: Any) -> bool:
-    """Whether one forward-mode level is open, and no primal requires grad.
-
-    Args:
-        x: As for `everywhere`.
-        *others: As for `everywhere`.
-
-    Returns:
-        True if one JVP, and what is linear in its tangents, is all that can follow.
-    """
-    return everywhere(x, *others) and is_pushed_alone((x, *others))
-
-
-def undifferentiated(x: Any, *others: Any) -> bool:
-    """Whether, besides, nothing is differentiated at all.
-
-    Args:
-        x: As for `everywhere`.
-        *others: As for `everywhere`.
-
-    Returns:
-        True if only the value is asked for.
-    """
-    return reversed_only(x, *others) and not records(x, *others)
+                return OP
+            if t.layout is not strided or t.is_nested:
+                return OP
+            if t.requires_grad:
+                requires_grad = True
+    if _dispatch_modes() or _function_modes() or _tracing() is not None or _any_autocast():
+        return OP
+    if _saved_hooks(True) is not None:  # whatever follows: a checkpoint must save the same tensors in backward
+        return OP
+    if _interpreter() is None and _forward_ad._current_level < 0:
+        return RECORDED if requires_grad and _grad_enabled() else VALUE
+    return PUSHED if is_pushed_alone((x, *others)) else NESTED
 
 
 def recorded(
@@ -126,7 +105,7 @@ def recorded(
             wanted, to the cotangents of the differentiable arguments.
 
     Returns:
-        A function of the op's arguments; call it where `reversed_only` holds.
+        A function of the op's arguments; for calls that are ``RECORDED``.
     """
     tensors, differentiable = op.signature.tensors, op.signature.differentiable
     count, total = len(tensors), len(op.signature.arguments)
@@ -159,23 +138,7 @@ def recorded(
 
     name = f"{op.qualname.replace('::', '_')}_native_node"
     body = {"forward": staticmethod(run_forward), "backward": staticmethod(run_backward), "of_dispatcher_op": True}
-    return type(name, (SingleLevelFunction,), body).apply
-
-
-def records(*tensors: Tensor | None) -> bool:
-    """Whether backward may be asked of a function of these tensors.
-
-    Args:
-        *tensors: The tensors, or None.
-
-    Returns:
-        True if so.
-    """
-    if _grad_enabled():
-        for t in tensors:  # any() of a generator takes several times as long
-            if t is not None and t.requires_grad:
-                return True
-    return False
+    return type(name, (private.SingleLevelFunction,), body).apply
 
 
 def is_active() -> bool:

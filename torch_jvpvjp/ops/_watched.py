@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..registration import DifferentiableOp
 from ..registration import _torch_private as private
-from ..registration.fast_path import is_plain_backward
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling, _grad_enabled = torch.compiler.is_dynamo_compiling, torch.is_grad_enabled
+_interpreter, _forward_ad = private.peek_interpreter_stack, private.forward_ad
+_dispatch_modes, _is_legacy_batched = private.len_torch_dispatch_stack, private.is_legacy_batched
 
 
 def watched(op: DifferentiableOp, arguments: Callable[..., tuple[Any, ...]]) -> Callable[..., Tensor]:
@@ -29,15 +30,27 @@ def watched(op: DifferentiableOp, arguments: Callable[..., tuple[Any, ...]]) -> 
             VJP rule reads. The node's first inputs must be the op's differentiable arguments, in their order.
 
     Returns:
-        A function of the result and those options that returns the result; for calls where `records` and
-        `reversed_only` hold.
+        A function of the result and those options that returns the result; for calls that `standing` calls
+        ``RECORDED``.
     """
     count = len(op.signature.differentiable)
 
     def look(options: tuple[Any, ...], y_bars: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
         y_bar = y_bars[0]
-        # Under compiled autograd nothing is differentiated in turn.
-        if _is_compiling() or y_bar is None or is_plain_backward(y_bar):
+        # Under compiled autograd nothing is differentiated in turn. The rest is `is_plain_backward`, written out: after
+        # megabytes have gone through the caches, a frame of Python costs microseconds.
+        if (
+            _is_compiling()
+            or y_bar is None
+            or (
+                type(y_bar) is Tensor
+                and not _grad_enabled()
+                and _interpreter() is None
+                and _forward_ad._current_level < 0
+                and not _dispatch_modes()
+                and not _is_legacy_batched(y_bar)
+            )
+        ):
             return None
         node = private.current_autograd_node()
         needs = [following is not None for following, _ in node.next_functions[:count]]

@@ -10,11 +10,11 @@ from ._arguments import check_floating
 from ._arithmetic import cotangents_like, times, total, wide
 from ._batched import batched
 from ._devices import triton_devices
-from ._native import everywhere
+from ._native import standing
 
 __all__ = ["dyt", "op"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 # ---- the reference and its rules -------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def dyt(x: Tensor, alpha: Tensor, weight: Tensor | None = None, bias: Tensor | N
     Source: Zhu, Chen, He, LeCun and Liu (2025), Transformers without Normalization.
     """
     _check(x, alpha, weight, bias)
-    if everywhere(x, alpha, weight, bias):
+    if standing(x, alpha, weight, bias):
         y = torch.tanh(x * alpha)
         y = y if weight is None else y * weight
         return y if bias is None else y + bias

@@ -14,7 +14,7 @@ from ._devices import triton_devices
 
 __all__ = ["fourier_features", "op"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 # ---- the reference and its rules -------------------------------------------------------------------------------------

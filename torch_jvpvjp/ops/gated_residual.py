@@ -12,11 +12,11 @@ from ._arguments import check_floating
 from ._arithmetic import cotangents_like, times, total, wide
 from ._batched import batched
 from ._devices import triton_devices
-from ._native import everywhere, records
+from ._native import NESTED, RECORDED, standing
 
 __all__ = ["gated_residual", "op"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 # ---- the reference and its rules -------------------------------------------------------------------------------------
@@ -151,10 +151,11 @@ def gated_residual(x: Tensor, gate: Tensor, h: Tensor) -> Tensor:
     _check(x, gate, h)
     aligned = _aligned_shape(x, gate)
     axes = None if gate.dim() <= 2 else _three_axes(x, aligned)  # with fewer, all that lies between two axes is shared
-    if everywhere(x, gate, h):
+    way = standing(x, gate, h)
+    if way:
         gates = gate.reshape(aligned)
         # PyTorch's pullback of addcmul multiplies by its factor, 1, in a pass of its own for every cotangent.
-        return x + gates * h if records(x, gate, h) else torch.addcmul(x, gates, h)
+        return x + gates * h if way in (RECORDED, NESTED) else torch.addcmul(x, gates, h)
     axes = _three_axes(x, aligned) if axes is None else axes
     rows = [size for size, _ in axes]
     x_rows, h_rows = x.reshape(rows), h.reshape(rows)

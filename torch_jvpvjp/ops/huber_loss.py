@@ -2,13 +2,14 @@
 
 from typing import Any
 
-import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 
 from . import _elementwise_losses as losses
-from ._native import pushed_only, records, reversed_only
+from ._native import FIRST_ORDER, RECORDED, standing
 
 __all__ = ["huber_loss"]
+
+_REDUCTIONS = ("none", "sum", "mean")
 
 
 def huber_loss(
@@ -44,14 +45,15 @@ def huber_loss(
 
     Source: Huber (1964), Robust Estimation of a Location Parameter.
     """
-    losses.check_operands("huber_loss", input, target, reduction, ("none", "sum", "mean"), weight)
+    way = standing(input, target)
+    native = weight is None and way in FIRST_ORDER  # and so dense tensors of one dtype on one device
+    if not native or input.shape != target.shape or reduction not in _REDUCTIONS:
+        losses.check_operands("huber_loss", input, target, reduction, _REDUCTIONS, weight)
     _check_delta(delta)
+    if native:
+        y = losses.native_huber(input, target, reduction, float(delta))
+        return losses.watched_huber(y, reduction, float(delta)) if way == RECORDED else y
     if weight is None:
-        if reversed_only(input, target):
-            y = losses.native_huber(input, target, reduction, float(delta))
-            return losses.watched_huber(y, reduction, float(delta)) if records(input, target) else y
-        if pushed_only(input, target):
-            return F.huber_loss(input, target, reduction, float(delta))
         return losses.reduced(losses.huber, input, target, reduction, float(delta))
     terms = losses.reduced(losses.huber, input, target, "none", float(delta)) * weight
     return terms if reduction == "none" else terms.sum() if reduction == "sum" else terms.mean()

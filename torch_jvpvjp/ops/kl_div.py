@@ -4,7 +4,7 @@ import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells 
 from torch import Tensor
 
 from . import _elementwise_losses as losses
-from ._native import undifferentiated
+from ._native import VALUE, standing
 
 __all__ = ["kl_div"]
 
@@ -44,6 +44,6 @@ def kl_div(
     losses.check_operands("kl_div", input, target, reduction, ("none", "sum", "mean", "batchmean"))
     if not isinstance(log_target, bool):
         raise TypeError(f"kl_div: log_target must be a bool, got {type(log_target).__name__}.")
-    if reduction != "mean" and undifferentiated(input, target):  # of which PyTorch warns
+    if reduction != "mean" and standing(input, target) == VALUE:  # of which PyTorch warns
         return F.kl_div(input, target, reduction=reduction, log_target=log_target)
     return losses.reduced(losses.kl, input, target, reduction, log_target)

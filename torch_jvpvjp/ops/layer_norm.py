@@ -5,18 +5,17 @@ from math import inf
 from typing import Any
 
 import torch
-from torch import Tensor, strided
+from torch import Tensor
 
-from ._arguments import check_floating
-from ._arithmetic import FLOATS
-from ._native import records, reversed_only
+from ._arguments import check_floating, is_floating
+from ._native import REVERSED, VALUE, standing
 from ._norms import op
-from ._norms.arguments import check_eps, check_shape, check_weight
+from ._norms.arguments import check_eps, check_shape, check_weight, fits
 from ._norms.cpu import watched_layer_norm
 
 __all__ = ["layer_norm", "op"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def layer_norm(
@@ -56,16 +55,15 @@ def layer_norm(
 
     Source: Ba, Kiros and Hinton (2016), Layer Normalization.
     """
+    way = standing(input, weight, bias)
+    native = way in REVERSED  # and so dense tensors of one dtype on one device
     if (
-        isinstance(input, Tensor)
-        and input.layout is strided
-        and not input.is_nested
-        and input.dtype in FLOATS
+        (native or is_floating(input))
         and type(normalized_shape) is tuple
         and len(normalized_shape) == 1
         and input.shape[-1:] == normalized_shape
-        and (weight is None or _fits(weight, normalized_shape, input))
-        and (bias is None or _fits(bias, normalized_shape, input))
+        and (weight is None or (weight.shape == normalized_shape if native else fits(weight, normalized_shape, input)))
+        and (bias is None or (bias.shape == normalized_shape if native else fits(bias, normalized_shape, input)))
     ):
         ndim = 1  # what nearly every call is, decided at once
     else:
@@ -73,25 +71,14 @@ def layer_norm(
     if type(eps) is not float or not 0 < eps < inf:
         check_eps("layer_norm", eps)
         eps = float(eps)
-    arguments = (input, weight, bias, ndim, eps, True, 0.0, False)
-    if reversed_only(input, weight, bias) and input.numel():
-        if records(input, weight, bias):
-            return watched_layer_norm(*arguments)
+    if way == VALUE and input.numel():
         return torch.layer_norm(input, list(normalized_shape), weight, bias, eps)
+    arguments = (input, weight, bias, ndim, eps, True, 0.0, False)
+    if native and input.numel():
+        return watched_layer_norm(*arguments)
     if _is_compiling():
         return op(*arguments)
     return op.call_flat(arguments)[0]  # a call of the op would only look at the arguments again
-
-
-def _fits(weight: Any, shape: tuple[int, ...], x: Tensor) -> bool:
-    return (
-        isinstance(weight, Tensor)
-        and weight.layout is strided
-        and not weight.is_nested
-        and weight.shape == shape
-        and weight.dtype in FLOATS
-        and weight.device == x.device
-    )
 
 
 def _check(x: Any, normalized_shape: Any, weight: Any, bias: Any) -> int:

@@ -1,12 +1,13 @@
 """Mean squared error: the public face."""
 
-import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 
 from . import _elementwise_losses as losses
-from ._native import pushed_only, records, reversed_only
+from ._native import FIRST_ORDER, RECORDED, standing
 
 __all__ = ["mse_loss"]
+
+_REDUCTIONS = ("none", "sum", "mean")
 
 
 def mse_loss(
@@ -38,13 +39,14 @@ def mse_loss(
         TypeError: If an argument is not of its type, or dtypes differ or are none of those above.
         ValueError: If shapes or devices differ, or reduction is another string.
     """  # noqa: DOC502 -- check_operands raises
-    losses.check_operands("mse_loss", input, target, reduction, ("none", "sum", "mean"), weight)
+    way = standing(input, target)
+    native = weight is None and way in FIRST_ORDER  # and so dense tensors of one dtype on one device
+    if not native or input.shape != target.shape or reduction not in _REDUCTIONS:
+        losses.check_operands("mse_loss", input, target, reduction, _REDUCTIONS, weight)
+    if native:
+        y = losses.native_mse(input, target, reduction)
+        return losses.watched_mse(y, reduction) if way == RECORDED else y
     if weight is None:
-        if reversed_only(input, target):
-            y = losses.native_mse(input, target, reduction)
-            return losses.watched_mse(y, reduction) if records(input, target) else y
-        if pushed_only(input, target):
-            return F.mse_loss(input, target, reduction=reduction)
         return losses.reduced(losses.mse, input, target, reduction)
     terms = losses.reduced(losses.mse, input, target, "none") * weight
     return terms if reduction == "none" else terms.sum() if reduction == "sum" else terms.sum() / weight.sum()

@@ -5,17 +5,16 @@ from math import inf
 from typing import Any
 
 import torch
-from torch import Tensor, strided
+from torch import Tensor
 
-from ._arguments import check_floating
-from ._arithmetic import FLOATS
-from ._native import undifferentiated
+from ._arguments import check_floating, is_floating
+from ._native import VALUE, standing
 from ._norms import op
-from ._norms.arguments import EPS32, EPS64, check_shape, check_weight, eps_of, is_rounded
+from ._norms.arguments import EPS32, EPS64, check_shape, check_weight, eps_of, fits, is_rounded
 
 __all__ = ["op", "rms_norm"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def rms_norm(
@@ -63,25 +62,13 @@ def rms_norm(
 
     Source: Zhang and Sennrich (2019), Root Mean Square Layer Normalization.
     """
+    native = standing(input, weight) == VALUE  # and so dense tensors of one dtype on one device
     if (
-        isinstance(input, Tensor)
-        and input.layout is strided
-        and not input.is_nested
-        and input.dtype in FLOATS
+        (native or is_floating(input))
         and type(normalized_shape) is tuple
         and len(normalized_shape) == 1
         and input.shape[-1:] == normalized_shape
-        and (
-            weight is None
-            or (
-                isinstance(weight, Tensor)
-                and weight.layout is strided
-                and not weight.is_nested
-                and weight.shape == normalized_shape
-                and weight.dtype in FLOATS
-                and weight.device == input.device
-            )
-        )
+        and (weight is None or (weight.shape == normalized_shape if native else fits(weight, normalized_shape, input)))
     ):
         ndim = 1  # what nearly every call is, decided at once
     else:
@@ -93,8 +80,7 @@ def rms_norm(
     rounded = False
     if casting != "torch" or type(weight_offset) is not float:
         rounded = is_rounded("rms_norm", casting, weight_offset, input, weight)
-    plain = weight is None or not weight_offset
-    if plain and not rounded and undifferentiated(input, weight) and input.numel():
+    if native and not rounded and (weight is None or not weight_offset) and input.numel():
         return torch.rms_norm(input, list(normalized_shape), weight, eps)
     arguments = (input, weight, None, ndim, eps, False, float(weight_offset), rounded)
     if _is_compiling():

@@ -11,11 +11,11 @@ from ._arguments import check_tensor
 from ._arithmetic import FLOATS, cotangents_like, wide
 from ._batched import batched, leading_rule
 from ._devices import triton_devices
-from ._native import WIDE, recorded, records, reversed_only
+from ._native import RECORDED, WIDE, recorded, standing
 
 __all__ = ["op", "timestep_embedding"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 # ---- the reference and its rules -------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def timestep_embedding(
     t = timesteps if timesteps.is_floating_point() else timesteps.to(torch.float32)
     decay = -log(max_period) / (dim // 2 - downscale_freq_shift)
     args = (t.reshape(t.numel(), 1), dim, decay, float(scale), bool(flip_sin_to_cos))
-    if t.dtype in WIDE and reversed_only(t) and records(t):
+    if t.dtype in WIDE and standing(t) == RECORDED:
         y = _recorded(*args)
     else:
         y = op(*args) if _is_compiling() else op.call_flat(args)[0]

@@ -23,7 +23,7 @@ _is_zero_tensor, _is_legacy_batched, _saved_hooks = (
 )
 _tracing, _grad_enabled = private.get_tracing_state, torch.is_grad_enabled
 _forward_ad, _JVP = private.forward_ad, private.TransformType.Jvp
-_is_compiling, _any_autocast = torch.compiler.is_compiling, private.is_any_autocast_enabled
+_any_autocast = private.is_any_autocast_enabled
 
 
 def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[int, ...]) -> int:
@@ -63,31 +63,6 @@ def choose_way(args: tuple[Any, ...], tensors: tuple[int, ...], frozen: tuple[in
         if args[i] is not None and args[i].requires_grad:
             return DISPATCH  # which explains what is wrong
     return RECORD
-
-
-def is_unmoded() -> bool:
-    """Whether, where no compiler is active, nobody else looks for an op by its name.
-
-    Returns:
-        True if no mode, tracing or autocast is active.
-    """
-    return not (_dispatch_modes() or _function_modes() or _tracing() is not None or _any_autocast())
-
-
-def is_plain() -> bool:
-    """Whether, where no compiler is active, all that can be going on is eager PyTorch that records for backward.
-
-    Returns:
-        True if no mode, tracing, autocast, transform or dual level is active, and nobody looks at saved tensors.
-    """
-    return (
-        not (_dispatch_modes() or _function_modes())
-        and _tracing() is None
-        and not _any_autocast()
-        and _interpreter() is None
-        and _forward_ad._current_level < 0
-        and _saved_hooks(True) is None
-    )
 
 
 def is_plain_backward(cotangent: Tensor) -> bool:

@@ -23,7 +23,7 @@ from .signature import Signature
 from .slot import DerivativeSlot
 from .vmap import VmapRule, make_vmap_kernel
 
-_is_compiling, _any_autocast = torch.compiler.is_compiling, private.is_any_autocast_enabled
+_is_compiling, _any_autocast = torch.compiler.is_dynamo_compiling, private.is_any_autocast_enabled
 
 
 class DifferentiableOp:

@@ -10,7 +10,7 @@ from ...registration import _torch_private as private
 from .._arguments import check_floating
 from .._memory_order import inverse, memory_order
 
-_is_compiling, _any_autocast = torch.compiler.is_compiling, private.is_any_autocast_enabled
+_is_compiling, _any_autocast = torch.compiler.is_dynamo_compiling, private.is_any_autocast_enabled
 
 
 def check_operands(name: str, x: Any, t: Any, reduction: Any, reductions: tuple[str, ...], weight: Any = None) -> None:

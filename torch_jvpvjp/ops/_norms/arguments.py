@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arguments import check_floating
+from .._arguments import check_floating, is_floating
 
 EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 CASTINGS = ("torch", "llama", "gemma")
@@ -38,6 +38,11 @@ def check_weight(
     if tuple(weight.shape) != shape:
         raise ValueError(f"{function}: {name} must have shape {shape}, as {why} says, got {tuple(weight.shape)}.")
     check_device(function, name, weight, of, x)
+
+
+def fits(weight: Any, shape: tuple[int, ...], x: Tensor) -> bool:
+    """Whether `check_weight` has nothing against a weight or bias."""
+    return is_floating(weight) and weight.shape == shape and weight.device == x.device
 
 
 def check_device(function: str, name: str, tensor: Tensor, other: str, x: Tensor) -> None:

@@ -9,7 +9,7 @@ from .._arguments import check_floating
 from .arguments import check_device
 from .rules import op
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def modulated(function: str, x: Tensor, shift: Tensor | None, scale: Tensor, eps: float, centred: bool) -> Tensor:

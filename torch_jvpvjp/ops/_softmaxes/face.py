@@ -9,10 +9,10 @@ from torch import Tensor
 from ...registration import DifferentiableOp
 from .._arguments import check_dense
 from .._arithmetic import FLOATS
-from .._native import reversed_only
+from .._native import REVERSED, standing
 from .arguments import check_dim, prepared
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def along_axis(
@@ -55,7 +55,7 @@ def along_axis(
         if not x.dim():
             mask = None if mask is None else mask.reshape(1)
             return along_axis(op, native, x.reshape(1), -1, scale, mask, None).reshape(())
-    if mask is None and scale == 1 and reversed_only(x):
+    if mask is None and scale == 1 and standing(x) in REVERSED:
         return native(x, dim)
     check_dense(op.__name__, "input", x)  # what was decided at once has not looked
     if _is_compiling():

@@ -1,18 +1,20 @@
 """The RMS norm of a sum, which is returned as well: the public face."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._arguments import check_floating
+from .._native import VALUE, standing
 from .._norms.arguments import check_device, check_shape, check_weight, eps_of, is_rounded
 from . import kernels as _kernels  # noqa: F401 -- registers them
 from .rules import op
 
 __all__ = ["add_rms_norm", "op"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def add_rms_norm(
@@ -55,17 +57,29 @@ def add_rms_norm(
     Source: Zhang and Sennrich (2019), Root Mean Square Layer Normalization.
     """
     name = "add_rms_norm"
-    check_floating(name, "input", input)
-    check_floating(name, "residual", residual)
-    if residual.shape != input.shape or residual.dtype != input.dtype:
-        raise ValueError(
-            f"{name}: residual must have the shape and dtype of input, {tuple(input.shape)} and {input.dtype}, got "
-            f"{tuple(residual.shape)} and {residual.dtype}; use .expand() or .to()."
-        )
-    check_device(name, "residual", residual, "input", input)
+    native = standing(input, residual, weight) == VALUE  # and so dense tensors of one dtype on one device
+    if not native or residual.shape != input.shape:
+        _check_sum(input, residual)
     shape = check_shape(name, input, normalized_shape)
-    check_weight(name, "weight", weight, input, shape, "normalized_shape")
+    if not native or (weight is not None and weight.shape != shape):
+        check_weight(name, "weight", weight, input, shape, "normalized_shape")
     eps = eps_of(name, eps, input)
     rounded = is_rounded(name, casting, weight_offset, input, weight)
+    if native and not rounded and (weight is None or not weight_offset) and input.numel():
+        total = input + residual
+        return torch.rms_norm(total, shape, weight, eps), total
     arguments = (input, residual, weight, len(shape), eps, float(weight_offset), rounded)
     return op(*arguments) if _is_compiling() else op.call_flat(arguments)  # pyright: ignore[reportReturnType]
+
+
+def _check_sum(x: Any, residual: Any) -> None:
+    """Refuse what cannot be added before anything is computed."""
+    name = "add_rms_norm"
+    check_floating(name, "input", x)
+    check_floating(name, "residual", residual)
+    if residual.shape != x.shape or residual.dtype != x.dtype:
+        raise ValueError(
+            f"{name}: residual must have the shape and dtype of input, {tuple(x.shape)} and {x.dtype}, got "
+            f"{tuple(residual.shape)} and {residual.dtype}; use .expand() or .to()."
+        )
+    check_device(name, "residual", residual, "input", x)

@@ -13,7 +13,7 @@ from .rules import op
 
 _NAME = "scaled_dot_product_attention"
 _NO_BLOCKS = Blocks()
-_is_compiling, _any_autocast = torch.compiler.is_compiling, private.is_any_autocast_enabled
+_is_compiling, _any_autocast = torch.compiler.is_dynamo_compiling, private.is_any_autocast_enabled
 
 
 def scaled_dot_product_attention(

@@ -13,7 +13,7 @@ from .rules import op
 
 __all__ = ["cross_entropy", "op"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def cross_entropy(

@@ -4,7 +4,7 @@ import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells 
 from torch import Tensor
 
 from ...registration.fast_path import is_untransformed
-from .._native import WIDE, pushed_only, reversed_only
+from .._native import FIRST_ORDER, WIDE, standing
 from .arguments import WrongClassError
 
 
@@ -23,7 +23,7 @@ def is_native(x: Tensor, others: Tensor | None, weight: Tensor | None) -> bool:
         return False
     if weight is not None and (weight.dtype != x.dtype or weight.requires_grad or not is_untransformed()):
         return False
-    return reversed_only(x, others) or pushed_only(x, others)
+    return standing(x, others) in FIRST_ORDER
 
 
 def native_loss(

@@ -3,19 +3,20 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 
 from ...registration import DifferentiableOp
 from ...registration.push import has_plain_tangent
 from .._arguments import check_floating
-from .._native import WIDE, pushed_only, records, reversed_only
+from .._native import FIRST_ORDER, PUSHED, RECORDED, REVERSED, VALUE, WIDE, standing
 from ..pointwise import gelu, silu
 from . import ops
 from .cpu import watched_glu
 
 __all__ = ["geglu", "glu", "ops", "swiglu"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
@@ -49,7 +50,7 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     _check("swiglu", gate, up, "gate")
     if up is None:
         return _call(ops.swiglu_packed, gate)
-    if reversed_only(gate, up):
+    if standing(gate, up) in REVERSED:
         return silu(gate) * up  # keeps silu(gate), which its own pullback would compute again
     return _call(ops.swiglu, gate, up)
 
@@ -88,10 +89,9 @@ def geglu(gate: Tensor, up: Tensor | None = None, approximate: str = "none") -> 
         raise ValueError(f"geglu: approximate must be 'none' or 'tanh', got {approximate!r}.")
     if up is None:
         return _call(ops.geglu_packed, gate, approximate)
-    if reversed_only(gate, up):
-        return gelu(gate, approximate) * up
-    if pushed_only(gate, up):
-        return torch.nn.functional.gelu(gate, approximate=approximate) * up
+    way = standing(gate, up)
+    if way in FIRST_ORDER:
+        return (gelu(gate, approximate) if way == RECORDED else F.gelu(gate, approximate=approximate)) * up
     return _call(ops.geglu, gate, up, approximate)
 
 
@@ -119,6 +119,9 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 -- the name torch
 
     Source: Dauphin et al. (2016), Language Modeling with Gated Convolutional Networks.
     """
+    way = standing(input)
+    if way == VALUE and type(dim) is int and -input.dim() <= dim < input.dim() and not input.shape[dim] % 2:
+        return F.glu(input, dim)  # what nearly every call on a CPU is, decided at once
     check_floating("glu", "input", input)
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"glu: dim must be an int, got {type(dim).__name__}.")
@@ -126,14 +129,10 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 -- the name torch
         raise ValueError(f"glu: dim must be an axis of input, which has shape {tuple(input.shape)}, got {dim}.")
     _check_even("glu", "input", input, dim)
     axis = dim % input.dim()
-    recording = False
-    if reversed_only(input):
-        recording = records(input)
-        if not recording:
-            return torch.nn.functional.glu(input, axis)
-    elif pushed_only(input) and input.dtype in WIDE and has_plain_tangent(input):  # PyTorch's JVP has no derivative
-        return torch.nn.functional.glu(input, axis)
-    call = _record_glu if recording else _call_glu
+    # PyTorch's JVP has no derivative, and is of one precision.
+    if way == PUSHED and input.dtype in WIDE and has_plain_tangent(input):
+        return F.glu(input, axis)
+    call = _record_glu if way == RECORDED else _call_glu
     if axis == input.dim() - 1:
         return call(input)
     # Both halves of an axis are blocks of everything behind it.
@@ -142,7 +141,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 -- the name torch
 
 
 def _record_glu(x: Tensor) -> Tensor:
-    return watched_glu(torch.nn.functional.glu(x, -1))
+    return watched_glu(F.glu(x, -1))
 
 
 def _call_glu(x: Tensor) -> Tensor:

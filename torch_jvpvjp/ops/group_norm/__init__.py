@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .._arguments import check_floating
-from .._native import records, reversed_only
+from .._native import RECORDED, REVERSED, VALUE, standing
 from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next does
 from . import kernels as _kernels  # noqa: F401
 from .cpu import has_safe_node, recorded_group_norm, watched_group_norm
@@ -15,7 +15,7 @@ from .rules import op
 
 __all__ = ["group_norm", "op"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 _INTEGERS: Any = (int, torch.SymInt)
 
 
@@ -62,11 +62,10 @@ def group_norm(
     """
     _check(input, num_groups, weight, bias, eps, activation)
     silu = activation is not None
-    native = reversed_only(input, weight, bias)
-    recording = native and records(input, weight, bias)
+    way = standing(input, weight, bias)
     channels_last = _is_channels_last(input)
-    if native and not silu and input.numel():
-        if not recording:
+    if way in REVERSED and not silu and input.numel():
+        if way == VALUE:
             return torch.group_norm(input, num_groups, weight, bias, float(eps))
         if has_safe_node(input, weight, bias):
             y = torch.group_norm(input, num_groups, weight, bias, float(eps))
@@ -74,7 +73,7 @@ def group_norm(
     x = input.movedim(1, -1) if channels_last else input
     if _is_compiling():
         y = op(x, weight, bias, num_groups, x.dim(), channels_last, eps, silu)
-    elif recording:
+    elif way == RECORDED:
         y = recorded_group_norm(x, weight, bias, num_groups, x.dim(), channels_last, float(eps), silu)
     else:  # a call of the op would only look at the arguments again
         y = op.call_flat((x, weight, bias, num_groups, x.dim(), channels_last, float(eps), silu))[0]

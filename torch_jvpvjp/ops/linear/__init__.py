@@ -15,7 +15,7 @@ from .rules import op
 
 __all__ = ["linear", "op"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def linear(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...registration.autocast import is_autocast
-from .._native import pushed_only, reversed_only
+from .._native import FIRST_ORDER, standing
 from ..cross_entropy.arguments import check_floating, check_options, check_target, classes_of
 from ..cross_entropy.native import native_loss
 from ..cross_entropy.reduction import reduced
@@ -16,7 +16,7 @@ from .rules import op
 
 __all__ = ["linear_cross_entropy", "op"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def linear_cross_entropy(
@@ -93,7 +93,7 @@ def linear_cross_entropy(
 
 def _is_native(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether PyTorch's own layer and loss are right here; one chunk of logits is what they keep."""
-    return reversed_only(rows, weight, bias) or pushed_only(rows, weight, bias)
+    return standing(rows, weight, bias) in FIRST_ORDER
 
 
 def _check(x: Any, weight: Any, target: Any, bias: Any, chunk_size: Any, *, same_dtype: bool) -> None:

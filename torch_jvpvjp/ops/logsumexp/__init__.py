@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._native import WIDE, pushed_only, reversed_only
+from .._native import FIRST_ORDER, WIDE, standing
 from .._softmaxes.arguments import check_dim, prepared
 from . import kernels as _kernels  # noqa: F401 -- registers them
 from .rules import op
 
 __all__ = ["logsumexp", "op"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def logsumexp(
@@ -55,14 +55,17 @@ def logsumexp(
         TypeError: If an argument is not of its type, or a tensor not of a dtype named above.
         ValueError: If shapes or devices do not agree, dim is out of range, twice or absent, or scale is not finite.
     """
+    way = standing(input)
+    native = mask is None and way in FIRST_ORDER and input.dtype in WIDE
+    if native and type(scale) is float and scale == 1.0 and type(dim) is int and -input.dim() <= dim < input.dim():
+        return torch.logsumexp(input, dim, keepdim)  # what nearly every call on a CPU is, decided at once
     input, scale = prepared("logsumexp", input, scale, mask, None)  # noqa: A001
     if not input.dim():
         _axes(input, dim)
         input, mask = input.reshape(1), None if mask is None else mask.reshape(1)  # noqa: A001
         return logsumexp(input, -1, scale=scale, mask=mask).reshape(())
     axes = _axes(input, dim)
-    plain = mask is None and scale == 1 and input.dtype in WIDE
-    if plain and (reversed_only(input) or pushed_only(input)):
+    if native and scale == 1:
         return torch.logsumexp(input, axes, keepdim)
     if len(axes) == 1:
         y = _call(input, mask, axes[0], scale)

@@ -3,18 +3,19 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 
 from ...registration import DifferentiableOp
 from .._arguments import check_floating
 from .._memory_order import inverse, memory_order
-from .._native import everywhere, pushed_only, records, reversed_only
+from .._native import FIRST_ORDER, RECORDED, REVERSED, standing
 from . import ops
 from .cpu import watched_gelu, watched_mish, watched_silu
 
 __all__ = ["gelu", "mish", "ops", "relu", "sigmoid", "silu", "sin", "softplus", "tanh"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:  # noqa: A002 -- the name torch.nn.functional gives it
@@ -46,11 +47,10 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:  # noqa: A002 -- t
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}.")
     # PyTorch's second derivative is NaN far from 0, in float16 from 256 on.
-    if reversed_only(input):
-        y = torch.nn.functional.gelu(input, approximate=approximate)
-        return watched_gelu(y, approximate) if records(input) else y
-    if pushed_only(input):
-        return torch.nn.functional.gelu(input, approximate=approximate)
+    way = standing(input)
+    if way in FIRST_ORDER:
+        y = F.gelu(input, approximate=approximate)
+        return watched_gelu(y, approximate) if way == RECORDED else y
     return _apply(ops.gelu, input, approximate)
 
 
@@ -74,9 +74,10 @@ def silu(input: Tensor) -> Tensor:  # noqa: A002
     Source: Elfwing, Uchibe and Doya (2017), Sigmoid-Weighted Linear Units for Neural Network Function Approximation in
     Reinforcement Learning.
     """
-    if reversed_only(input):
-        y = torch.nn.functional.silu(input)
-        return watched_silu(y) if records(input) else y
+    way = standing(input)
+    if way in REVERSED:
+        y = F.silu(input)
+        return watched_silu(y) if way == RECORDED else y
     return _apply(ops.silu, input)
 
 
@@ -97,7 +98,7 @@ def tanh(input: Tensor) -> Tensor:  # noqa: A002
     Raises:
         TypeError: If input is not a tensor of a dtype named above.
     """
-    return torch.tanh(input) if everywhere(input) else _apply(ops.tanh, input)
+    return torch.tanh(input) if standing(input) else _apply(ops.tanh, input)
 
 
 def sin(input: Tensor) -> Tensor:  # noqa: A002
@@ -119,7 +120,7 @@ def sin(input: Tensor) -> Tensor:  # noqa: A002
 
     Source: Sitzmann et al. (2020), Implicit Neural Representations with Periodic Activation Functions.
     """
-    return torch.sin(input) if everywhere(input) else _apply(ops.sin, input)
+    return torch.sin(input) if standing(input) else _apply(ops.sin, input)
 
 
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:  # noqa: A002
@@ -149,8 +150,8 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
     _check_number("threshold", threshold)
     if not beta or not -float("inf") < beta < float("inf"):
         raise ValueError(f"softplus: beta must be finite and not 0, got {beta}.")
-    if everywhere(input):
-        return torch.nn.functional.softplus(input, float(beta), float(threshold))
+    if standing(input):
+        return F.softplus(input, float(beta), float(threshold))
     return _apply(ops.softplus, input, float(beta), float(threshold))
 
 
@@ -175,9 +176,10 @@ def mish(input: Tensor) -> Tensor:  # noqa: A002
 
     Source: Misra (2019), Mish: A Self Regularized Non-Monotonic Activation Function.
     """
-    if reversed_only(input):
-        y = torch.nn.functional.mish(input)
-        return watched_mish(y) if records(input) else y
+    way = standing(input)
+    if way in REVERSED:
+        y = F.mish(input)
+        return watched_mish(y) if way == RECORDED else y
     return _apply(ops.mish, input)
 
 
@@ -198,7 +200,7 @@ def sigmoid(input: Tensor) -> Tensor:  # noqa: A002
     Raises:
         TypeError: If input is not a tensor of a dtype named above.
     """
-    return torch.sigmoid(input) if everywhere(input) else _apply(ops.sigmoid, input)
+    return torch.sigmoid(input) if standing(input) else _apply(ops.sigmoid, input)
 
 
 def relu(input: Tensor) -> Tensor:  # noqa: A002
@@ -218,7 +220,7 @@ def relu(input: Tensor) -> Tensor:  # noqa: A002
     Raises:
         TypeError: If input is not a tensor of a dtype named above.
     """
-    return torch.relu(input) if everywhere(input) else _apply(ops.relu, input)
+    return torch.relu(input) if standing(input) else _apply(ops.relu, input)
 
 
 def _apply(op: DifferentiableOp, x: Any, *options: Any) -> Tensor:

@@ -1,16 +1,19 @@
 """The RMS norm of queries and keys, head by head: the public face."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .._arguments import check_floating
+from .._native import VALUE, standing
 from .._norms.arguments import check_device, check_weight, eps_of, is_rounded
 from . import kernels as _kernels  # noqa: F401 -- registers them
 from .rules import op
 
 __all__ = ["op", "qk_rms_norm"]
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def qk_rms_norm(
@@ -52,6 +55,27 @@ def qk_rms_norm(
     Source: Henry et al. (2020), Query-Key Normalization for Transformers; Zhang and Sennrich (2019).
     """
     name = "qk_rms_norm"
+    native = standing(q, k, q_weight, k_weight) == VALUE  # and so dense tensors of one dtype on one device
+    shape = q.shape[-1:] if native else ()
+    if (
+        not shape
+        or k.shape[-1:] != shape
+        or (q_weight is not None and q_weight.shape != shape)
+        or (k_weight is not None and k_weight.shape != shape)
+    ):
+        _check(q, k, q_weight, k_weight)
+    eps = eps_of(name, eps, q)
+    rounded = is_rounded(name, casting, weight_offset, q, q_weight, k_weight)
+    plain = (q_weight is None and k_weight is None) or not weight_offset
+    if native and plain and not rounded and q.numel() and k.numel():
+        return torch.rms_norm(q, shape, q_weight, eps), torch.rms_norm(k, shape, k_weight, eps)
+    arguments = (q, k, q_weight, k_weight, eps, float(weight_offset), rounded)
+    return op(*arguments) if _is_compiling() else op.call_flat(arguments)  # pyright: ignore[reportReturnType]
+
+
+def _check(q: Any, k: Any, q_weight: Any, k_weight: Any) -> None:
+    """Refuse what cannot be normalised together before anything is computed."""
+    name = "qk_rms_norm"
     check_floating(name, "q", q)
     check_floating(name, "k", k)
     if q.dim() == 0 or k.dim() == 0 or k.shape[-1] != q.shape[-1] or k.dtype != q.dtype:
@@ -63,7 +87,3 @@ def qk_rms_norm(
     shape = (q.shape[-1],)
     check_weight(name, "q_weight", q_weight, q, shape, "the last size of q", "q")
     check_weight(name, "k_weight", k_weight, q, shape, "the last size of k", "q")
-    eps = eps_of(name, eps, q)
-    rounded = is_rounded(name, casting, weight_offset, q, q_weight, k_weight)
-    arguments = (q, k, q_weight, k_weight, eps, float(weight_offset), rounded)
-    return op(*arguments) if _is_compiling() else op.call_flat(arguments)  # pyright: ignore[reportReturnType]
