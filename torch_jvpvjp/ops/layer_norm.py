@@ -72,7 +72,7 @@ def layer_norm(
         check_eps("layer_norm", eps)
         eps = float(eps)
     if way == VALUE and input.numel():
-        return torch.layer_norm(input, list(normalized_shape), weight, bias, eps)
+        return torch.layer_norm(input, normalized_shape, weight, bias, eps)
     arguments = (input, weight, bias, ndim, eps, True, 0.0, False)
     if native and input.numel():
         return watched_layer_norm(*arguments)

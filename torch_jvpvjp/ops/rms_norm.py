@@ -73,6 +73,15 @@ def rms_norm(
         ndim = 1  # what nearly every call is, decided at once
     else:
         ndim = _check(input, normalized_shape, weight)
+    if (
+        native
+        and casting == "torch"
+        and type(weight_offset) is float
+        and (weight is None or not weight_offset)
+        and (eps is None or (type(eps) is float and 0 < eps < inf))
+        and input.numel()
+    ):
+        return torch.rms_norm(input, normalized_shape, weight, eps)
     if eps is None:
         eps = EPS64 if input.dtype == torch.float64 else EPS32
     elif type(eps) is not float or not 0 < eps < inf:
@@ -80,8 +89,6 @@ def rms_norm(
     rounded = False
     if casting != "torch" or type(weight_offset) is not float:
         rounded = is_rounded("rms_norm", casting, weight_offset, input, weight)
-    if native and not rounded and (weight is None or not weight_offset) and input.numel():
-        return torch.rms_norm(input, list(normalized_shape), weight, eps)
     arguments = (input, weight, None, ndim, eps, False, float(weight_offset), rounded)
     if _is_compiling():
         return op(*arguments)

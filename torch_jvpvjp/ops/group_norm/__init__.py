@@ -60,16 +60,29 @@ def group_norm(
 
     Source: Wu and He (2018), Group Normalization.
     """
-    _check(input, num_groups, weight, bias, eps, activation)
-    silu = activation is not None
     way = standing(input, weight, bias)
-    channels_last = _is_channels_last(input)
+    shape = input.shape if way in REVERSED else ()  # these are dense tensors of one dtype on one device then
+    if not (
+        len(shape) > 2
+        and type(num_groups) is int
+        and num_groups > 0
+        and not shape[1] % num_groups
+        and input.numel() > shape[1]
+        and (weight is None or weight.shape == shape[1:2])
+        and (bias is None or bias.shape == shape[1:2])
+        and type(eps) is float
+        and 0 < eps < inf
+        and activation is None
+    ):  # not what nearly every call on a CPU is
+        _check(input, num_groups, weight, bias, eps, activation)
+    silu = activation is not None
     if way in REVERSED and not silu and input.numel():
         if way == VALUE:
             return torch.group_norm(input, num_groups, weight, bias, float(eps))
         if has_safe_node(input, weight, bias):
             y = torch.group_norm(input, num_groups, weight, bias, float(eps))
             return watched_group_norm(y, num_groups, float(eps))
+    channels_last = _is_channels_last(input)
     x = input.movedim(1, -1) if channels_last else input
     if _is_compiling():
         y = op(x, weight, bias, num_groups, x.dim(), channels_last, eps, silu)
