@@ -91,6 +91,7 @@ class Case:
         dtype: The dtype that is timed.
         bottleneck: Whether it is a chain that has its narrowest place inside.
         plain_chain: Whether it is a chain of Linear and elementwise layers, for which the floor is a target.
+        unfit_to_compile: Why the peers compile nothing of it, if they do not.
     """
 
     id: str
@@ -100,6 +101,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     bottleneck: bool = False
     plain_chain: bool = False
+    unfit_to_compile: str = ""
 
     def make(
         self, *, small: bool = False, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"

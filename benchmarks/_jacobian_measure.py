@@ -203,6 +203,8 @@ class Measurement:
         """Why a peer is not compiled, if it is not."""
         if self.settings.everything:
             return None
+        if self.case.unfit_to_compile:
+            return self.case.unfit_to_compile
         if ops > self.settings.compile_ops:
             return f"the function runs {ops} ops, more than {self.settings.compile_ops}"
         if name not in eager:

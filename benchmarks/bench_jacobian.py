@@ -77,6 +77,8 @@ def _workloads(args: argparse.Namespace, report: Report, jax: bool, start: float
     )
     cases = select(args.only, args.quick)
     rows = _rows_before(report, args.results) if args.more else {}
+    if not args.only:
+        cases = [case for case in cases if case.id not in rows]
     notes, figures = list(report.notes), dict(report.key_figures)
     for done, case in enumerate(cases):
         spent = time.monotonic() - start
@@ -139,7 +141,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--plan-seconds", type=float, default=60.0, help="for a plan of ours and its first calls")
     parser.add_argument("--compile-ops", type=int, default=400, help="peers compile no function of more ops")
     parser.add_argument("--budget-seconds", type=float, default=math.inf, help="add no workload after this time")
-    parser.add_argument("--more", action="store_true", help="add to the results of an earlier run of the same code")
+    parser.add_argument("--more", action="store_true", help="add to an earlier run of the same code: what is not in its results, or --only")
     parser.add_argument("--strategies", action="store_true", help="also: every strategy's plan timed over the chains")
     parser.add_argument("--memory", action="store_true", help="also: predicted and measured peaks, in subprocesses")
     parser.add_argument("--sections-only", action="store_true", help="only what --strategies and --memory add")
