@@ -219,6 +219,11 @@ def _is_called_by_cpp(graph: torch.fx.GraphModule) -> bool:
     return all(is_called(node.target) for node in graph.graph.nodes if node.op == "call_function")
 
 
+def is_composite(target: Any) -> bool:
+    """Return whether an op is made of others, so that it may return what it was given, as `contiguous` does."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+
+
 def bare_op(target: Any) -> Callable[..., Any]:
     """Return what an ATen op calls in C++, without the Python around it."""
     return getattr(target, "_op", target) if type(target) is torch._ops.OpOverload else target

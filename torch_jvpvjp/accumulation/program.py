@@ -82,7 +82,7 @@ class Program:
         self.segments = list(segments)
         self.random = any(RANDOM in call.target.tags for call in calls)
         self.replayed = calls if together is None else together
-        self.run = past_autograd(self._written(self.replayed, by_hand(layouts)))
+        self.run = past_autograd(self._written(self.replayed, by_hand(self.replayed, results, layouts)))
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the results for x and the constants, as tensors without grad; gradients must be off."""
@@ -95,7 +95,7 @@ class Program:
         ends = [call.segment for call in self.calls]
         places = [bisect_left(ends, segment) for segment in range(1, len(self.segments) + 1)]
         clock = {"clock": lambda: watch.start(next(tasks))}
-        self._written(self.calls, by_hand(self.layouts), places, clock)(*tensors)
+        self._written(self.calls, by_hand(self.calls, self.results, self.layouts), places, clock)(*tensors)
         return watch.stop()
 
     def compiled(self, mode: str | None) -> Callable[..., tuple[Tensor, ...]]:

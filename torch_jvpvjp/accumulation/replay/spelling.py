@@ -16,6 +16,7 @@ from .._torch import bare_op
 from ..calls import ProgramCall
 from ..tracing.tape import Ref
 from .layout import Layout
+from .overwriting import overwriting
 
 _aten = torch.ops.aten
 
@@ -47,18 +48,22 @@ METHODS: dict[Any, str] = {_overload(name): method for name, method in _METHODS.
 _NUMBERED = frozenset(map(_overload, _BY_NUMBER))
 
 
-def spelled(call: ProgramCall, place: int, layouts: Mapping[int, Layout]) -> tuple[str, dict[str, Any]]:
+def spelled(
+    call: ProgramCall, place: int, layouts: Mapping[int, Layout], into: int | None = None
+) -> tuple[str, dict[str, Any]]:
     """A call as an expression.
 
     Args:
         call: The call.
         place: Where it stands in the program, which makes the names of its literals.
         layouts: How the values of the program lie in memory.
+        into: The operand that the result is written into, or None.
 
     Returns:
         The expression, and what the names in it stand for besides the values.
     """
-    arguments, scope = call.arguments, {f"a{place}_{name}": value for name, value in call.literals.items()}
+    arguments = call.arguments
+    scope: dict[str, Any] = {f"a{place}_{name}": value for name, value in call.literals.items()}
     method = METHODS.get(call.target)
     if method is not None and not call.kwargs:
         (first, *others) = call.args
@@ -73,8 +78,10 @@ def spelled(call: ProgramCall, place: int, layouts: Mapping[int, Layout]) -> tup
         if number is not None:
             name = f"a{place}"
             arguments, scope = f"v{call.operands[0]}, {name}", {name: number}
+    arguments = arguments.replace("@", f"a{place}_")
     name, function = _function(call.target)
-    return f"{name}({arguments.replace('@', f'a{place}_')})", {**scope, name: function}
+    scope[name] = function
+    return (f"{name}({arguments})" if into is None else overwriting(call, into, arguments)), scope
 
 
 def _function(target: Any) -> tuple[str, Callable[..., Any]]:

@@ -7,15 +7,17 @@ from typing import Any
 
 from ..calls import ProgramCall
 from .layout import Layout
+from .overwriting import overwritten
 from .spelling import spelled
 
 Spelling = Callable[[ProgramCall, int], tuple[str, dict[str, Any]]]
 """From a call and its place to an expression, and to what the names in it stand for besides the values."""
 
 
-def by_hand(layouts: Mapping[int, Layout]) -> Spelling:
-    """Return the spelling that runs quickest, for values that lie in memory as given."""
-    return lambda call, place: spelled(call, place, layouts)
+def by_hand(calls: Sequence[ProgramCall], results: Sequence[int], layouts: Mapping[int, Layout]) -> Spelling:
+    """Return the spelling of these calls that runs quickest, for values that lie in memory as given."""
+    into = overwritten(calls, results, layouts)
+    return lambda call, place: spelled(call, place, layouts, into.get(place))
 
 
 def written(
