@@ -141,7 +141,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--plan-seconds", type=float, default=60.0, help="for a plan of ours and its first calls")
     parser.add_argument("--compile-ops", type=int, default=400, help="peers compile no function of more ops")
     parser.add_argument("--budget-seconds", type=float, default=math.inf, help="add no workload after this time")
-    parser.add_argument("--more", action="store_true", help="add to an earlier run of the same code: what is not in its results, or --only")
+    parser.add_argument(
+        "--more",
+        action="store_true",
+        help="add to an earlier run of the same code: what is not in its results, or --only",
+    )
     parser.add_argument("--strategies", action="store_true", help="also: every strategy's plan timed over the chains")
     parser.add_argument("--memory", action="store_true", help="also: predicted and measured peaks, in subprocesses")
     parser.add_argument("--sections-only", action="store_true", help="only what --strategies and --memory add")
