@@ -5,23 +5,26 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import _has_any_global_hook as any_global_module_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
-    "MISBATCHED_NODES", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes", "bare_op",
-    "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "is_fake", "jvp",
-    "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "past_autograd", "recording_of", "same_forms",
-    "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped", "wraps_transform",
+    "LISTS_OF_WEIGHTS", "MISBATCHED_NODES", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes",
+    "bare_op", "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "is_fake",
+    "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "past_autograd", "plain_attention", "recording_of",
+    "same_forms", "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped",
+    "with_lists_of_weights", "wraps_transform",
 ]  # fmt: skip
 
 
@@ -62,6 +65,27 @@ def load_jvp_rules() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")  # its category differs by release
         importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+@contextmanager
+def with_lists_of_weights(module: nn.Module) -> Iterator[None]:
+    """Put back the lists that recurrent networks keep of their weights, once they were called with others."""
+    networks = [one for one in module.modules() if isinstance(one, nn.RNNBase)]
+    kept = [(one, name, vars(one)[name]) for one in networks for name in LISTS_OF_WEIGHTS]
+    try:
+        yield
+    finally:
+        for one, name, weights in kept:
+            vars(one)[name] = weights
+
+
+LISTS_OF_WEIGHTS = frozenset({"_flat_weights", "_flat_weight_refs"})
+"""What a recurrent network makes anew in a call that finds other weights, as `torch.func.functional_call` gives it."""
+
+
+def plain_attention() -> Any:
+    """Return a context in which `scaled_dot_product_attention` is its formula: fused, it has but first derivatives."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def inside_transform() -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._torch import any_global_module_hook, function_modes
+from ._torch import LISTS_OF_WEIGHTS, any_global_module_hook, function_modes
 from .arrays import MOST_BYTES, Arrays, is_constant, is_watchable
 from .bytecode import ATTRIBUTES, GLOBALS, IMPORTS, is_library, named_in, named_within
 from .cache import ATTRIBUTE, plans_of
@@ -261,17 +261,20 @@ class Guards:
         attributes = vars(value)
         if isinstance(value, nn.Module):
             self._watch_once(any_global_module_hook)
-        if attributes:
+        if isinstance(value, nn.RNNBase):
+            self._watch_attributes(attributes, LISTS_OF_WEIGHTS)
+        elif attributes:
             idle = _IDLE | {ATTRIBUTE} if isinstance(value, nn.Module) else frozenset({ATTRIBUTE})
             self._watch_mapping(attributes, [name for name in attributes if name not in idle])
         else:
             self._watch_attributes(attributes)
 
-    def _watch_attributes(self, attributes: dict[str, Any]) -> None:
-        """Watch attributes among which plans are kept, which come and go."""
-        names = [name for name in attributes if name != ATTRIBUTE]
-        self._looks.append((lambda: len(attributes) - (ATTRIBUTE in attributes) == len(names), True))
-        self._puts.append(partial(keep_only, attributes, {*names, ATTRIBUTE}))
+    def _watch_attributes(self, attributes: dict[str, Any], others: frozenset[str] = frozenset()) -> None:
+        """Watch attributes, but for some that come and go: plans that are kept among them, and others."""
+        passing = others | {ATTRIBUTE}
+        names = [name for name in attributes if name not in passing]
+        self._looks.append((lambda: len(attributes) - sum(map(attributes.__contains__, passing)) == len(names), True))
+        self._puts.append(partial(keep_only, attributes, {*names, *passing}))
         for name in names:
             self._watch(partial(attributes.get, name, GONE), put=partial(put_entry, attributes, name))
 

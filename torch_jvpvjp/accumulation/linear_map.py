@@ -34,6 +34,7 @@ class TapeMap(LinearMap):
         y: The value.
         pullback: Its pullback, recorded.
         pushforward: Its pushforward.
+        trusted: Whether the pullback is known to be right for many vectors at once, so that it need not be asked.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class TapeMap(LinearMap):
         *,
         pullback: Pullback | None = None,
         pushforward: Callable[[Tensor], Tensor] | None = None,
+        trusted: bool = False,
     ) -> None:
         self.x_shape, self.x_dtype = x.shape, x.dtype
         self.y_shape, self.y_dtype = y.shape, y.dtype
-        self.pullback, self.pushforward = pullback, pushforward
+        self.pullback, self.pushforward, self.trusted = pullback, pushforward, trusted
 
     def push(self, block: Block) -> Block:
         """Return one run of the pushforward for all columns."""
@@ -61,7 +63,7 @@ class TapeMap(LinearMap):
         assert self.pullback is not None, "a map recorded for tangents was pulled through"
         pullback, count = self.pullback, block.structure.m
         y_bar = block.dense().to(self.y_dtype).reshape((count, *self.y_shape))
-        (x_bar,) = carry_each(pullback, [y_bar])
+        (x_bar,) = carry_each(pullback, [y_bar], asked=not self.trusted)
         return Block(Dense(count, self.x_shape.numel()), x_bar.reshape(count, -1))
 
 

@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from ._torch import Recording, inside_vmap, jvp_of, recording_of, vjp_of
+from ._torch import Recording, inside_vmap, jvp_of, plain_attention, recording_of, vjp_of
 from .carrying import carry_each, dual, random_state, weights
 
 Function = Callable[..., Tensor]  # of some tensors to one
@@ -80,7 +80,8 @@ class Recorded:
             return found
 
         def push(*tangents: Tensor) -> tuple[Tensor]:
-            return (jvp_of(self.function, self.leaves, tangents)[1],)
+            with plain_attention():
+                return (jvp_of(self.function, self.leaves, tangents)[1],)
 
         before = random_state(self.y.device)
         y_dots = carry_each(push, x_dots, asked=not trusted)[0]
@@ -133,7 +134,8 @@ class Recorded:
             self.recording = recording_of(y)  # of the level that `vjp` has opened, which it closes
             return y
 
-        y, self._pullback = vjp_of(watched, *self.leaves)
+        with plain_attention():
+            y, self._pullback = vjp_of(watched, *self.leaves)
         if any(v is not None and leaf._version != v for leaf, v in zip(self.leaves, versions, strict=True)):
             raise ValueError(_WRITES)
         return y

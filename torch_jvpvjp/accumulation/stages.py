@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._torch import any_global_module_hook, jvp, vjp
+from ._torch import any_global_module_hook, jvp, plain_attention, recording_of, vjp
 from .bending import rows_where_bent
 from .bracket import Mode
 from .carrying import carry_each, random_state, set_random_state
-from .linear_map import LinearMap, TapeMap, columns_as_block
+from .linear_map import LinearMap, Pullback, TapeMap, columns_as_block
 from .structure import Block, Dense
 
 Function = Callable[[Tensor], Tensor]
@@ -63,7 +63,8 @@ class BlackBox:
             ValueError: If f writes into x.
         """
         version = None if x.is_inference() else x._version
-        y: Any = self.function(x)
+        with plain_attention():  # which takes many vectors at once, in every derivative
+            y: Any = self.function(x)
         if not isinstance(y, Tensor):
             raise TypeError(f"jacobian: {self.label} must return one tensor, got {type(y).__name__}.")
         if not y.is_floating_point():
@@ -77,8 +78,8 @@ class BlackBox:
     def linearize(self, x: Tensor, mode: Mode, *, live: bool = False) -> tuple[Tensor, LinearMap]:
         """Return the value, and the recorded derivative, which may be differentiated if it is `live`."""
         if mode is Mode.ADJOINT:
-            y, pullback = vjp(self, x)
-            return y, TapeMap(x, y, pullback=pullback)
+            y, pullback, trusted = self._pullback(x)
+            return y, TapeMap(x, y, pullback=pullback, trusted=trusted)
         bent = rows_where_bent(self, x) if live else None
         if bent is not None:
             y, rows = bent
@@ -97,6 +98,19 @@ class BlackBox:
 
         y = self(x)
         return y, TapeMap(x, y, pushforward=pushforward)
+
+    def _pullback(self, x: Tensor) -> tuple[Tensor, Pullback, bool]:
+        """Return the value, its pullback, and whether that is known to be right for many vectors at once."""
+        trusted = False
+
+        def watched(x: Tensor) -> Tensor:
+            nonlocal trusted
+            y = self(x)
+            trusted = recording_of(y).batches_rightly
+            return y
+
+        y, pullback = vjp(watched, x)
+        return y, pullback, trusted
 
     def push_through(self, x: Tensor, block: Block, *, live: bool = False) -> tuple[Tensor, Block]:
         """Return the value f(x) and the pushed block, in one run of f and without a record of it."""

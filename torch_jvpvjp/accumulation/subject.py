@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from ._torch import with_lists_of_weights
 from .stages import label_of
 from .trees import Arguments, Side, Wrt, batch_size, differentiated, flattened, kind_of_leaf, read_arguments, side_of
 
@@ -240,7 +241,8 @@ class Subject:
         if arguments.names:
             parameters = dict(zip(arguments.names, leaves, strict=True))
             assert isinstance(self._target, nn.Module)
-            return self._joined(torch.func.functional_call(self._target, parameters, tuple(args)))
+            with with_lists_of_weights(self._target):
+                return self._joined(torch.func.functional_call(self._target, parameters, tuple(args)))
         value: Any = self.stages[0](*args)
         for stage in self.stages[1:]:
             value = stage(value)

@@ -10,17 +10,16 @@ it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node, memory_of
+from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node, memory_of, plain_attention
 from ..rules.registry import Meta
 from .results import Results
 from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, with_refs
@@ -66,7 +65,7 @@ def _run(function: Callable[[Tensor], Any], meta: Meta, *, by_autograd: bool) ->
         x = torch.empty(meta.shape, dtype=meta.dtype, device=meta.device)
         recorder = _Recorder(x.requires_grad_(by_autograd), fake, by_autograd)
         # Attention in its plain form, which has every derivative; the fused ones have no forward mode and no rule here.
-        with sdpa_kernel(SDPBackend.MATH), _Unread(), recorder:
+        with plain_attention(), _Unread(), recorder:
             recorder.y = function(x)
     y = recorder.y
     if not isinstance(y, Tensor) or not y.is_floating_point():
@@ -90,10 +89,28 @@ class _Unread(TorchFunctionMode):
             reads = any(isinstance(leaf, Tensor) for leaf in (*args[1:], *kwargs.values()))
         if reads:
             raise NotRecordable(f"it reads the entries of a tensor, by {func.__name__}")
+        if func is torch.nn.functional.pad:
+            wrapped = _wrapped(*args, **kwargs)
+            return func(*args, **kwargs) if wrapped is None else wrapped
         if func in _SELECT_SCATTER:
             base, rows, dim, start = _as_slice(*args, **kwargs)
             return torch.slice_scatter(base, rows.unsqueeze(dim), dim, start, start + 1)
         return func(*args, **kwargs)
+
+
+def _wrapped(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor | None:  # noqa: ARG001 (as the function)
+    """Return x padded circularly without writing, which PyTorch does into memory of its own; None for other padding."""
+    ends = list(zip(pad[::2], pad[1::2], strict=False))
+    axes = range(-1, -len(ends) - 1, -1)
+    if mode != "circular" or len(ends) != input.dim() - 2 or len(pad) % 2:
+        return None
+    if any(not 0 <= end <= input.shape[axis] for axis, pair in zip(axes, ends, strict=True) for end in pair):
+        return None
+    for axis, (before, after) in zip(axes, ends, strict=True):
+        size = input.shape[axis]
+        parts = [input.narrow(axis, size - before, before), input, input.narrow(axis, 0, after)]
+        input = torch.cat([part for part in parts if part.shape[axis]] or [input], axis)
+    return input
 
 
 def _as_slice(input: Tensor, src: Tensor, dim: int, index: int) -> tuple[Tensor, Tensor, int, int]:
@@ -125,6 +142,7 @@ class _Recorder(TorchDispatchMode):
         self._pieces: dict[int, Counter[Any]] = {}  # the same of each piece, once one was split into pieces
         self.tape.source = self._new(x)
         self._carried = {self.tape.source}  # without autograd: the values that depend on x
+        self._unseen: dict[int, int] = {}  # of values that depend on x what they are where gradients are off
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -136,12 +154,16 @@ class _Recorder(TorchDispatchMode):
             base, rows, dim, start = _as_slice(*args, **kwargs)
             written = self.__torch_dispatch__(_aten.unsqueeze.default, types, (rows, dim))
             return self.__torch_dispatch__(_aten.slice_scatter.default, types, (base, written, dim, start, start + 1))
-        recorded = func
+        if func is _aten.rrelu_with_noise.default and not _argument(func, args, kwargs, "training"):
+            slope = sum(_argument(func, args, kwargs, name) for name in ("lower", "upper")) / 2
+            return self.__torch_dispatch__(_aten.leaky_relu.default, types, (args[0], slope))
+        recorded, unseen = func, False
         if func._schema.is_mutable:
-            if not torch.is_grad_enabled() and func._schema.name.removeprefix("aten::") not in _SHAPED:
-                # The values change and the derivative is still that of what was there before.
-                raise NotRecordable(f"it writes into a tensor while gradients are off, by {func}")
+            name = func._schema.name.removeprefix("aten::")
+            unseen = not torch.is_grad_enabled() and name not in _SHAPED and self._is_active(*args[:1])
             alike = self._without_writing(func, args, kwargs)
+            if alike is None and not torch.is_grad_enabled():
+                raise NotRecordable(f"it writes into a tensor while gradients are off, by {func}")
             if alike is None:
                 self.mutation = str(func)
                 return func(*args, **kwargs)
@@ -153,12 +175,13 @@ class _Recorder(TorchDispatchMode):
 
         def number(tensor: Tensor) -> int:
             index = self._number(tensor)
-            if index not in self.tape.constants and (
-                tensor.requires_grad if self._by_autograd else index in self._carried
-            ):
+            if self._is_active(tensor):
+                if not torch.is_grad_enabled():
+                    return self._detached(index)
                 active.append(index)
             return index
 
+        before = self._number(args[0]) if unseen else None
         refs, named = with_refs(args, number), with_refs(kwargs, number)
         out = self._results(func, args, kwargs)
         results = flat_outputs(out)
@@ -168,9 +191,39 @@ class _Recorder(TorchDispatchMode):
         if not self._by_autograd and active and torch.is_grad_enabled() and func is not _aten.detach.default:
             self._carried.update(index for index in outputs if index is not None and _differentiable(self.tape, index))
         self.tape.ops.append(TapeOp(recorded, refs, named, outputs, tuple(dict.fromkeys(active))))
+        if before is not None:
+            self._keep_derivative(args[0], before)
         if len(self.tape.ops) > MOST_OPS:
             raise NotRecordable(f"it takes more than {MOST_OPS:,} ops")
         return out
+
+    def _is_active(self, tensor: Any = None) -> bool:
+        """Return whether a value is a tensor that depends on x as derivatives see it."""
+        if not isinstance(tensor, Tensor):
+            return False
+        index = self._number(tensor)
+        if index in self.tape.constants:
+            return False
+        return tensor.requires_grad if self._by_autograd else index in self._carried
+
+    def _detached(self, index: int) -> int:
+        """Return a value as it is seen where gradients are off: it depends on nothing, in any derivative."""
+        if index not in self._unseen:
+            self._unseen[index] = self.tape.new_value(self.tape.metas[index])
+            self.tape.ops.append(TapeOp(_aten.detach.default, (Ref(index),), {}, (self._unseen[index],)))
+        return self._unseen[index]
+
+    def _keep_derivative(self, tensor: Tensor, before: int) -> None:
+        """Let a tensor that was written into while gradients were off have the derivative that it had before.
+
+        With v before and w written, the value w has the derivative of v: it is w + (v − v), the first v alone active.
+        """
+        written, change = self._number(tensor), self.tape.new_value(meta_of(tensor))
+        after = self._new(tensor)
+        operands = Ref(before), Ref(self._detached(before))
+        self.tape.ops.append(TapeOp(_aten.sub.Tensor, operands, {}, (change,), (before,)))
+        self.tape.ops.append(TapeOp(_aten.add.Tensor, (Ref(change), Ref(written)), {}, (after,), (change,)))
+        self._carried.update((change, after))
 
     def _without_writing(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any | None:
         """Return the op that does the same without writing, where nobody else can see the difference; else None.
@@ -193,7 +246,7 @@ class _Recorder(TorchDispatchMode):
         if name in {"copy_", "fill_", "zero_"}:  # what was there before is gone, and with it what it depended on
             return None
         alone = self._is_alone(target)
-        return overload if alone and all(operand.dtype == target.dtype for operand in operands) else None
+        return overload if alone and all(_fits_into(operand.dtype, target.dtype) for operand in operands) else None
 
     def _split(self, pieces: Iterable[Tensor | None]) -> None:
         """Take note of pieces that share no entry, made of what is not used again, as `unsafe_split` makes them."""
@@ -304,6 +357,18 @@ def _with_active(op: TapeOp, between: set[int]) -> TapeOp:
 def _differentiable(tape: Tape, index: int) -> bool:
     dtype = tape.metas[index].dtype
     return dtype.is_floating_point or dtype.is_complex
+
+
+def _fits_into(dtype: torch.dtype, target: torch.dtype) -> bool:
+    """Return whether an operand does not change the dtype of what an op returns, which writing never does."""
+    exact = not dtype.is_floating_point and not dtype.is_complex
+    return dtype == target or (exact and target.is_floating_point)
+
+
+def _argument(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
+    """Return what an op is called with under a name, its default if it is not said."""
+    place, argument = next((p, a) for p, a in enumerate(func._schema.arguments) if a.name == name)
+    return args[place] if place < len(args) else kwargs.get(name, argument.default_value)
 
 
 def _place(tensor: Tensor) -> Any:
