@@ -220,6 +220,7 @@ X = torch.randn(2, 3)
         ((X, -3), {}, ValueError, r"dim must be from -2 to 1 for 2 axes, got -3"),
         ((X, None), {}, TypeError, r"dim must be an int, got None"),
         ((X, 1.0), {}, TypeError, r"dim must be an int, got 1.0"),
+        ((X, X), {}, TypeError, r"dim must be an int"),
         ((X, 1), {"scale": "2"}, TypeError, r"scale must be a number, got str"),
         ((X, 1), {"scale": X}, TypeError, r"scale must be a number, got Tensor"),
         ((X, 1), {"scale": INF}, ValueError, r"scale must be finite, got inf"),

@@ -47,7 +47,7 @@ def huber_loss(
     """
     way = standing(input, target)
     native = weight is None and way in FIRST_ORDER  # and so dense tensors of one dtype on one device
-    if not native or input.shape != target.shape or reduction not in _REDUCTIONS:
+    if not native or target is None or input.shape != target.shape or reduction not in _REDUCTIONS:
         losses.check_operands("huber_loss", input, target, reduction, _REDUCTIONS, weight)
     _check_delta(delta)
     if native:

@@ -41,7 +41,7 @@ def mse_loss(
     """  # noqa: DOC502 -- check_operands raises
     way = standing(input, target)
     native = weight is None and way in FIRST_ORDER  # and so dense tensors of one dtype on one device
-    if not native or input.shape != target.shape or reduction not in _REDUCTIONS:
+    if not native or target is None or input.shape != target.shape or reduction not in _REDUCTIONS:
         losses.check_operands("mse_loss", input, target, reduction, _REDUCTIONS, weight)
     if native:
         y = losses.native_mse(input, target, reduction)

@@ -43,6 +43,7 @@ def along_axis(
         and dtype is None
         and type(scale) is float
         and scale == 1.0
+        and type(dim) is int
         and dim == -1
         and type(x) is Tensor
         and x.dim()

@@ -58,7 +58,7 @@ def add_rms_norm(
     """
     name = "add_rms_norm"
     native = standing(input, residual, weight) == VALUE  # and so dense tensors of one dtype on one device
-    if not native or residual.shape != input.shape:
+    if not native or residual is None or residual.shape != input.shape:
         _check_sum(input, residual)
     shape = check_shape(name, input, normalized_shape)
     if not native or (weight is not None and weight.shape != shape):

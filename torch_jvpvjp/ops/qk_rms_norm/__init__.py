@@ -59,6 +59,7 @@ def qk_rms_norm(
     shape = q.shape[-1:] if native else ()
     if (
         not shape
+        or k is None
         or k.shape[-1:] != shape
         or (q_weight is not None and q_weight.shape != shape)
         or (k_weight is not None and k_weight.shape != shape)
