@@ -1,5 +1,7 @@
 """What networks as users write them do on the way: recorded, and right in their second derivatives as well."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from jacobian_checks import F64, assert_same, check_jacobian, judged, parameters_judged, quiet_judge, randn
@@ -7,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_jvpvjp.accumulation import jacobian, plan_jacobian
+from torch_jvpvjp.accumulation import Plan, jacobian, plan_jacobian
 
 _CLASSES, _ROWS = torch.tensor([1, 0, -100]), torch.tensor([1, 1, 3])
 
@@ -43,6 +45,7 @@ FUNCTIONS = {
     "cross_entropy, labels smoothed": _entropy,
     "pad, circular": lambda v: functional.pad(v.sin()[None, None], (3, 1, 0, 2), mode="circular") ** 2,
     "rrelu": lambda v: functional.rrelu(v) * v,
+    "glu": lambda v: functional.glu(v * v),
 }
 
 
@@ -127,6 +130,102 @@ def test_a_plan_for_a_recurrent_network_outlives_a_call_of_it_with_other_weights
     torch.func.functional_call(net, {name: 2 * weight.detach() for name, weight in net.named_parameters()}, (x,))
     assert plan.runtime.tracing(x) is tracing
     assert_same(plan(x), judged(net, x))
+
+
+def test_a_tall_gated_unit_has_a_jacobian_that_is_differentiated():
+    def f(v):
+        return functional.glu(v).repeat(9)
+
+    x = randn(4).requires_grad_()
+    expected = torch.autograd.grad(torch.func.jacrev(f)(x).sin().sum(), x)
+    for found in (jacobian(f, x, create_graph=True), plan_jacobian(f, x, create_graph=True)(x)):
+        assert_same(torch.autograd.grad(found.sin().sum(), x), expected)
+
+
+class _LastOfLSTM(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(2, 3)
+
+    def forward(self, v):
+        return self.lstm(v)[0][-1]
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["recorded", "called as it stands"])
+@pytest.mark.parametrize("no_grad", [False, True], ids=["grad", "no_grad"])
+def test_an_lstm_in_single_precision(sign, no_grad):
+    net, x = _LastOfLSTM(), torch.randn(4, 1, 2)
+    expected = judged(net.double(), x.double()).float()
+    net.float()
+
+    def f(v):
+        return net(v) if sign > 0 or v.sum() > -1e9 else v
+
+    with torch.set_grad_enabled(not no_grad):
+        plan = plan_jacobian(f, x)
+        assert plan.runtime is not None
+        assert bool(plan.runtime.refusals()) == (sign < 0)
+        for found in (plan(x), plan(x), jacobian(f, x)):
+            assert_same(found, expected, 1e-5)
+
+
+def test_rows_that_autograd_does_not_take_at_once_go_one_by_one():
+    matrix = randn(5, 4).relu()
+    edges = matrix.to_sparse()
+
+    def f(v):
+        return torch.sparse.mm(edges, v.sin())
+
+    x = randn(4, 3)
+    assert_same(jacobian(f, x), judged(lambda v: matrix @ v.sin(), x))
+
+
+def test_an_op_that_does_not_run_without_data_is_not_logged(caplog):
+    edges = randn(5, 4).to_sparse()
+    plan_jacobian(lambda v: torch.sparse.mm(edges, v), randn(4, 3))
+    assert not caplog.records
+
+
+@dataclass
+class _Output:
+    logits: torch.Tensor
+
+
+def test_an_output_of_a_class_that_is_no_tree_is_refused_with_a_way_out():
+    with pytest.raises(TypeError, match="_Output; register the class by torch.export.register_dataclass"):
+        jacobian(lambda v: _Output(v), randn(3))
+
+
+@dataclass
+class _Registered:
+    logits: torch.Tensor
+    loss: torch.Tensor
+
+
+torch.export.register_dataclass(_Registered)
+
+
+def test_a_registered_dataclass_is_a_tree():
+    def f(v):
+        return _Registered(v.sin(), v.sum())
+
+    x = randn(3)
+    plan = plan_jacobian(f, x)
+    for found in (jacobian(f, x), plan(x), plan(x)):
+        assert isinstance(found, _Registered)
+        assert_same(found, judged(f, x))
+
+
+def test_complex_arithmetic_is_counted():
+    def f(v):
+        return torch.fft.rfft(v, n=2).abs()
+
+    plan = plan_jacobian(f, randn(8), objective="time")
+    (factor,) = plan.factors
+    assert factor.jvp_cost
+    assert factor.vjp_cost
+    assert factor.pull_launches is not None
+    assert Plan.from_json(plan.to_json()).factors == plan.factors
 
 
 class _Products(TorchDispatchMode):

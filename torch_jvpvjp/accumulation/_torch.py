@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 __all__ = [
     "LISTS_OF_WEIGHTS", "MISBATCHED_NODES", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes",
     "bare_op", "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "is_fake",
-    "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "past_autograd", "plain_attention", "recording_of",
-    "same_forms", "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped",
+    "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "past_autograd", "plain_attention", "plain_kernels",
+    "quietly", "recording_of", "same_forms", "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped",
     "with_lists_of_weights", "wraps_transform",
 ]  # fmt: skip
 
@@ -81,6 +82,29 @@ def with_lists_of_weights(module: nn.Module) -> Iterator[None]:
 
 LISTS_OF_WEIGHTS = frozenset({"_flat_weights", "_flat_weight_refs"})
 """What a recurrent network makes anew in a call that finds other weights, as `torch.func.functional_call` gives it."""
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Let composite functions be the plain ops that each derivative is known of: no fused attention, no oneDNN LSTM."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with plain_attention():
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep PyTorch from logging each op that does not run without data: whoever tries it goes another way then."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = was
 
 
 def plain_attention() -> Any:
@@ -200,8 +224,10 @@ BENT_NODES = frozenset({
     "NativeLayerNormBackward", "NativeBatchNormBackward", "NativeBatchNormLegitBackward",
     "BatchNormWithUpdateBackward", "CudnnBatchNormBackward", "MiopenBatchNormBackward", "LinalgSolveExBackward",
     "LinalgDetBackward", "LinalgSlogdetBackward", "LinalgHouseholderProductBackward", "TriangularSolveBackward",
+    "GluBackward",
 })  # fmt: skip
-"""Nodes of autograd whose JVP is silently wrong once it is differentiated, in some release from 2.11 to 2.15."""
+"""Nodes of autograd whose JVP, once it is differentiated, is silently wrong in some release from 2.11 to 2.15, or that
+of a gated linear unit, which has no derivative."""
 
 
 def compile_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor], mode: str | None) -> Callable[..., Any]:

@@ -27,11 +27,11 @@ _MOVES = frozenset({
 
 
 class FmaCounter(TorchDispatchMode):
-    """Counts fused multiply-adds of everything that runs under it, and the entries that were written.
+    """Counts fused multiply-adds of everything that runs under it, the entries that were written, and the ops.
 
     A matrix product, convolution or attention counts half its flops, as PyTorch counts them; an op that only moves
     entries, a view of course included, counts nothing; any other op that makes a floating tensor counts one fma for
-    each entry of its largest one, input or output.
+    each entry of its largest one, input or output, a complex entry being two.
     """
 
     def __init__(self) -> None:
@@ -41,6 +41,7 @@ class FmaCounter(TorchDispatchMode):
         self._flops = flop_registry
         self.fma = 0
         self.written = 0
+        self.launched = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -49,6 +50,7 @@ class FmaCounter(TorchDispatchMode):
         out = func(*args, **kwargs)
         if func.is_view:
             return out
+        self.launched += 1
         outputs, inputs = _sizes(out), _sizes((args, kwargs))
         self.written += sum(outputs)
         packet = func.overloadpacket
@@ -62,5 +64,6 @@ class FmaCounter(TorchDispatchMode):
 
 
 def _sizes(tree: Any) -> list[int]:
-    """Return the numbers of entries of the floating tensors in a tree."""
-    return [leaf.numel() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    """Return the numbers of real entries of the floating and complex tensors in a tree."""
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return [t.numel() * (1 + t.is_complex()) for t in tensors if t.is_floating_point() or t.is_complex()]

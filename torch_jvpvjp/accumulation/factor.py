@@ -24,6 +24,7 @@ class Factor:
         forming_cost: fma that form J in closed form where it is not given, or None where no formula is known.
         shared: Whether J is one matrix for all samples of a batch, as a weight is.
         launches: Operations that one sweep through F launches, for objectives that price them.
+        pull_launches: The same for a sweep of adjoints, where it launches another number.
     """
 
     n: int
@@ -37,6 +38,7 @@ class Factor:
     forming_cost: int | None = None
     shared: bool = False
     launches: int = 1
+    pull_launches: int | None = None
 
     def __post_init__(self) -> None:
         if self.given is None:  # so that two ways to say the same are equal

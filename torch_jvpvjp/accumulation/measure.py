@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._torch import FakeTensorMode, inside_transform, jvp, unharmed, vjp
+from ._torch import FakeTensorMode, inside_transform, jvp, quietly, unharmed, vjp
 from .carrying import dual, random_state, set_random_state, weights
 from .count import FmaCounter
 from .stages import BlackBox
@@ -31,6 +31,8 @@ class Profile(NamedTuple):
     vjp_cost: int | None
     tape: int
     refusal: str | None  # why neither derivative could be taken
+    jvp_launches: int = 1  # ops that one run of it launches, the function itself included
+    vjp_launches: int = 1
 
 
 def profile_of(functions: Sequence[Callable[..., Any]], place: int, point: Point, x: Tensor) -> Profile:
@@ -58,7 +60,7 @@ def profile_of(functions: Sequence[Callable[..., Any]], place: int, point: Point
     if profile.jvp_cost is None and profile.vjp_cost is None:
         raise NotImplementedError(
             f"Chain: stage {place + 1} ({stage.label}) must be differentiable by torch.func.jvp or torch.func.vjp, "
-            f"got {profile.refusal}."
+            f"got {profile.refusal}; call jacobian(f, x) without options, which needs PyTorch's autograd alone."
         )
     return profile
 
@@ -86,7 +88,7 @@ def _run(stage: BlackBox, point: Point, index: int, value: Callable[[], Tensor])
         ValueError: If the stage cannot take such an input.
     """
     try:
-        with unharmed(), FakeTensorMode(allow_non_fake_inputs=True):
+        with unharmed(), quietly(), FakeTensorMode(allow_non_fake_inputs=True):
             profile = _profile(stage, torch.empty(point.shape, dtype=point.dtype, device=point.device))
         if profile.jvp_cost is not None and profile.vjp_cost is not None:
             return profile
@@ -133,21 +135,22 @@ def _profile(stage: BlackBox, x: Tensor) -> Profile:
         y = stage(x)
     refusals: list[str] = []
     jvp_cost = vjp_cost = None
-    with _noting(refusals):
-        jvp_cost = _of_one_more(lambda x_dot: jvp(stage, x, x_dot), x)
-    with _noting(refusals):
+    jvp_launches, vjp_launches = 1, 1
+    with torch.enable_grad(), _noting(refusals):  # as an LSTM on a CPU needs, to keep what it is differentiated by
+        jvp_cost, jvp_launches = _of_one_more(lambda x_dot: jvp(stage, x, x_dot), x)
+    with torch.enable_grad(), _noting(refusals):
         _, pullback = vjp(stage, x)
-        vjp_cost = _of_one_more(pullback, y)
-    output = Point(y.shape, y.dtype, y.device)
-    return Profile(output, jvp_cost, vjp_cost, primal.written, "; ".join(refusals) or None)
+        vjp_cost, vjp_launches = _of_one_more(pullback, y)
+    output, why = Point(y.shape, y.dtype, y.device), "; ".join(refusals) or None
+    return Profile(output, jvp_cost, vjp_cost, primal.written, why, jvp_launches, primal.launched + vjp_launches)
 
 
-def _of_one_more(function: Callable[[Tensor], tuple[Tensor, ...]], vector: Tensor) -> int:
-    """Return the fma that a third vector adds to a batch of two; a batch of one is not run as a batch everywhere.
+def _of_one_more(function: Callable[[Tensor], tuple[Tensor, ...]], vector: Tensor) -> tuple[int, int]:
+    """Return the fma that a third vector adds to a batch of two, and the ops that a batch launches.
 
-    Where no batch is run at all, that is what one vector takes.
+    A batch of one is not run as a batch everywhere. Where no batch is run at all, that is what one vector takes.
     """
-    counts: list[int] = []
+    counts, launched = [], 1
     for size in (2, 3):
         batch = torch.ones((size, *vector.shape), dtype=vector.dtype, device=vector.device)
         with FmaCounter() as counter:
@@ -155,9 +158,10 @@ def _of_one_more(function: Callable[[Tensor], tuple[Tensor, ...]], vector: Tenso
                 torch.func.vmap(function, randomness="same")(batch)
             except RuntimeError:
                 function(batch[0])
-                return counter.fma
+                return counter.fma, counter.launched
         counts.append(counter.fma)
-    return max(counts[1] - counts[0], 0)
+        launched = counter.launched
+    return max(counts[1] - counts[0], 0), launched
 
 
 @contextmanager

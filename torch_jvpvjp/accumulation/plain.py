@@ -61,6 +61,15 @@ class Recorded:
         trusted = y_bars.shape[0] == 1 or self.recording.batches_rightly
         if self.live:
             return carry_each(self._pullback, [y_bars], asked=not trusted)
+        try:
+            return self._all_rows(y_bars, trusted=trusted)
+        except RuntimeError:  # something on the way takes no rows at once, as sparse matrices do not
+            if y_bars.shape[0] == 1:
+                raise
+            self.y = self._recorded_plainly()  # of the run before a part may be gone
+            return carry_each(lambda y_bar: self._pulled(y_bar, again=True), [y_bars], apart=True)
+
+    def _all_rows(self, y_bars: Tensor, *, trusted: bool) -> list[Tensor]:
         if trusted and 1 < y_bars.shape[0] <= _FEW_ROWS:
             pulled = self._pulled(y_bars, again=False, batched=True)
             pairs = zip(pulled, self.leaves, strict=True)

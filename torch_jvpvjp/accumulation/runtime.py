@@ -146,7 +146,7 @@ class Runtime:
         live = outside or not tracing.replayable or traced.opaque or self.options.progress
         # A black box runs with gradients on, as its user runs it: some (an LSTM on the CPU) keep only then what their
         # derivative needs.
-        with nullcontext() if outside or traced.opaque else torch.no_grad():
+        with nullcontext() if outside else torch.set_grad_enabled(traced.opaque):
             if not live:
                 return tracing.planted(self._replayed(plan, tracing, leaves, extras))
             how = Execution(self.options.chunk_size, live=outside)
@@ -343,7 +343,7 @@ class Runtime:
         source, extras = tracing.subject.bind(self.arguments(x))
         source, extras = source if tracing.subject.in_parameters else source[:2], [extra[:2] for extra in extras]
         how = Execution(self.options.chunk_size)
-        with nullcontext() if tracing.traced.opaque else torch.no_grad():
+        with torch.set_grad_enabled(tracing.traced.opaque):
             try:
                 together = self._executed(plan, tracing, source, extras, how).detach()
             except RuntimeError:  # an op that `vmap` does not take; what else is wrong is raised one by one

@@ -101,17 +101,18 @@ def plan_from_json(text: str) -> Plan:
 
 
 _FACTOR_FIELDS = ("label", "n", "m", "jvp_cost", "vjp_cost", "tape", "given", "forming_cost", "shared", "launches")
+_LATER_FIELDS = ("pull_launches",)  # which files of earlier versions do not hold
 
 
 def _factor_to_data(factor: Factor) -> dict[str, Any]:
     structure = None if factor.structure is None else factor.structure.to_data()
-    return {key: getattr(factor, key) for key in _FACTOR_FIELDS} | {"structure": structure}
+    return {key: getattr(factor, key) for key in (*_FACTOR_FIELDS, *_LATER_FIELDS)} | {"structure": structure}
 
 
 def _factor_from_data(data: dict[str, Any]) -> Factor:
     structure = None if data["structure"] is None else structure_from_data(data["structure"])
     fields: dict[str, Any] = {key: data[key] for key in _FACTOR_FIELDS} | {"structure": structure}
-    return Factor(**fields)
+    return Factor(**fields, **{key: data[key] for key in _LATER_FIELDS if key in data})
 
 
 def _bracket_from_data(data: dict[str, Any]) -> Bracket:

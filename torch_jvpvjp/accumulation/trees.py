@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from math import prod
 from typing import Any
 
@@ -224,7 +224,8 @@ def side_of(caller: str, name: str, tree: Any, batch_dims: int) -> tuple[Side, l
     for place, tensor in enumerate(tensors):
         path = name if len(tensors) == 1 else f"{name} (leaf {place})"
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{caller}: {path} must be a floating tensor, got {type(tensor).__name__}.")
+            way = "; register the class by torch.export.register_dataclass" if is_dataclass(tensor) else ""
+            raise TypeError(f"{caller}: {path} must be a floating tensor, got {type(tensor).__name__}{way}.")
         if not tensor.is_floating_point():
             way = "split it into real and imaginary part" if tensor.is_complex() else "convert it, as by x.double()"
             raise TypeError(f"{caller}: {path} must be a floating tensor, got {tensor.dtype}; {way}.")

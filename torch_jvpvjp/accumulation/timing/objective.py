@@ -97,7 +97,8 @@ class Time:
         fma = factor.jvp_cost if tangent else factor.vjp_cost
         assert fma is not None, "a planner priced a sweep through a factor that has none"
         touched = 1.5 * (factor.n + factor.m)
-        return self.model.sweep(columns * self.samples, fma, touched, factor.launches, tangent=tangent)
+        launches = factor.launches if tangent or factor.pull_launches is None else factor.pull_launches
+        return self.model.sweep(columns * self.samples, fma, touched, launches, tangent=tangent)
 
 
 def time_objective(device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Time:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch import vjp
+from .._torch import plain_kernels, vjp
 from ..bracket import Mode
 from ..carrying import close, weights
 from ..primal import PrimalRun
@@ -59,7 +59,7 @@ def agrees(
             value = function(value)
         return value
 
-    with torch.no_grad():  # of what is outside; the pullback is recorded all the same
+    with plain_kernels(), torch.no_grad():  # of what is outside; the pullback is recorded all the same
         try:
             return _compared(traced, composition, x, constants)
         except RuntimeError:

@@ -10,25 +10,21 @@ it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node, memory_of, plain_attention
+from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node, memory_of, plain_kernels, quietly
 from ..rules.registry import Meta
+from .intercepted import Intercepted, NotRecordable, as_slice
 from .results import Results
 from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, with_refs
 
 MOST_OPS = 20_000  # a longer tape would take minutes to plan
-
-
-class NotRecordable(Exception):
-    """A function cannot be recorded; the message says why."""
 
 
 def record(function: Callable[[Tensor], Any], meta: Meta) -> Tape:
@@ -64,8 +60,8 @@ def _run(function: Callable[[Tensor], Any], meta: Meta, *, by_autograd: bool) ->
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.enable_grad():
         x = torch.empty(meta.shape, dtype=meta.dtype, device=meta.device)
         recorder = _Recorder(x.requires_grad_(by_autograd), fake, by_autograd)
-        # Attention in its plain form, which has every derivative; the fused ones have no forward mode and no rule here.
-        with plain_attention(), _Unread(), recorder:
+        # In their plain form attention and LSTMs have every derivative; fused, they have no forward mode nor rule here.
+        with plain_kernels(), quietly(), Intercepted(), recorder:
             recorder.y = function(x)
     y = recorder.y
     if not isinstance(y, Tensor) or not y.is_floating_point():
@@ -73,57 +69,6 @@ def _run(function: Callable[[Tensor], Any], meta: Meta, *, by_autograd: bool) ->
     if by_autograd:
         _check_derivatives(y)
     return recorder
-
-
-class _Unread(TorchFunctionMode):
-    """Refuses to hand the entries of a tensor from outside to Python, which no op shows: it has data, unlike x."""
-
-    def __torch_function__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        reads = func in _READING
-        if func in _FROM_LISTS and args and not isinstance(args[0], Tensor):
-            reads = any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[0]))
-        if func in _SPLITTING:  # at indices that a tensor holds
-            reads = any(isinstance(leaf, Tensor) for leaf in (*args[1:], *kwargs.values()))
-        if reads:
-            raise NotRecordable(f"it reads the entries of a tensor, by {func.__name__}")
-        if func is torch.nn.functional.pad:
-            wrapped = _wrapped(*args, **kwargs)
-            return func(*args, **kwargs) if wrapped is None else wrapped
-        if func in _SELECT_SCATTER:
-            base, rows, dim, start = _as_slice(*args, **kwargs)
-            return torch.slice_scatter(base, rows.unsqueeze(dim), dim, start, start + 1)
-        return func(*args, **kwargs)
-
-
-def _wrapped(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor | None:  # noqa: ARG001 (as the function)
-    """Return x padded circularly without writing, which PyTorch does into memory of its own; None for other padding."""
-    ends = list(zip(pad[::2], pad[1::2], strict=False))
-    axes = range(-1, -len(ends) - 1, -1)
-    if mode != "circular" or len(ends) != input.dim() - 2 or len(pad) % 2:
-        return None
-    if any(not 0 <= end <= input.shape[axis] for axis, pair in zip(axes, ends, strict=True) for end in pair):
-        return None
-    for axis, (before, after) in zip(axes, ends, strict=True):
-        size = input.shape[axis]
-        parts = [input.narrow(axis, size - before, before), input, input.narrow(axis, 0, after)]
-        input = torch.cat([part for part in parts if part.shape[axis]] or [input], axis)
-    return input
-
-
-def _as_slice(input: Tensor, src: Tensor, dim: int, index: int) -> tuple[Tensor, Tensor, int, int]:
-    """Return `select_scatter` as one of a slice: under `vmap`, PyTorch multiplies its derivative in src by a size."""
-    return input, src, dim, index + input.shape[dim] if index < 0 else index
-
-
-_SELECT_SCATTER: frozenset[Any] = frozenset({torch.select_scatter, Tensor.select_scatter})
-_SPLITTING: frozenset[Any] = frozenset({torch.tensor_split, Tensor.tensor_split})
-_READING: frozenset[Any] = frozenset({
-    Tensor.tolist, Tensor.numpy, Tensor.data_ptr, Tensor.__array__, Tensor.__dlpack__, Tensor.untyped_storage,
-})  # fmt: skip
-_FROM_LISTS: frozenset[Any] = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
 
 
 class _Recorder(TorchDispatchMode):
@@ -151,18 +96,18 @@ class _Recorder(TorchDispatchMode):
         if func.namespace == "prim" or self.mutation is not None:
             return func(*args, **kwargs)  # a query for a device or a layout, or a run that is only looked at
         if func is _aten.select_scatter.default and not self._by_autograd:
-            base, rows, dim, start = _as_slice(*args, **kwargs)
+            base, rows, dim, start = as_slice(*args, **kwargs)
             written = self.__torch_dispatch__(_aten.unsqueeze.default, types, (rows, dim))
             return self.__torch_dispatch__(_aten.slice_scatter.default, types, (base, written, dim, start, start + 1))
         if func is _aten.rrelu_with_noise.default and not _argument(func, args, kwargs, "training"):
             slope = sum(_argument(func, args, kwargs, name) for name in ("lower", "upper")) / 2
             return self.__torch_dispatch__(_aten.leaky_relu.default, types, (args[0], slope))
-        recorded, unseen = func, False
+        recorded, unseen, hidden = func, False, not torch.is_grad_enabled()
         if func._schema.is_mutable:
-            name = func._schema.name.removeprefix("aten::")
-            unseen = not torch.is_grad_enabled() and name not in _SHAPED and self._is_active(*args[:1])
+            hidden = hidden and func._schema.name.removeprefix("aten::") not in _SHAPED
+            unseen = hidden and self._is_active(args)
             alike = self._without_writing(func, args, kwargs)
-            if alike is None and not torch.is_grad_enabled():
+            if alike is None and hidden:
                 raise NotRecordable(f"it writes into a tensor while gradients are off, by {func}")
             if alike is None:
                 self.mutation = str(func)
@@ -175,8 +120,8 @@ class _Recorder(TorchDispatchMode):
 
         def number(tensor: Tensor) -> int:
             index = self._number(tensor)
-            if self._is_active(tensor):
-                if not torch.is_grad_enabled():
+            if self._depends(tensor, index):
+                if hidden:
                     return self._detached(index)
                 active.append(index)
             return index
@@ -197,11 +142,11 @@ class _Recorder(TorchDispatchMode):
             raise NotRecordable(f"it takes more than {MOST_OPS:,} ops")
         return out
 
-    def _is_active(self, tensor: Any = None) -> bool:
-        """Return whether a value is a tensor that depends on x as derivatives see it."""
-        if not isinstance(tensor, Tensor):
-            return False
-        index = self._number(tensor)
+    def _is_active(self, args: tuple[Any, ...]) -> bool:
+        """Return whether the first argument of an op is a tensor that depends on x as derivatives see it."""
+        return bool(args) and isinstance(args[0], Tensor) and self._depends(args[0], self._number(args[0]))
+
+    def _depends(self, tensor: Tensor, index: int) -> bool:
         if index in self.tape.constants:
             return False
         return tensor.requires_grad if self._by_autograd else index in self._carried

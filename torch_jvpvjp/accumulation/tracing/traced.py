@@ -139,6 +139,7 @@ def factor_of(region: Region, most: int, constants: Container[int]) -> Factor:
         forming_cost=closed.fma if closed is not None and not given else None,
         shared=_is_shared(region, constants),
         launches=region.launches,
+        pull_launches=None if first.profile is None else first.profile.vjp_launches,
     )
 
 
