@@ -1,10 +1,8 @@
-"""The launchers of attention against whole matrices in float64: options, absent operands, sizes, dtypes, launches."""
+"""The launchers of attention against whole matrices in float64: sizes, what is done to scores, precision."""
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,16 +11,13 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("triton")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    DEVICE = "cpu"
-elif torch.cuda.is_available():
-    DEVICE = "cuda"
-else:
+if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1, or a GPU", allow_module_level=True)
 
 import attention_oracle as oracle
 import triton
-from attention_oracle import NAMES, Problem, blocks_of, draw_problem
+from attention_checks import DEVICE, check, problem_of, run_forward, run_second
+from attention_oracle import Problem, blocks_of
 
 from torch_jvpvjp.testing.budget import NEIGHBOURS, assert_equal, assert_in_budget
 from torch_jvpvjp.testing.products import products_in
@@ -30,84 +25,17 @@ from torch_jvpvjp.triton_kernels._launch import count_launches
 from torch_jvpvjp.triton_kernels.attention import (
     Operands,
     attention_forward,
-    attention_second_order,
     attention_vjp,
-    pullback,
 )
 from torch_jvpvjp.triton_kernels.attention.config import tiles
 
 # PyTorch scripts its decompositions when forward mode is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-NOTHING = Operands(False, False, False, False)
 # On a GPU ops take the formulas in float64, so that nobody but these tests misses it.
 compiles_masks_in_float64 = pytest.mark.skipif(
     DEVICE == "cuda" and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9),
     reason="Triton 3.6 to 3.8 may not compile float64 products of tiles under a mask",
 )
-
-
-@pytest.fixture(autouse=True)
-def poisoned_buffers() -> Iterator[None]:
-    """Fresh memory is NaN, so that an element nobody writes shows."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = before
-
-
-def problem_of(*sizes: Any, **options: Any) -> Problem:
-    return draw_problem(*sizes, device=DEVICE, **options)
-
-
-def needed(problem: Problem) -> Operands:
-    return Operands(*(t is not None for t in problem.at))
-
-
-def there(results: Sequence[Tensor | None]) -> list[Tensor]:
-    return [t for t in results if t is not None]
-
-
-def run_forward(problem: Problem) -> list[Tensor]:
-    """o, ℓ and their tangents; with one primal and several directions o is there once, and shown for each."""
-    moves = any(t is not None for t in problem.dots)
-    o, lse, o_dot, lse_dot = attention_forward(problem.at, problem.dots if moves else None, problem.options)
-    if o_dot is None or lse_dot is None:
-        return [o, lse]
-    return [o.expand(o_dot.shape), lse.expand(lse_dot.shape), o_dot, lse_dot]
-
-
-def run_second(problem: Problem) -> list[Tensor]:
-    """The cotangents and their tangents, from what the forward kernel left."""
-    o, lse, o_dot, lse_dot = attention_forward(problem.at, problem.dots, problem.options)
-    first, second = attention_second_order(
-        problem.at, problem.dots, o, lse, o_dot, lse_dot, problem.w, problem.lse_bar, problem.u, problem.lse_bar_dot,
-        problem.options, needed(problem), needed(problem),
-    )  # fmt: skip
-    return there([*first, *second])
-
-
-def run_vjp(problem: Problem) -> list[Tensor]:
-    o, lse, _, _ = attention_forward(problem.at, None, problem.options)
-    return there(attention_vjp(problem.at, o, lse, problem.w, problem.lse_bar, problem.options, needed(problem)))
-
-
-def check(problem: Problem) -> None:
-    """Value, tangents, pullback and both second orders, in float64; what goes in stays as it was."""
-    tensors = [t for t in (*problem.at, *problem.dots, problem.w, problem.u) if t is not None]
-    before = [t.clone() for t in tensors]
-    moves = any(t is not None for t in problem.dots)
-    assert_equal(run_forward(problem), oracle.forward(problem)[: 4 if moves else 2], "value and tangent: ")
-    if problem.w is not None or problem.lse_bar is not None:
-        first, second = oracle.second_order(problem)
-        assert_equal(run_vjp(problem), first, "pullback: ")
-        if moves:
-            got = run_second(problem)
-            assert_equal(got, (*first, *second), "forward over reverse: ")
-            of_tangents, of_primals = oracle.pulled_back_jvp(problem)
-            assert_equal(got, (*of_tangents, *of_primals), "reverse over forward: ")
-    assert all(torch.equal(one, other) for one, other in zip(before, tensors, strict=True))
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------
@@ -264,95 +192,6 @@ def test_everything_at_once() -> None:
     check(problem_of(9, 7, 3, 2, heads=(2, 1), bias=(1, 2, 1, 7), seed=seed, dropout_p=0.2, **options))
 
 
-# ---- what may be absent ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("missing", [m for k in range(1, 5) for m in itertools.combinations(NAMES, k)], ids="-".join)
-def test_absent_tangents(missing: tuple[str, ...]) -> None:
-    problem = problem_of(3, 5, 2, 3, bias=(1, 1, 3, 5), softcap=3.0)
-    check(replace(problem, dots=problem.dots._replace(**dict.fromkeys(missing))))
-
-
-@pytest.mark.parametrize(
-    "missing",
-    [("w",), ("lse_bar",), ("u",), ("u", "lse_bar_dot"), ("w", "lse_bar_dot"), ("lse_bar", "u", "lse_bar_dot")],
-    ids="-".join,
-)
-def test_absent_cotangents(missing: tuple[str, ...]) -> None:
-    check(replace(problem_of(3, 5, 2, 3, bias=(1, 1, 1, 5)), **dict.fromkeys(missing)))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_only_what_is_wanted(name: str) -> None:
-    """Any one cotangent and any one tangent of a cotangent; the launches that others need are not made."""
-    problem = problem_of(3, 5, bias=(1, 1, 3, 5))
-    o, lse, o_dot, lse_dot = attention_forward(problem.at, problem.dots, problem.options)
-    rest = (problem.w, problem.lse_bar, problem.u, problem.lse_bar_dot, problem.options)
-    first, second = oracle.second_order(problem)
-    other = NAMES[(NAMES.index(name) + 1) % 4]
-    for one, two in ((name, None), (None, name), (name, other)):
-        wants = [NOTHING._replace(**{w: True}) if w else NOTHING for w in (one, two)]
-        with count_launches() as count:
-            got = attention_second_order(problem.at, problem.dots, o, lse, o_dot, lse_dot, *rest, *wants)
-        kinds = {{"q": "_rows_kernel", "bias": "_bias_kernel"}.get(w, "_columns_kernel") for w in (one, two) if w}
-        assert dict(count.by_name) == dict.fromkeys([*kinds, "_delta_kernel"], 1)
-        for results, expected, wanted in zip(got, (first, second), (one, two), strict=True):
-            for n, result, value in zip(NAMES, results, expected, strict=True):
-                assert (result is None) == (n != wanted)
-                assert_equal([result] if n == wanted else [], [value] if n == wanted else [])
-
-
-# ---- several of a kind -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("tangents", "dk"), [(2, 3), (3, 3), (4, 72)])
-def test_many_tangents_are_one_launch(tangents: int, dk: int) -> None:
-    problem = problem_of(3, 20, dk, tangents=tangents)
-    with count_launches() as count:
-        run_forward(problem)
-    assert dict(count.by_name) == {"_forward_kernel": 1}
-    with tiles(16, 16):
-        check(problem)
-
-
-def test_batches_of_primals() -> None:
-    """Of what may have an axis in front each has it or not."""
-    problem = problem_of(3, 5, n=3, bias=(1, 1, 3, 5))
-    at, dots = problem.at, problem.dots
-    check(problem)
-    check(replace(problem, at=Operands(at.q, at.k[:1], at.v, at.bias[:1]), dots=dots._replace(k=dots.k[:1])))
-    check(replace(problem, at=Operands(*(t[:1] for t in at)), dots=Operands(dots.q, dots.k[:1], None, None)))
-    assert problem.w is not None and problem.u is not None
-    shared = problem.w[:1].expand(problem.w.shape), problem.u[:1].mT.contiguous().mT.expand(problem.u.shape)
-    check(replace(problem, w=shared[0], u=shared[1]))
-
-
-def test_a_call_is_worked_out_once_for_all_numbers() -> None:
-    one, other = (problem_of(5, 6, 7, bias=(1, 1, 1, 6)) for _ in range(2))
-    assert not torch.equal(one.at.q, other.at.q)
-    check(one)
-    known = len(pullback._calls)
-    check(other)
-    assert len(pullback._calls) == known
-
-
-@pytest.mark.parametrize("kind", ["heads last", "expanded", "every second", "transposed"])
-def test_layouts(kind: str) -> None:
-    def relaid(t: Tensor) -> Tensor:
-        if kind == "heads last":
-            return t.transpose(2, 3).contiguous().transpose(2, 3)
-        if kind == "expanded":
-            return t[:, :1, :1].expand(t.shape)
-        if kind == "every second":
-            return torch.stack((t, t * float("nan")), -1)[..., 0]
-        return t.mT.contiguous().mT
-
-    problem = problem_of(5, 3, 2, heads=(2, 2), batch=2, bias=(2, 1, 5, 3))
-    moved = Operands(*map(relaid, problem.at)), Operands(*map(relaid, problem.dots))
-    assert problem.w is not None and problem.u is not None
-    check(replace(problem, at=moved[0], dots=moved[1], w=relaid(problem.w), u=relaid(problem.u)))
-
-
 # ---- precision -------------------------------------------------------------------------------------------------------
 
 
@@ -392,22 +231,3 @@ def test_results_are_the_same_to_the_bit_twice() -> None:
     problem = problem_of(5, 20, heads=(2, 1), bias=(1, 1, 1, 20)).to(torch.float32)
     once, twice = ([*run_forward(problem), *run_second(problem)] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
-
-
-# ---- launches --------------------------------------------------------------------------------------------------------
-
-
-def test_launches() -> None:
-    problem = problem_of(3, 5, bias=(1, 1, 3, 5))
-    with count_launches() as count:
-        run_forward(problem)
-    assert dict(count.by_name) == {"_forward_kernel": 1}
-    with count_launches() as count:
-        run_vjp(replace(problem, at=problem.at._replace(bias=None)))
-    assert dict(count.by_name) == {
-        name: 1 for name in ("_forward_kernel", "_delta_kernel", "_rows_kernel", "_columns_kernel")
-    }
-    with count_launches() as count:
-        run_second(problem)
-    kinds = ("_forward_kernel", "_delta_kernel", "_rows_kernel", "_columns_kernel", "_bias_kernel")
-    assert dict(count.by_name) == dict.fromkeys(kinds, 1)

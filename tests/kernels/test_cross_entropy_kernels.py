@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,18 +30,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated
 
 IGNORED = 2
 SIZES = (((3, 1, 1), None), ((3, 17, 1), None), ((2, 40, 1), 16), ((2, 5, 3), None), ((2, 19, 18), 8))
-
-
-@pytest.fixture(autouse=True)
-def poisoned_buffers() -> Iterator[None]:
-    """Fresh memory is NaN, so that an element nobody writes shows."""
-    settings: Any = torch.utils.deterministic  # a module whose attribute is a property
-    before = settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    settings.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-    settings.fill_uninitialized_memory = before
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

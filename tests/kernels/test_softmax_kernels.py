@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -28,18 +27,6 @@ SCALE = 0.7
 KINDS = ("softmax", "log_softmax", "logsumexp")
 # (outer, n, inner), longest row of one pass: one column, odd sizes, chunks full and partial, inner positions
 SIZES = (((3, 1, 1), None), ((3, 17, 1), None), ((2, 40, 1), 16), ((2, 5, 3), None), ((2, 19, 18), 8))
-
-
-@pytest.fixture(autouse=True)
-def poisoned_buffers() -> Iterator[None]:
-    """Fresh memory is NaN, so that an element nobody writes shows."""
-    settings: Any = torch.utils.deterministic  # a module whose attribute is a property
-    before = settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    settings.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-    settings.fill_uninitialized_memory = before
 
 
 def formula(kind: str, mask: Tensor | None) -> Callable[[Tensor], Tensor]:

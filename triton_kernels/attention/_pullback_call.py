@@ -242,10 +242,12 @@ class _Planner:
             column_blocks,
             *self.rules.numbers,
         )
+        facts = self._facts(config, first, second)
+        summed = (self.batch // batch) * (self.heads // heads) * row_blocks * column_blocks  # at most, by a program
         constants = {
             "SUMS_ROWS": rows == 1,
             "SUMS_COLUMNS": columns == 1,
-            "FACTS": self._facts(config, first, second),
+            "FACTS": facts._replace(WIDE=facts.WIDE or summed // tiles >= 2**31),
             "num_warps": config.num_warps,
             "num_stages": 1,
             "enable_fp_fusion": True,

@@ -174,6 +174,21 @@ def is_wide(*tensors: Tensor | None) -> bool:
     )
 
 
+def check_counted(rows: int, columns: int) -> None:
+    """Refuse lengths at whose sum with a window or an offset numbers of rows and keys leave 32 bits.
+
+    Args:
+        rows: Lq.
+        columns: Lk.
+
+    Raises:
+        ValueError: If one is too long.
+    """
+    most = _UNBOUNDED - _LARGEST_TILE
+    if max(rows, columns) > most:
+        raise ValueError(f"attention: kernels count up to {most} rows and keys, got {rows} and {columns}.")
+
+
 def are_alike(*tensors: Tensor | None) -> bool:
     """Whether those that there are have the same stride between vectors."""
     return len({t.stride(-2) for t in tensors if t is not None}) <= 1

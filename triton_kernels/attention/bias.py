@@ -128,14 +128,16 @@ def _bias_kernel(
     n = rest // bias_heads // bias_batch
     members_h = heads // bias_heads
     members = batch // bias_batch * members_h
+    if FACTS.WIDE:  # 32 bits may be too few to count the tiles
+        members = members.to(tl.int64)
     rows_summed = row_blocks if SUMS_ROWS else 1
     columns_summed = column_blocks if SUMS_COLUMNS else 1
     first = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     second = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     for i in range(0, members * rows_summed * columns_summed):
-        j = (column_tile + i % columns_summed) * BLOCK_N
-        block = row_tile + i // columns_summed % rows_summed
-        member = i // columns_summed // rows_summed
+        j = tl.cast(column_tile + i % columns_summed, tl.int32) * BLOCK_N
+        block = tl.cast(row_tile + i // columns_summed % rows_summed, tl.int32)
+        member = tl.cast(i // columns_summed // rows_summed, tl.int32)
         h = bias_h * (heads // bias_heads) + member % members_h
         b = bias_b * (batch // bias_batch) + member // members_h
         kv = h // group

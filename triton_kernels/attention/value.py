@@ -15,6 +15,7 @@ from .arguments import (
     Scores,
     are_alike,
     capped,
+    check_counted,
     head_strides,
     is_wide,
     padded,
@@ -98,6 +99,7 @@ def _call_of(tensors: list[Any], options: Scores) -> _Call:
     front, moved_front = (n,) if batched else (), (count,) if batched or any(has_front) else ()
     batch, heads, rows, dk = q.shape[1:]
     columns, dv = v.shape[-2:]
+    check_counted(rows, columns)
     results = tuple(
         None if lead is None else ((*lead, batch, heads, rows, *last), dtype)
         for lead in (front, moved_front if moving else None)
