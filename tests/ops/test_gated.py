@@ -34,6 +34,33 @@ def test_glu_along_any_axis(dim: int, device: str) -> None:
     torch.testing.assert_close(glu(x, dim), F.glu(x, dim))
 
 
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels last": lambda t: t.to(memory_format=torch.channels_last),
+    "permuted": lambda t: t.permute(3, 1, 0, 2),
+    "transposed, every second": lambda t: t.transpose(0, 1)[::2],
+    "expanded": lambda t: t[:1].expand_as(t),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_order_of_axes_in_memory_is_kept_as_pytorch_keeps_it(layout: str, device: str) -> None:
+    x = LAYOUTS[layout](torch.randn(2, 4, 6, 8, dtype=torch.float64, device=device))
+    for function, native, inputs in (
+        (lambda t: glu(t, 1), lambda t: F.glu(t, 1), (x,)),
+        (lambda t: glu(t, -1), lambda t: F.glu(t, -1), (x,)),
+        (swiglu, lambda g, u: F.silu(g) * u, (x, x)),
+        (geglu, lambda g, u: F.gelu(g) * u, (x, x)),
+    ):
+        stride = native(*inputs).stride()
+        recorded = function(*(t.clone(memory_format=torch.preserve_format).requires_grad_() for t in inputs))
+        y, y_dot = torch.func.jvp(function, inputs, inputs)
+        nested = torch.func.grad(lambda *t, f=function: f(*t).sum())(*inputs)
+        assert function(*inputs).stride() == recorded.stride() == y.stride() == y_dot.stride() == stride
+        packed = [t.contiguous() for t in inputs]
+        torch.testing.assert_close((y, y_dot), torch.func.jvp(function, tuple(packed), tuple(packed)))
+        torch.testing.assert_close(nested, torch.func.grad(lambda *t, f=function: f(*t).sum())(*packed))
+
+
 def test_linear_in_up(device: str) -> None:
     gate, up, v = torch.randn(3, 2, 5, dtype=torch.float64, device=device)
     torch.testing.assert_close(swiglu(gate, up + 2 * v), swiglu(gate, up) + 2 * swiglu(gate, v))

@@ -32,6 +32,19 @@ def test_default_eps_is_that_of_pytorch(dtype: torch.dtype, device: str) -> None
     torch.testing.assert_close(ops.rms_norm(x, (32,)), F.rms_norm(x, (32,)))
 
 
+def test_order_of_rows_in_memory_is_kept(device: str) -> None:
+    """As PyTorch's keeps it on a CPU; where other axes are innermost in memory, rows are written one after another."""
+    x = torch.randn(3, 4, 5, 6, dtype=torch.float64, device=device)
+    f = lambda t: ops.rms_norm(t, (6,))  # noqa: E731
+    for view in (x.transpose(0, 1), x.permute(2, 0, 1, 3), x.transpose(0, 2)[::2]):
+        dense = view.contiguous()
+        y, y_dot = torch.func.jvp(f, (view,), (view,))
+        assert y.stride() == y_dot.stride() == torch.tanh(view).stride()
+        torch.testing.assert_close((y, y_dot), torch.func.jvp(f, (dense,), (dense,)))
+    last = x.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(torch.func.jvp(f, (last,), (last,)), torch.func.jvp(f, (x,), (x,)))
+
+
 @pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("w_dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_weight_of_another_dtype(x_dtype: torch.dtype, w_dtype: torch.dtype, device: str) -> None:

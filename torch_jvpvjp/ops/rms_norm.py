@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import check_floating, is_floating
+from ._memory_order import inverse, memory_order
 from ._native import VALUE, standing
 from ._norms import op
 from ._norms.arguments import EPS32, EPS64, check_shape, check_weight, eps_of, fits, is_rounded
@@ -54,7 +55,8 @@ def rms_norm(
             those of exact arithmetic, rounded once, in every case.
 
     Returns:
-        y, of the shape and dtype of input.
+        y, of the shape and dtype of input; its axes in memory in the order of input's if those normalised over are last
+        there.
 
     Raises:
         TypeError: If an argument is not of its type, or a tensor not of a dtype named above.
@@ -89,7 +91,14 @@ def rms_norm(
     rounded = False
     if casting != "torch" or type(weight_offset) is not float:
         rounded = is_rounded("rms_norm", casting, weight_offset, input, weight)
-    arguments = (input, weight, None, ndim, eps, False, float(weight_offset), rounded)
+    order = memory_order(input)
+    if order is None or order[-ndim:] != [*range(input.dim() - ndim, input.dim())]:
+        return _call((input, weight, None, ndim, eps, False, float(weight_offset), rounded))
+    rows = input.permute(order)
+    return _call((rows, weight, None, ndim, eps, False, float(weight_offset), rounded)).permute(inverse(order))
+
+
+def _call(arguments: tuple[Any, ...]) -> Tensor:
     if _is_compiling():
         return op(*arguments)
     return op.call_flat(arguments)[0]  # a call of the op would only look at the arguments again

@@ -1,5 +1,6 @@
 """Gated linear units: the public face."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from ...registration import DifferentiableOp
 from ...registration.push import has_plain_tangent
 from .._arguments import check_floating
+from .._memory_order import inverse, memory_order
 from .._native import FIRST_ORDER, PUSHED, RECORDED, REVERSED, VALUE, WIDE, standing
 from ..pointwise import gelu, silu
 from . import ops
@@ -39,7 +41,7 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
         up: u, of the shape, dtype and device of gate; nothing is broadcast.
 
     Returns:
-        y, of the shape and dtype of gate, or (*batch, n).
+        y, of the shape and dtype of gate, its axes in memory in the order of gate's; or (*batch, n).
 
     Raises:
         TypeError: If an argument is not a tensor of a dtype named above, or dtypes differ.
@@ -52,7 +54,7 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
         return _call(ops.swiglu_packed, gate)
     if standing(gate, up) in REVERSED:
         return silu(gate) * up  # keeps silu(gate), which its own pullback would compute again
-    return _call(ops.swiglu, gate, up)
+    return _call_pair(ops.swiglu, gate, up)
 
 
 def geglu(gate: Tensor, up: Tensor | None = None, approximate: str = "none") -> Tensor:
@@ -73,7 +75,7 @@ def geglu(gate: Tensor, up: Tensor | None = None, approximate: str = "none") -> 
         approximate: "none" or "tanh", as in ``torch.nn.functional.gelu``.
 
     Returns:
-        y, of the shape and dtype of gate, or (*batch, n).
+        y, of the shape and dtype of gate, its axes in memory in the order of gate's; or (*batch, n).
 
     Raises:
         TypeError: If an argument is not of its type, or a tensor not of a dtype named above, or dtypes differ.
@@ -92,7 +94,7 @@ def geglu(gate: Tensor, up: Tensor | None = None, approximate: str = "none") -> 
     way = standing(gate, up)
     if way in FIRST_ORDER:
         return (gelu(gate, approximate) if way == RECORDED else F.gelu(gate, approximate=approximate)) * up
-    return _call(ops.geglu, gate, up, approximate)
+    return _call_pair(ops.geglu, gate, up, approximate)
 
 
 def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 -- the name torch.nn.functional gives it
@@ -111,7 +113,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 -- the name torch
         dim: The axis along which they lie side by side, of even size.
 
     Returns:
-        y, half as large along that axis, dtype of input.
+        y, half as large along that axis, dtype of input, its axes in memory in the order of input's.
 
     Raises:
         TypeError: If input is not a tensor of a dtype named above, or dim not an int.
@@ -133,11 +135,19 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 -- the name torch
     if way == PUSHED and input.dtype in WIDE and has_plain_tangent(input):
         return F.glu(input, axis)
     call = _record_glu if way == RECORDED else _call_glu
-    if axis == input.dim() - 1:
-        return call(input)
+    order = memory_order(input)
+    if order is None:
+        return _along(call, input, axis)
+    return _along(call, input.permute(order), order.index(axis)).permute(inverse(order))
+
+
+def _along(call: Callable[[Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
+    """Call what splits the last axis, for another one."""
+    if axis == x.dim() - 1:
+        return call(x)
     # Both halves of an axis are blocks of everything behind it.
-    y = call(input.flatten(axis))
-    return y.reshape((*input.shape[:axis], input.shape[axis] // 2, *input.shape[axis + 1 :]))
+    y = call(x.flatten(axis))
+    return y.reshape((*x.shape[:axis], x.shape[axis] // 2, *x.shape[axis + 1 :]))
 
 
 def _record_glu(x: Tensor) -> Tensor:
@@ -152,6 +162,14 @@ def _call(op: DifferentiableOp, *args: Any) -> Tensor:
     if _is_compiling():
         return op(*args)
     return op.call_flat(args)[0]
+
+
+def _call_pair(op: DifferentiableOp, gate: Tensor, up: Tensor, *options: Any) -> Tensor:
+    """Call an op of two tensors on their axes in the order in which the gate's lie in memory."""
+    order = memory_order(gate)
+    if order is None:
+        return _call(op, gate, up, *options)
+    return _call(op, gate.permute(order), up.permute(order), *options).permute(inverse(order))
 
 
 def _check(name: str, gate: Any, up: Any, packed: str) -> None:
