@@ -148,7 +148,7 @@ def _pull_centred(
     return x_bar, *_weight_bars((x - mean).mul_(r), weight, bias, y_bar, needs)
 
 
-def _jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+def push(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
     """y, and ẏ = r (P ẋ − ⟨x̂ ẋ⟩ x̂) ∘ W + x̂ ∘ ẇ + ḃ, with one x̂; by the formula unless all is one dtype and shape."""
     x, weight, bias, normalized_ndim, eps, centred, offset, _ = primals
     x_dot, w_dot, b_dot = tangents
@@ -177,5 +177,5 @@ def _jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
 
 if "cpu" not in triton_devices():  # in the interpreter, CPU tensors take the Triton kernels
     op.kernel("cpu")(value)
-    op.jvp.kernel("cpu")(_jvp)
+    op.jvp.kernel("cpu")(push)
     op.vjp.kernel("cpu")(_vjp)

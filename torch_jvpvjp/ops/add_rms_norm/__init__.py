@@ -1,6 +1,7 @@
 """The RMS norm of a sum, which is returned as well: the public face."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -57,17 +58,26 @@ def add_rms_norm(
     Source: Zhang and Sennrich (2019), Root Mean Square Layer Normalization.
     """
     name = "add_rms_norm"
-    native = standing(input, residual, weight) == VALUE  # and so dense tensors of one dtype on one device
-    if not native or residual is None or residual.shape != input.shape:
-        _check_sum(input, residual)
+    if (
+        standing(input, residual, weight) == VALUE  # and so dense tensors of one dtype on one device
+        and residual is not None
+        and residual.shape == input.shape
+        and type(normalized_shape) is tuple
+        and len(normalized_shape) == 1
+        and input.shape[-1:] == normalized_shape
+        and (weight is None or (weight.shape == normalized_shape and not weight_offset))
+        and type(weight_offset) is float
+        and (eps is None or (type(eps) is float and 0 < eps < inf))
+        and casting == "torch"
+        and input.numel()
+    ):  # what nearly every call on a CPU is, decided at once
+        total = input + residual
+        return torch.rms_norm(total, normalized_shape, weight, eps), total
+    _check_sum(input, residual)
     shape = check_shape(name, input, normalized_shape)
-    if not native or (weight is not None and weight.shape != shape):
-        check_weight(name, "weight", weight, input, shape, "normalized_shape")
+    check_weight(name, "weight", weight, input, shape, "normalized_shape")
     eps = eps_of(name, eps, input)
     rounded = is_rounded(name, casting, weight_offset, input, weight)
-    if native and not rounded and (weight is None or not weight_offset) and input.numel():
-        total = input + residual
-        return torch.rms_norm(total, shape, weight, eps), total
     arguments = (input, residual, weight, len(shape), eps, float(weight_offset), rounded)
     return op(*arguments) if _is_compiling() else op.call_flat(arguments)  # pyright: ignore[reportReturnType]
 

@@ -9,8 +9,9 @@ from .._devices import triton_devices
 from .._groups import group
 from .._norms import kernels as norm_kernels
 from .._norms.cpu import pull as cpu_pull
+from .._norms.cpu import push as cpu_push
 from .._norms.cpu import value as cpu_value
-from .rules import around_jvp_vjp, around_vjp_jvp, around_vjp_vjp, at, of_both, op
+from .rules import around_jvp_vjp, around_vjp_jvp, around_vjp_vjp, at, norm_tangents, of_both, op
 
 _DEVICES = triton_devices()
 
@@ -96,6 +97,14 @@ def _cpu_primal(
     return cpu_value(total, weight, None, normalized_ndim, eps, False, offset, rounded), total
 
 
+def _cpu_jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
+    """The norm's JVP in as few ops as it takes, and sums."""
+    total, dots = primals.input + primals.residual, [t for t in (tangents.input, tangents.residual) if t is not None]
+    total_dot = None if not dots else dots[0].clone() if len(dots) == 1 else dots[0] + dots[1]
+    y, y_dot = cpu_push(at(primals, total), norm_tangents(total_dot, tangents.weight))
+    return (y, total), (y_dot, total_dot)
+
+
 def _cpu_vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """The norm's pullback in as few ops as it takes, and a sum."""
     total, y_bar, s_bar = outputs[1], cotangents.y0, cotangents.y1
@@ -114,4 +123,5 @@ if _DEVICES:
     op.vjp.vjp.kernel(*_DEVICES)(_vjp_vjp)
 if "cpu" not in _DEVICES:  # in the interpreter, CPU tensors take the Triton kernels
     op.kernel("cpu")(_cpu_primal)
+    op.jvp.kernel("cpu")(_cpu_jvp)
     op.vjp.kernel("cpu")(_cpu_vjp)

@@ -9,6 +9,7 @@ from .._devices import triton_devices
 from .._groups import Grouped, group
 from .._norms import kernels as norm_kernels
 from .._norms.cpu import pull as cpu_pull
+from .._norms.cpu import push as cpu_push
 from .._norms.cpu import value as cpu_value
 from .._norms.rules import check_tangents
 from .rules import around_jvp_vjp, around_vjp_jvp, around_vjp_vjp, op, pull_both, sides, tangents_of
@@ -101,6 +102,15 @@ def _cpu_primal(
     return cpu_value(q, q_weight, *options), cpu_value(k, k_weight, *options)
 
 
+def _cpu_jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
+    """The norm's JVP in as few ops as it takes, of each."""
+    (y0, y0_dot), (y1, y1_dot) = (
+        (cpu_value(*side), None) if dots.input is None and dots.weight is None else cpu_push(side, dots)
+        for side, dots in zip(sides(primals), tangents_of(tangents), strict=True)
+    )
+    return (y0, y1), (y0_dot, y1_dot)
+
+
 def _cpu_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """The norm's pullback in as few ops as it takes, of each."""
     return pull_both(lambda bars, side, needs: cpu_pull(bars.y, side, needs), cotangents, inputs, needs)
@@ -115,4 +125,5 @@ if _DEVICES:
     op.vjp.vjp.kernel(*_DEVICES)(_vjp_vjp)
 if "cpu" not in _DEVICES:  # in the interpreter, CPU tensors take the Triton kernels
     op.kernel("cpu")(_cpu_primal)
+    op.jvp.kernel("cpu")(_cpu_jvp)
     op.vjp.kernel("cpu")(_cpu_vjp)
