@@ -187,6 +187,36 @@ def test_all_failures_are_in_the_message() -> None:
     assert "primal" in text and "gradcheck" in text and f"{len(report.failures)} failed" in text
 
 
+def test_a_report_of_many_failures_leads_with_the_simplest() -> None:
+    op = product()
+    right_jvp(op)
+
+    @op.vjp
+    def _(cotangents: Any, inputs: Any) -> Any:
+        return cotangents[0] * inputs.w.cos(), cotangents[0] * inputs.x * inputs.w.cos()
+
+    report = check_op(op, SAMPLES, backends=(), raise_on_failure=False)
+    first, text = report.failures[0], str(report)
+    assert len(report.failures) > 8
+    assert f"first of them: {first.name}, sample pair (value)\n  {first.problem}\n" in text
+    eager = [row for row in report.rows if row.group == "eager"]
+    failed = [row for row in eager if row.problem]
+    assert f"{len(failed)} of {len(eager)}" in text and text.count("inner products") <= 2
+    report.rows = [row for row in report.rows if row not in report.failures[1:]]
+    assert "first of them" not in str(report) and str(report).count(first.name) == 1
+
+
+def test_compilations_begin_with_nothing_that_others_left() -> None:
+    """PyTorch's cache of fake results makes what compiles depend on what was compiled before."""
+    mode: Any = torch._subclasses.fake_tensor.FakeTensorMode
+    left = object()
+    mode.cache[left] = None
+    op = product()
+    right_jvp(op)
+    check_op(op, SAMPLES, compositions=("primal",), eager=False)
+    assert left not in mode.cache
+
+
 def test_samples_as_people_write_them() -> None:
     @differentiable_op(f"tests::sine_{next(_names)}")
     def op(x: Tensor) -> Tensor:
