@@ -62,7 +62,7 @@ def _program(function):
     recorder = ProgramRecorder([x])
     with recorder, torch.no_grad():
         result = function(x)
-    program = recorder.program([result])
+    program = recorder.program(recorder.numbers([result]))
     assert program is not None
     values = run_calls(program.calls, {**program.fixed, 0: x})
     assert_same(values[program.results[0]], result)

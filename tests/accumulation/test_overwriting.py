@@ -20,7 +20,7 @@ def _recorded(function):
     recorder = ProgramRecorder([X, WEIGHT])
     with torch.no_grad(), recorder:
         results = function(X, WEIGHT)
-    program = recorder.program([results] if isinstance(results, Tensor) else results)
+    program = recorder.program(recorder.numbers([results] if isinstance(results, Tensor) else results))
     assert program is not None
     return program
 

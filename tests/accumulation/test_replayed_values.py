@@ -6,7 +6,7 @@ from jacobian_checks import F64, assert_same, judged, moved, randn
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_jvpvjp.accumulation import jacobian, plan_jacobian
+from torch_jvpvjp.accumulation import jacobian, plan_jacobian, program
 from torch_jvpvjp.accumulation.calls import ProgramCall
 from torch_jvpvjp.accumulation.replay import Layouts, layout_of
 from torch_jvpvjp.accumulation.replay.together import _laid_out
@@ -105,3 +105,23 @@ def test_a_sparse_jacobian_of_a_number_in_a_number(sparse):
     for _ in range(2):
         found = plan_jacobian(torch.sin, x, sparse=sparse)(x)
         assert_same(found.to_dense() if found.is_sparse else found, x.cos())
+
+
+def test_a_replay_that_rounds_otherwise_than_what_was_recorded_is_done_as_it_was(monkeypatch):
+    def joined_wrongly(calls, numbers, layouts):
+        return [
+            ProgramCall(call.target, call.args, {"alpha": 2}, call.outputs) if call.target is ATEN.add.Tensor else call
+            for call in calls
+        ]
+
+    monkeypatch.setattr(program, "joined", joined_wrongly)
+    x = randn(3)
+    plan = plan_jacobian(lambda v: v.sin() * v + v.exp() * v, x)
+    expected = plan(x)
+    assert plan.runtime is not None
+    tracing = plan.runtime.tracing(x)
+    assert tracing.replayable
+    assert tracing.program is not None
+    assert any(call.target is ATEN.add.Tensor for call in tracing.program.calls)
+    assert_same(plan(x), expected)
+    assert_same(expected, judged(lambda v: v.sin() * v + v.exp() * v, x))

@@ -169,20 +169,24 @@ class ProgramRecorder(TorchDispatchMode):
         """What follows does a task."""
         self._tasks.append(task)
 
-    def program(self, results: Sequence[Tensor], worth: Worth | None = None) -> Program | None:
+    def numbers(self, results: Sequence[Tensor]) -> list[int]:
+        """Return the values that results are, by which `program` knows them."""
+        return [self._number(result) for result in results]
+
+    def program(self, numbers: list[int], worth: Worth | None = None, *, exact: bool = False) -> Program | None:
         """The program of what ran.
 
         Args:
-            results: What it returns.
+            numbers: The values that it returns.
             worth: When like calls are run as one; None for never.
+            exact: Whether each operation is rounded as it was, so that no two of them are made one.
 
         Returns:
             The program; None if what ran cannot be replayed.
         """
         if self.refusal is not None:
             return None
-        numbers = [self._number(result) for result in results]
-        calls, fixed, layouts = self._calls, self._fixed, self._layouts
+        calls, fixed, layouts = self._calls, self._fixed, Layouts(self._layouts)
         pure = self._strided and not any(call.target._schema.is_mutable for call in calls)
         if pure:
             calls = by_vectors(calls, layouts, self._next)
@@ -197,7 +201,8 @@ class ProgramRecorder(TorchDispatchMode):
             calls = without_copies_of_shared(calls, layouts, self._next)
             calls, numbers = without_idle_moves(calls, numbers, layouts)
             calls = without_double_copies(without_unused(calls, numbers), numbers, layouts, self._next)
-            calls = joined(without_unused(calls, numbers), numbers, layouts)
+            calls = without_unused(calls, numbers)
+            calls = calls if exact else joined(calls, numbers, layouts)
             calls, numbers = with_own_results(calls, numbers, layouts, self._next)
             calls, fixed = with_samples_innermost(
                 calls, fixed, fixed.keys() - self._fixed.keys(), numbers, layouts, self._next
