@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from jacobian_checks import F64, assert_same, judged, parameters_judged, randn
+from jacobian_checks import F64, assert_same, composed, judged, parameters_judged, randn
 from torch import nn
 
 from torch_jvpvjp.accumulation import STRATEGIES, Chain, jacobian, plan_jacobian
@@ -19,15 +19,6 @@ def _branching(v):
     return v.sin() if v.sum() < 0 else v * v.flip(0)
 
 
-def _composed(stages):
-    def function(v):
-        for stage in stages:
-            v = stage(v)
-        return v
-
-    return function
-
-
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 4, 5, 6, 7, 100])
 def test_every_chunk_size_gives_the_jacobian(chunk_size, strategy):
@@ -35,7 +26,7 @@ def test_every_chunk_size_gives_the_jacobian(chunk_size, strategy):
         x = randn(6)
         plan = plan_jacobian(stages, x, chunk_size=chunk_size, strategy=strategy)
         for point in (x, x, x + 0.3):
-            assert_same(plan(point), judged(_composed(stages), point))
+            assert_same(plan(point), judged(composed(stages), point))
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3])
@@ -56,8 +47,8 @@ def test_a_memory_limit_does_not_change_the_result(limit):
     stages, x = _chain(), randn(6)
     plan = plan_jacobian(stages, x, memory_limit=limit)
     for point in (x, x, x + 0.3):
-        assert_same(plan(point), judged(_composed(stages), point))
-        assert_same(jacobian(stages, point, memory_limit=limit), judged(_composed(stages), point))
+        assert_same(plan(point), judged(composed(stages), point))
+        assert_same(jacobian(stages, point, memory_limit=limit), judged(composed(stages), point))
 
 
 def test_a_limit_that_no_plan_keeps_is_refused_with_one_that_works():
@@ -66,7 +57,7 @@ def test_a_limit_that_no_plan_keeps_is_refused_with_one_that_works():
         jacobian(stages, x, memory_limit="1kB")
     assert raised.value.smallest > 128
     enough = 2 * 8 * raised.value.smallest
-    assert_same(jacobian(stages, x, memory_limit=enough), judged(_composed(stages), x))
+    assert_same(jacobian(stages, x, memory_limit=enough), judged(composed(stages), x))
 
 
 @pytest.mark.parametrize("chunk_size", [None, 5])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from jacobian_checks import F64, assert_same, judged, randn
+from jacobian_checks import F64, assert_same, composed, judged, randn
 from torch import nn
 
 from torch_jvpvjp.accumulation import STRATEGIES, Chain
@@ -13,15 +13,6 @@ def _stages():
     return [nn.Linear(5, 4).to(F64), nn.Tanh(), nn.Linear(4, 6).to(F64), nn.Softmax(-1)]
 
 
-def _composed(stages):
-    def function(v):
-        for stage in stages:
-            v = stage(v)
-        return v
-
-    return function
-
-
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 @pytest.mark.parametrize("sides", ["left", "right", "both"])
 def test_seeds_multiply_the_jacobian(sides, strategy):
@@ -30,7 +21,7 @@ def test_seeds_multiply_the_jacobian(sides, strategy):
     right = randn(10, 2) if sides != "left" else None
     plan = Chain(stages).plan(x, left=left, right=right, strategy=strategy)
     for point in (x, x, x + 0.5):
-        expected = judged(_composed(stages), point).reshape(12, 10)
+        expected = judged(composed(stages), point).reshape(12, 10)
         expected = expected if left is None else left @ expected
         expected = expected if right is None else expected @ right
         assert_same(plan(point).reshape(expected.shape), expected)
@@ -64,13 +55,13 @@ def test_the_gauss_newton_matrix(weighted, strategy):
     hessian = hessian @ hessian.T if weighted else None
     plan = gauss_newton(stages, x, hessian, strategy=strategy)
     for point in (x, x, x - 0.5):
-        jacobian = judged(_composed(stages), point)
+        jacobian = judged(composed(stages), point)
         assert_same(plan(point), jacobian.T @ jacobian if hessian is None else jacobian.T @ hessian @ jacobian)
 
 
 def test_the_gauss_newton_matrix_of_a_hessian_that_is_not_symmetric():
     stages, x, weights = _stages(), randn(5), randn(6, 6)
-    jacobian = judged(_composed(stages), x)
+    jacobian = judged(composed(stages), x)
     assert_same(gauss_newton(stages, x, weights)(x), jacobian.T @ weights @ jacobian)
 
 
