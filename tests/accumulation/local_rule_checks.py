@@ -44,7 +44,7 @@ def meta(tensor: Tensor) -> Meta:
 
 
 def take(case: Case) -> Taken:
-    """Plan from sizes alone."""
+    """Plan from sizes, and the values of whole numbers."""
     operands: list[Tensor] = []
 
     def place(tensor: Tensor) -> Operand:
@@ -53,7 +53,9 @@ def take(case: Case) -> Taken:
 
     args, kwargs = tree_map_only(Tensor, place, case.args), tree_map_only(Tensor, place, case.kwargs)
     outputs = results(case.op(*case.args, **case.kwargs))
-    call = Call(case.op, args, kwargs, tuple(map(meta, operands)), meta(outputs[case.output]), case.active, case.output)
+    known = {place: one for place, one in enumerate(operands) if not one.is_floating_point()}
+    metas = tuple(map(meta, operands))
+    call = Call(case.op, args, kwargs, metas, meta(outputs[case.output]), case.active, case.output, known)
     return Taken(call, operands, outputs, dict(local_derivatives(call)))
 
 

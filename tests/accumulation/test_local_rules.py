@@ -58,6 +58,8 @@ SAMPLES = {
         aten.native_batch_norm.default, (IMAGE, randn(2), None, randn(2), positive(2), False, 0.1, 1e-5), active=(0, 1)
     ),
     "group_norm": Case(aten.native_group_norm.default, (IMAGE, randn(2), None, 1, 2, 20, 2, 1e-5), active=(0, 1)),
+    "cross": Case(aten.linalg_cross.default, (randn(5, 3), randn(5, 3, seed=1)), active=(0, 1)),
+    "inverses": Case(aten.linalg_inv_ex.default, (randn(4, 3, 3) + 3 * torch.eye(3, dtype=torch.float64),)),
     "convolution": Case(
         aten.convolution.default,
         (IMAGE, randn(3, 2, 2, 2), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
@@ -182,8 +184,8 @@ def test_the_same_tensor_in_two_places_has_a_derivative_in_each():
 
 
 def test_an_op_without_a_rule_is_left_to_autograd():
-    assert aten.linalg_inv_ex.default not in LOCAL_RULES
-    assert take(Case(aten.linalg_inv_ex.default, (torch.eye(2),))).locals == {}
+    assert aten.linalg_matrix_exp.default not in LOCAL_RULES
+    assert take(Case(aten.linalg_matrix_exp.default, (torch.eye(2),))).locals == {}
 
 
 def test_a_second_result_is_left_to_autograd_unless_the_rule_says_so():
@@ -192,7 +194,7 @@ def test_a_second_result_is_left_to_autograd_unless_the_rule_says_so():
 
 
 def test_a_rule_can_be_added():
-    op = aten.linalg_inv_ex.default
+    op = aten.linalg_matrix_exp.default
     try:
 
         @local_rule(op)

@@ -211,3 +211,18 @@ def test_what_only_autograd_takes_is_right_whenever_a_plan_would_pay(monkeypatch
         assert_same(jacobian(net, x), judged(still, x))
     with pytest.raises(NotImplementedError, match="must be differentiable by torch.func"):
         jacobian(net, x, objective="fma")
+
+
+def _preallocated(u):
+    states = torch.zeros(u.shape[0] + 1, 2, dtype=u.dtype)
+    for k in range(u.shape[0]):
+        states[k + 1] = states[k] + 0.1 * torch.stack([u[k] * states[k, 1].cos(), u[k]])
+    return states
+
+
+def test_values_that_are_written_over_are_no_obstacle():
+    """Autograd refuses such a function, which reads the list of its states again and again while it is filled."""
+    u = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    expected = torch.func.jacfwd(_preallocated)(u)
+    for _ in range(3):
+        torch.testing.assert_close(jacobian(_preallocated, u), expected)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from jacobian_checks import F64, assert_same, judged, randn
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
 from torch_jvpvjp.accumulation import jacobian, plan_jacobian
 
@@ -49,9 +50,44 @@ def test_auto_is_dense_where_nothing_is_saved():
         torch.testing.assert_close(jacobian(net, x, sparse=True).to_dense(), net.weight.detach())
 
 
-def test_sparse_is_refused_where_there_are_trees():
-    with pytest.raises(ValueError, match="sparse must be False where x or f.x. is a tree of tensors, got True"):
-        jacobian(lambda v: (v, v), randn(3), sparse=True)
+def _of_trees(given):
+    a, b = given
+    return {"differences": a.diff().float(), "products": (a[:4].reshape(2, 2) * b, b.sum(0))}
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("sparse", [True, "auto"])
+def test_trees_have_a_sparse_tensor_for_each_output_in_each_input(sparse, create_graph):
+    for _ in range(3):
+        given = (randn(9), randn(2, 2))
+        leaves, spec = tree_flatten(jacobian(_of_trees, (given,), sparse=sparse, create_graph=create_graph))
+        judges, judged_spec = tree_flatten(torch.func.jacrev(_of_trees, argnums=(0,))(given))
+        assert spec == judged_spec and len(leaves) == 6
+        for leaf, judge in zip(leaves, judges, strict=True):
+            assert leaf.is_sparse and leaf.is_coalesced()
+            assert torch.equal(leaf.indices(), leaf.detach().clone().coalesce().indices())
+            torch.testing.assert_close(leaf.to_dense().to(judge.dtype), judge)
+
+
+def test_parameters_have_sparse_tensors():
+    table = nn.Embedding(7, 2).to(F64)
+    rows = torch.tensor([1, 3, 3])
+    found = jacobian(_Lookup(table, rows), randn(2), wrt="parameters", sparse="auto")["table.weight"]
+    assert found.is_sparse and found._nnz() == 6
+    expected = torch.func.jacrev(lambda weight: weight[rows])(table.weight.detach())
+    assert torch.equal(found.to_dense(), expected)
+
+
+class _Lookup(nn.Module):
+    def __init__(self, table, rows):
+        super().__init__()
+        self.table, self.rows = table, rows
+
+    def forward(self, x):
+        return self.table(self.rows) + x
+
+
+def test_an_unknown_layout_is_refused():
     with pytest.raises(ValueError, match="sparse must be True, False or 'auto', got 'csr'"):
         jacobian(torch.sin, randn(3), sparse="csr")
 

@@ -79,6 +79,10 @@ def _blocks_of_one(subject: Subject, leaves: Sequence[Tensor], known: Remembered
     before = random_state(device)
     run = Recorded(function, leaves, live=live)
     if not known.planning_pays(run.seconds, run.width, lambda: run.recording.nodes):
-        return plain_jacobian(run)
+        try:
+            return plain_jacobian(run)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise  # autograd needs a value that f has written over since, which a recording keeps
     set_random_state(device, before)  # the plan draws what this run has drawn
     return None

@@ -24,7 +24,7 @@ from .replay import Worth
 from .shortcut import Shortcut
 from .sparse import is_sparse
 from .subject import Subject
-from .tracings import Tracing, check_fit, trace_subject
+from .tracings import Tracing, fitted, trace_subject
 from .verifying import Stopwatch, verification
 
 if TYPE_CHECKING:
@@ -138,9 +138,7 @@ class Runtime:
                 set_grad_enabled(grad)
         tracing = self.tracing(x)
         subject, traced = tracing.subject, tracing.traced
-        if tracing.fits is not plan.factors:
-            check_fit(self.caller, plan, traced)
-            tracing.fits = plan.factors
+        plan = fitted(self.caller, plan, tracing)
         leaves, extras = subject.bind_leaves(self.arguments(x))
         outside = self.options.create_graph or inside_transform() or any(map(wraps_transform, leaves))
         live = outside or not tracing.replayable or traced.opaque or self.options.progress
@@ -156,7 +154,7 @@ class Runtime:
     def verify(self, plan: Plan, x: Any, runs: int = 11) -> Verification:
         """Return predicted and measured time of each step at x; the median of some runs counts."""
         tracing = self.tracing(x)
-        check_fit(self.caller, plan, tracing.traced)
+        plan = fitted(self.caller, plan, tracing)
         leaves, extras = tracing.subject.bind_leaves(self.arguments(x))
         source, inputs = tracing.subject.source_of(leaves), [*leaves, *extras, *tracing.constants.values()]
         with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,11 +15,12 @@ from ._torch import inside_transform, same_forms, wraps_transform
 from .carrying import random_state, set_random_state
 from .guards import Guards, Opaque
 from .program import Program
-from .sparse import as_sparse
+from .sparse import Sparsity
 from .stages import label_of
 from .structure import Structure
 from .subject import Subject
 from .tracing.agreement import agrees
+from .tracing.known import Unchanged
 from .tracing.traced import Traced, trace
 from .trees import assembled, flattened
 
@@ -39,11 +40,14 @@ class Tracing:
         extras: The values of the tape that the other arguments are.
         guards: What the function refers to; None where that cannot be watched.
         forms_hold: Whether the tensors from outside still have the shapes, strides and dtypes that they had.
+        numbers_hold: Whether the whole numbers that structures were made of are still what they were.
         sparse: The structure of the entries, if they are returned as they are.
+        sparsity: Where they stand in the result, once known.
         program: The straight line that a call replays, once recorded.
         compiled: The same, compiled.
         replayable: Whether there can be one.
         fits: The factors of the plan that was last found to be for it.
+        fitted: A plan that was made for other indices, and what became of it; see `fitted`.
         form: The tree that the parts of the Jacobian stand in, once known.
         apart: Whether the samples of a batch go one after another, since PyTorch gets them wrong all at once.
     """
@@ -54,17 +58,20 @@ class Tracing:
     extras: list[int | None]
     guards: Guards | None
     forms_hold: Callable[[], bool]
+    numbers_hold: Callable[[], bool]
     sparse: Structure | None = None
+    sparsity: Sparsity | None = None
     program: Program | None = None
     compiled: Callable[..., Any] | None = None
     replayable: bool = True
     fits: tuple[Factor, ...] | None = None
+    fitted: tuple[Plan, Plan] | None = None
     form: TreeSpec | None = None
     apart: bool = False
 
     def holds(self) -> bool:
-        """Return whether the function is still what was traced, but for the values of tensors."""
-        return self.forms_hold() and (self.guards is None or self.guards.hold())
+        """Return whether the function is still what was traced, but for the values of tensors that are no indices."""
+        return self.forms_hold() and self.numbers_hold() and (self.guards is None or self.guards.hold())
 
     def given(self, others: Sequence[Tensor]) -> dict[int, Tensor]:
         """Return the values of the tape that the other arguments of a call are."""
@@ -80,10 +87,13 @@ class Tracing:
         return parts
 
     def planted(self, parts: Sequence[Tensor]) -> Any:
-        """Return the blocks of a Jacobian in their tree, or its entries as a sparse tensor."""
+        """Return the blocks of a Jacobian in their tree, or its entries as sparse tensors."""
         if self.sparse is not None:
-            output = self.traced.output
-            return as_sparse(parts[0], self.sparse, (*output.shape, *self.subject.sample.shape))
+            if self.sparsity is None or self.sparsity.structure is not self.sparse:
+                output = self.subject.output
+                assert output is not None, "a function was traced without being run"
+                self.sparsity = Sparsity(self.sparse, output, self.subject.source, parts[0].device)
+            return self.sparsity.planted(parts[0])
         assert self.form is not None, "a Jacobian was put together before it was taken apart"
         return parts[0] if self.form.is_leaf() else tree_unflatten(list(parts), self.form)
 
@@ -105,7 +115,7 @@ def trace_subject(subject: Subject, watching: Sequence[Callable[..., Any]], spar
         The tracing.
 
     Raises:
-        ValueError: If a sparse result is asked for of a tree of tensors, or the function does not run.
+        ValueError: If the function does not run.
     """  # noqa: DOC502 (raised further down)
     with torch.inference_mode(mode=False):  # whose tensors autograd, which recording relies on, does not take
         return _traced_and_watched(subject, watching, sparse)
@@ -123,7 +133,12 @@ def _traced_and_watched(subject: Subject, watching: Sequence[Callable[..., Any]]
     def taken_apart() -> Traced:
         try:
             return trace(
-                subject.functions, subject.sample, keep_patterns=bool(sparse), as_it_stands=unwatchable, settle=settle
+                subject.functions,
+                subject.sample,
+                keep_patterns=bool(sparse),
+                as_it_stands=unwatchable,
+                settle=settle,
+                varying=subject.extras,
             )
         except BaseException:
             if guards is not None:
@@ -135,10 +150,6 @@ def _traced_and_watched(subject: Subject, watching: Sequence[Callable[..., Any]]
         settle()
         guards, unwatchable = _watched(subject, watching)
         traced = taken_apart()
-    if sparse and not (subject.output and subject.output.bare and subject.source.bare):
-        raise ValueError(
-            f"{subject.caller}: sparse must be False where x or f(x) is a tree of tensors, got {sparse!r}."
-        )
     constants, extras = _outside(traced, subject)
     why = None
     if guards is not None and not guards.hold():
@@ -161,7 +172,7 @@ def _traced_and_watched(subject: Subject, watching: Sequence[Callable[..., Any]]
     traced.tape.constants |= {
         index: extra for index, extra in zip(extras, subject.extras, strict=True) if index is not None
     }
-    return Tracing(subject, traced, constants, extras, guards, forms)
+    return Tracing(subject, traced, constants, extras, guards, forms, Unchanged(traced.numbers))
 
 
 def _watched(subject: Subject, watching: Sequence[Callable[..., Any]]) -> tuple[Guards | None, str | None]:
@@ -191,17 +202,41 @@ def _agrees(traced: Traced, subject: Subject, constants: dict[int, Tensor], extr
     return agrees(traced, subject.functions, subject.sample.detach().contiguous(), constants | given)
 
 
-def check_fit(caller: str, plan: Plan, traced: Traced) -> None:
-    """Check that a plan is for a function.
+def fitted(caller: str, plan: Plan, tracing: Tracing) -> Plan:
+    """A plan for a function as it is now.
 
     Args:
         caller: The function to name in errors.
         plan: The plan.
-        traced: The function, taken apart.
+        tracing: The function, taken apart.
+
+    Returns:
+        The plan itself, or its steps for the structures that indices with other values than they had then have now.
 
     Raises:
         ValueError: If the plan is for another chain.
-    """
+    """  # noqa: DOC502 (raised by _check_fit)
+    if tracing.fits is plan.factors:
+        return plan
+    if tracing.fitted is not None and tracing.fitted[0] is plan:
+        return tracing.fitted[1]
+    traced = tracing.traced
+    if traced.numbers and tuple(map(_steps_of, plan.factors)) == tuple(map(_steps_of, traced.factors)):
+        if plan.factors != traced.factors:
+            tracing.fitted = plan, replace(plan, factors=traced.factors)
+            return tracing.fitted[1]
+    _check_fit(caller, plan, traced)
+    tracing.fits = plan.factors
+    return plan
+
+
+def _steps_of(factor: Factor) -> tuple[Any, ...]:
+    """Return what decides which steps there are for a factor: all but its structure and its prices."""
+    ways = factor.jvp_cost, factor.vjp_cost, factor.forming_cost
+    return factor.n, factor.m, factor.given, *(cost is None for cost in ways)
+
+
+def _check_fit(caller: str, plan: Plan, traced: Traced) -> None:
     if len(plan.factors) != max(len(traced.factors), 1):
         raise ValueError(
             f"{caller}: plan must be for a chain of {len(traced.factors)} stages, got one for {len(plan.factors)}; "

@@ -10,6 +10,7 @@ from . import (
     extrema,
     gated,
     group_normalisation,
+    indexed,
     kinked,
     linear_entrywise,
     losses,
@@ -19,6 +20,7 @@ from . import (
     products,
     reductions,
     resampling,
+    small_matrices,
     smooth,
     softmax,
 )
@@ -27,8 +29,8 @@ from .registry import LOCAL_RULES, Call, Local, Meta, Operand, local_derivatives
 # imported for the rules that they register
 FAMILIES = (
     batch_normalisation, batched_products, binary, binary_kinked, convolution, dropout, extrema, gated,
-    group_normalisation, kinked, linear_entrywise, losses, max_pooling, movement, normalisation, products, reductions,
-    resampling, smooth, softmax,
+    group_normalisation, indexed, kinked, linear_entrywise, losses, max_pooling, movement, normalisation, products,
+    reductions, resampling, small_matrices, smooth, softmax,
 )  # fmt: skip
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +44,7 @@ class Call:
         output: What is known of the result that is differentiated.
         active: The operands that the Jacobian is taken with respect to.
         output_index: The place of that result among the results of the op; 0 for an op of one result.
+        known: The values of operands that are whole numbers and the same in every call, by position.
     """
 
     target: torch._ops.OpOverload
@@ -53,6 +54,7 @@ class Call:
     output: Meta
     active: tuple[int, ...]
     output_index: int = 0
+    known: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 Carry = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]

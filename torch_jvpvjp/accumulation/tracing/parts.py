@@ -55,6 +55,7 @@ class Part:
         self.outputs = active_outputs
         self.metas = {index: tape.metas[index] for index in (*op.operands, *active_outputs)}
         self.all_metas = tape.metas
+        self.known = {index: tape.known[index] for index in op.operands if index in tape.known}
         self.profile = profile
         self.arcs = None if op.opaque else self._closed_form()
 
@@ -83,6 +84,7 @@ class Part:
             self.metas[output],
             tuple(position for position, index in enumerate(operands) if index in self.op.active),
             output_index=self.op.outputs.index(output),
+            known={position: self.known[index] for position, index in enumerate(operands) if index in self.known},
         )
 
     @cached_property

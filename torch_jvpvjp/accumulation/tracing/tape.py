@@ -78,6 +78,7 @@ class Tape:
         ops: What is run, in order.
         metas: Shape, dtype and device of each value.
         constants: The values that are tensors from outside: parameters, buffers, what f closes over.
+        known: The values of whole numbers that structures were made of, on the CPU; see `known_numbers`.
         source: The value x.
         result: The value y.
     """
@@ -85,6 +86,7 @@ class Tape:
     ops: list[TapeOp] = field(default_factory=list)
     metas: list[Meta] = field(default_factory=list)
     constants: dict[int, Tensor] = field(default_factory=dict)
+    known: dict[int, Tensor] = field(default_factory=dict)
     source: int = 0
     result: int = 0
 

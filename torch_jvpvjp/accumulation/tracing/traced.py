@@ -16,6 +16,7 @@ from ..rules.registry import Meta
 from ..stages import label_of
 from ..structure import Dense, Structure, Zero
 from .cuts import regions
+from .known import known_numbers
 from .parts import Arc, Part
 from .record import NotRecordable, record
 from .region import REGULAR, Region
@@ -34,12 +35,14 @@ class Traced:
         regions: Its stages; none if the result does not depend on x.
         factors: What the planner sees of them.
         refusals: Why a function could not be recorded, by its name; it is then one stage, called as it stands.
+        numbers: The tensors from outside whose whole numbers structures were made of.
     """
 
     tape: Tape
     regions: list[Region]
     factors: tuple[Factor, ...]
     refusals: dict[str, str]
+    numbers: Sequence[Tensor] = ()
 
     @property
     def opaque(self) -> bool:
@@ -59,6 +62,7 @@ def trace(
     keep_patterns: bool = False,
     as_it_stands: str | None = None,
     settle: Callable[[], object] | None = None,
+    varying: Sequence[Tensor] = (),
 ) -> Traced:
     """Take the composition of some functions apart.
 
@@ -70,6 +74,7 @@ def trace(
         keep_patterns: Whether irregular patterns are kept even where they are large, so that the result is sparse.
         as_it_stands: Why no function is to be recorded; None if they are.
         settle: What is called before a function that was not recorded is run in another way.
+        varying: Tensors from outside that are others in each call.
 
     Returns:
         What was found.
@@ -106,12 +111,13 @@ def trace(
             tape.result = output
         _mark(tape)
     tape = simplified(tape)
+    tape.known, numbers = known_numbers(tape, varying)
     most = _MOST_IN_PATTERNS if keep_patterns else _MOST_IRREGULAR
     limits = {"most_pairs": most, "least": 0} if keep_patterns else {"most_pairs": 10 * most}
     found = regions(tape, lambda tape, op, outputs: Part(tape, op, outputs, profiles.get(outputs[0])), limits)
     fixed = _fixed_values(tape)
     factors = tuple(factor_of(region, most, fixed) for region in found) or (_constant(tape),)
-    return Traced(tape, found, factors, refusals)
+    return Traced(tape, found, factors, refusals, numbers)
 
 
 def _constant(tape: Tape) -> Factor:
