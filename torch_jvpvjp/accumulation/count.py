@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import ceil, log2, prod
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ _aten = torch.ops.aten
 
 # Matrix-vector and vector-vector products, which PyTorch's table of flops leaves out: one fma an entry of the largest.
 _VECTOR_PRODUCTS = frozenset({_aten.mv, _aten.addmv, _aten.dot, _aten.vdot})
+
+_FOURIER = frozenset({_aten._fft_c2c, _aten._fft_r2c, _aten._fft_c2r})
 
 # Ops that move or make entries and compute nothing.
 _MOVES = frozenset({
@@ -30,8 +33,9 @@ class FmaCounter(TorchDispatchMode):
     """Counts fused multiply-adds of everything that runs under it, the entries that were written, and the ops.
 
     A matrix product, convolution or attention counts half its flops, as PyTorch counts them; an op that only moves
-    entries, a view of course included, counts nothing; any other op that makes a floating tensor counts one fma for
-    each entry of its largest one, input or output, a complex entry being two.
+    entries, a view of course included, counts nothing; Fourier transforms of N entries half of 5 N log₂ N flops; any
+    other op that makes a floating tensor counts one fma for each entry of its largest one, input or output, a complex
+    entry being two.
     """
 
     def __init__(self) -> None:
@@ -56,6 +60,8 @@ class FmaCounter(TorchDispatchMode):
         packet = func.overloadpacket
         if packet in self._flops:
             self.fma += self._flops[packet](*args, **kwargs, out_val=out) // 2
+        elif packet in _FOURIER:
+            self.fma += _of_fourier(args[0], args[1])
         elif packet in _VECTOR_PRODUCTS:
             self.fma += max(inputs, default=0)
         elif packet not in _MOVES and inputs and outputs:  # a comparison or a query makes no floating tensor
@@ -67,3 +73,9 @@ def _sizes(tree: Any) -> list[int]:
     """Return the numbers of real entries of the floating and complex tensors in a tree."""
     tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
     return [t.numel() * (1 + t.is_complex()) for t in tensors if t.is_floating_point() or t.is_complex()]
+
+
+def _of_fourier(x: Tensor, dims: Sequence[int]) -> int:
+    """Return the fma of the Fourier transforms of a tensor along some axes, each of N entries of half its numbers."""
+    length = prod(x.shape[dim] for dim in dims)
+    return ceil(2.5 * x.numel() * log2(max(length, 2)))

@@ -18,7 +18,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node, memory_of, plain_kernels, quietly
+from .._torch import (
+    FakeTensorMode,
+    autograd_nodes,
+    bases_without_writing,
+    is_builtin_node,
+    memory_of,
+    plain_kernels,
+    quietly,
+)
 from ..rules.registry import Meta
 from .intercepted import Intercepted, NotRecordable, as_slice
 from .results import Results
@@ -61,7 +69,7 @@ def _run(function: Callable[[Tensor], Any], meta: Meta, *, by_autograd: bool) ->
         x = torch.empty(meta.shape, dtype=meta.dtype, device=meta.device)
         recorder = _Recorder(x.requires_grad_(by_autograd), fake, by_autograd)
         # In their plain form attention and LSTMs have every derivative; fused, they have no forward mode nor rule here.
-        with plain_kernels(), quietly(), Intercepted(), recorder:
+        with plain_kernels(), quietly(), bases_without_writing(), Intercepted(), recorder:
             recorder.y = function(x)
     y = recorder.y
     if not isinstance(y, Tensor) or not y.is_floating_point():
@@ -188,8 +196,8 @@ class _Recorder(TorchDispatchMode):
         if overload is None or name in _SHAPED:
             return overload
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if name in {"copy_", "fill_", "zero_"}:  # what was there before is gone, and with it what it depended on
-            return None
+        if name in {"copy_", "fill_", "zero_"} and (name != "copy_" or self._is_active(target)):
+            return None  # what was there before is gone, and with it what it depended on
         alone = self._is_alone(target)
         return overload if alone and all(_fits_into(operand.dtype, target.dtype) for operand in operands) else None
 
