@@ -25,7 +25,8 @@ __all__ = [
     "LISTS_OF_WEIGHTS", "MISBATCHED_NODES", "FakeTensorMode", "Recording", "any_global_module_hook",
     "autograd_nodes", "bare_op", "bases_without_writing", "dict_versions", "function_modes", "inside_transform",
     "inside_vmap", "is_builtin_node", "is_fake", "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake",
-    "past_autograd", "plain_attention", "plain_kernels", "quietly", "recording_of", "same_forms", "set_grad_enabled", "unharmed", "vjp",
+    "past_autograd", "plain_attention", "plain_kernels", "quietly",
+    "recording_of", "same_forms", "set_grad_enabled", "unharmed", "vjp",
     "vjp_of", "vmapped", "with_lists_of_weights", "wraps_transform",
 ]  # fmt: skip
 

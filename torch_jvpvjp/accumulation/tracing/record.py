@@ -196,7 +196,7 @@ class _Recorder(TorchDispatchMode):
         if overload is None or name in _SHAPED:
             return overload
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if name in {"copy_", "fill_", "zero_"} and (name != "copy_" or self._is_active(target)):
+        if name in {"copy_", "fill_", "zero_"} and (name != "copy_" or self._is_active(args)):
             return None  # what was there before is gone, and with it what it depended on
         alone = self._is_alone(target)
         return overload if alone and all(_fits_into(operand.dtype, target.dtype) for operand in operands) else None
