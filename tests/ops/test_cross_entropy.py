@@ -277,3 +277,26 @@ def test_bad_input(args: tuple[Any, ...], options: dict[str, Any], error: type[E
 def test_class_weights_have_no_derivative() -> None:
     with pytest.raises(NotImplementedError, match=r"'weight' is declared non-differentiable"):
         ops.cross_entropy(X, T, torch.ones(3, requires_grad=True))
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_compiled_jvp_with_z_loss_serves_every_length(reduction: str) -> None:
+    compilations: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        compilations.append(0)
+        return graph
+
+    def push(x: Tensor, x_dot: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        loss = lambda x: ops.cross_entropy(x, t, z_loss=0.1, reduction=reduction)  # noqa: E731
+        return torch.func.jvp(loss, (x,), (x_dot,))
+
+    torch.compiler.reset()
+    compiled = torch.compile(push, fullgraph=True, dynamic=True, backend=backend)
+    for length in (6, 9, 33):
+        x, x_dot = (torch.randn(length, 7, dtype=torch.float64) for _ in range(2))
+        t = torch.arange(length) % 7
+        torch.testing.assert_close(compiled(x, x_dot, t), push(x, x_dot, t))
+    assert len(compilations) == 1

@@ -29,17 +29,16 @@ def reduced(
     Returns:
         The losses without the axis, or a scalar.
     """
-    squares = z_loss * lse.square() if z_loss else None
-    if reduction == "none":
-        return (losses if squares is None else losses + squares).squeeze(dim)
-    if reduction == "sum":
-        return losses.sum() if squares is None else (losses + squares).sum()
-    if counts is None:
-        return (losses if squares is None else losses + squares).mean()
+    squares = lse * lse if z_loss else None
+    if counts is None or reduction != "mean":
+        # Not losses + λ · squares: under forward mode PyTorch multiplies squares by the tangent that λ has not, a zero
+        # tensor, and takes their size for a constant; compiled with dynamic shapes, every length would be anew.
+        terms = losses if squares is None else torch.add(losses, squares, alpha=z_loss)
+        return terms.squeeze(dim) if reduction == "none" else terms.sum() if reduction == "sum" else terms.mean()
     number = counts.sum().to(losses.dtype)
     whole = number if weight is None else _weight_sum(counts, target, weight).to(losses.dtype)
     mean = losses.sum() / whole
-    return mean if squares is None else mean + squares.sum() / number
+    return mean if squares is None else torch.add(mean, squares.sum() / number, alpha=z_loss)
 
 
 def _weight_sum(counts: Tensor, target: Tensor, weight: Tensor) -> Tensor:
