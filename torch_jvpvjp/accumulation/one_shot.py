@@ -14,6 +14,7 @@ from ._torch import inside_transform, wraps_transform
 from .batches import check_independent
 from .cache import Remembered
 from .carrying import random_state, set_random_state
+from .nesting import differentiating, is_differentiated
 from .options import Options
 from .plain import Recorded, plain_jacobian
 from .plain_batches import jacobians_by_samples, jacobians_of_batch
@@ -26,8 +27,8 @@ def without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options,
     begin = perf_counter()
     subject = Subject("jacobian", stages, x, options.wrt, options.batch_dims)
     leaves, extras = subject.leaves()
-    live = options.create_graph or inside_transform() or any(map(wraps_transform, leaves))
-    with nullcontext() if live else torch.no_grad():
+    live = options.create_graph or is_differentiated() or any(map(wraps_transform, leaves))
+    with nullcontext() if live else torch.no_grad(), differentiating():
         blocks = _blocks(subject, leaves, extras, x, options, known, live=live)
     if blocks is None:
         return None

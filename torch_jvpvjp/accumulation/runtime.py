@@ -16,6 +16,7 @@ from .batches import check_independent, values_apart
 from .carrying import close
 from .execute import Execution, as_jacobian, count_chunks, execute
 from .footprint import Footprint
+from .nesting import is_differentiated
 from .options import Options
 from .program import ProgramRecorder
 from .progress import bar
@@ -140,7 +141,7 @@ class Runtime:
         subject, traced = tracing.subject, tracing.traced
         plan = fitted(self.caller, plan, tracing)
         leaves, extras = subject.bind_leaves(self.arguments(x))
-        outside = self.options.create_graph or inside_transform() or any(map(wraps_transform, leaves))
+        outside = self.options.create_graph or is_differentiated() or any(map(wraps_transform, leaves))
         live = outside or not tracing.replayable or traced.opaque or self.options.progress
         # A black box runs with gradients on, as its user runs it: some (an LSTM on the CPU) keep only then what their
         # derivative needs.

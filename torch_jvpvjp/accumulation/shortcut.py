@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._torch import inside_transform, wraps_transform
+from ._torch import wraps_transform
+from .nesting import is_differentiated
 
 if TYPE_CHECKING:
     from .plan import Plan, Step
@@ -35,7 +36,7 @@ class Shortcut(NamedTuple):
             and x.dtype is self.dtype
             and x.device == self.device
             and plan.steps is self.steps
-            and not inside_transform()
+            and not is_differentiated()
             and not wraps_transform(x)
             and self.tracing.holds()
         )
