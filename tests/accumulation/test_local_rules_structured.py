@@ -293,7 +293,6 @@ LEFT_TO_AUTOGRAD = {
     "max_pool_indices": Case(aten.max_pool2d_with_indices.default, (IMAGE, [2]), output=1),
     "norm_three": Case(aten.linalg_vector_norm.default, (X, 3)),
     "softmax_first_dim": Case(aten._softmax.default, (X, 0, False)),
-    "embedding": Case(aten.embedding.default, (X, torch.tensor([0, 2]))),
     "empty": Case(aten.tanh.default, (torch.zeros(0, 3),)),
     "complex": Case(aten.exp.default, (torch.zeros(3, dtype=torch.complex64),)),
     "var_without_freedom": Case(aten.var.correction, (torch.zeros(3, 2), [1]), {"correction": 2}),

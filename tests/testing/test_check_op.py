@@ -206,17 +206,6 @@ def test_a_report_of_many_failures_leads_with_the_simplest() -> None:
     assert "first of them" not in str(report) and str(report).count(first.name) == 1
 
 
-def test_compilations_begin_with_nothing_that_others_left() -> None:
-    """PyTorch's cache of fake results makes what compiles depend on what was compiled before."""
-    mode: Any = torch._subclasses.fake_tensor.FakeTensorMode
-    left = object()
-    mode.cache[left] = None
-    op = product()
-    right_jvp(op)
-    check_op(op, SAMPLES, compositions=("primal",), eager=False)
-    assert left not in mode.cache
-
-
 def test_samples_as_people_write_them() -> None:
     @differentiable_op(f"tests::sine_{next(_names)}")
     def op(x: Tensor) -> Tensor:

@@ -184,16 +184,6 @@ def lookup_backend(name: str) -> Any:
     return _lookup("torch._dynamo.lookup_backend")(name)
 
 
-def forget_compilations() -> None:
-    """Compile next as a fresh process does.
-
-    ``torch.compiler.reset`` keeps the results that fake tensors gave of ops. In jvp∘jvp these differ by what was
-    compiled before (PyTorch 2.13): after the Hessian-vector product of attention, a tangent does not fit its primal.
-    """
-    torch.compiler.reset()
-    _lookup("torch._subclasses.fake_tensor.FakeTensorMode").cache_clear()
-
-
 def sizes_apart() -> Any:
     """A context in which dynamic shapes do not assume that sizes are equal because they are so in one example.
 

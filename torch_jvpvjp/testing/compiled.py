@@ -58,7 +58,7 @@ def check_compiled(case: Case, name: str, composition: Composition, backend: str
 
 
 def _run(f: TensorFunction, point: Point, name: str, composition: Composition, backend: str) -> object:
-    private.forget_compilations()
+    torch.compiler.reset()
     if name in OUTSIDE_OF_COMPILE:  # compile the function; its backward runs outside
         return composition(torch.compile(f, fullgraph=True, backend=backend), point)
     return torch.compile(lambda p: composition(f, p), fullgraph=True, backend=backend)(point)
@@ -94,7 +94,7 @@ def check_dynamic(cases: Sequence[Case]) -> None:
     Raises:
         AssertionError: If a result is wrong or a size recompiles.
     """
-    private.forget_compilations()
+    torch.compiler.reset()
     compilations = 0
     inner = private.lookup_backend("aot_eager")
 
