@@ -108,6 +108,19 @@ def test_backward_of_a_dual_cotangent(name: str) -> None:
 
 
 @sampled
+def test_backward_through_a_jvp_to_its_tangents(name: str) -> None:
+    """ẏ = J ẋ, whose pullback in ẋ is Jᵀ: what stands for an op in one JVP does not look whether tangents have one."""
+    function = FUNCTIONS[name]
+    x_dots = leaves(tuple(directions(x)[0] for x in function.primals))
+    _, y_dot = torch.func.jvp(function.ours, function.primals, x_dots)
+    y_bar, _ = directions(y_dot)
+    found = torch.autograd.grad(y_dot, x_dots, y_bar, materialize_grads=True)
+    xs = leaves(function.primals)
+    wanted = torch.autograd.grad(function.reference(*xs), xs, y_bar, materialize_grads=True)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+@sampled
 def test_jvp_of_backward(name: str) -> None:
     def derivative(f: Callable[..., Tensor], primals: tuple[Tensor, ...]) -> object:
         xs = leaves(primals)
