@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import accumulate
 from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import _has_any_global_hook as any_global_module_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
-    "LISTS_OF_WEIGHTS", "MISBATCHED_NODES", "FakeTensorMode", "Recording", "any_global_module_hook",
-    "autograd_nodes", "bare_op", "bases_without_writing", "dict_versions", "function_modes", "inside_transform",
-    "inside_vmap", "is_builtin_node", "is_fake", "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake",
-    "past_autograd", "plain_attention", "plain_kernels", "quietly",
-    "recording_of", "same_forms", "set_grad_enabled", "unharmed", "vjp",
-    "vjp_of", "vmapped", "with_lists_of_weights", "wraps_transform",
+    "MISBATCHED_NODES", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes", "bare_op",
+    "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "is_fake", "jvp",
+    "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "past_autograd", "recording_of", "same_forms",
+    "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped", "wraps_transform",
 ]  # fmt: skip
 
 
@@ -68,91 +62,6 @@ def load_jvp_rules() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")  # its category differs by release
         importlib.import_module("torch._decomp.decompositions_for_jvp")
-
-
-@contextmanager
-def with_lists_of_weights(module: nn.Module) -> Iterator[None]:
-    """Put back the lists that recurrent networks keep of their weights, once they were called with others."""
-    networks = [one for one in module.modules() if isinstance(one, nn.RNNBase)]
-    kept = [(one, name, vars(one)[name]) for one in networks for name in LISTS_OF_WEIGHTS]
-    try:
-        yield
-    finally:
-        for one, name, weights in kept:
-            vars(one)[name] = weights
-
-
-LISTS_OF_WEIGHTS = frozenset({"_flat_weights", "_flat_weight_refs"})
-"""What a recurrent network makes anew in a call that finds other weights, as `torch.func.functional_call` gives it."""
-
-
-@contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Let composite functions be the plain ops that each derivative is known of: no fused attention, no oneDNN LSTM."""
-    enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        with plain_attention():
-            yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep PyTorch from logging each op that does not run without data: whoever tries it goes another way then."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    was, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = was
-
-
-def plain_attention() -> Any:
-    """Return a context in which `scaled_dot_product_attention` is its formula: fused, it has but first derivatives."""
-    return sdpa_kernel(SDPBackend.MATH)
-
-
-@contextmanager
-def bases_without_writing() -> Iterator[None]:
-    """A context in which `jacfwd`, `jacrev` and `hessian` make their bases without writing, which is not recorded.
-
-    Another thread that uses them meanwhile gets the same bases.
-    """
-    module = importlib.import_module("torch._functorch.eager_transforms")
-    if not hasattr(module, _BASES):
-        yield
-        return
-    setattr(module, _BASES, _bases)
-    try:
-        yield
-    finally:
-        setattr(module, _BASES, _OWN_BASES)
-
-
-_BASES = "_chunked_standard_basis_for_"
-_OWN_BASES = getattr(importlib.import_module("torch._functorch.eager_transforms"), _BASES, None)
-
-
-def _bases(
-    tensors: Sequence[Tensor], sizes: Sequence[int], chunk_size: int | None = None
-) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the rows of the identity, a chunk at a time, split into pieces in the shapes of some tensors."""
-    total = sum(sizes)
-    starts = list(accumulate(sizes, initial=0))
-    size = total if chunk_size is None else chunk_size
-    for first in range(0, max(total, 1), max(size, 1)):
-        last = min(first + size, total)
-        yield tuple(
-            (
-                torch.arange(first, last, device=tensor.device)[:, None]
-                == torch.arange(start, start + tensor.numel(), device=tensor.device)
-            )
-            .to(tensor.dtype)
-            .view(last - first, *tensor.shape)
-            for tensor, start in zip(tensors, starts, strict=False)
-        )
 
 
 def inside_transform() -> bool:

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._torch import LISTS_OF_WEIGHTS, any_global_module_hook, function_modes
+from ._torch import any_global_module_hook, function_modes
+from ._torch_contexts import LISTS_OF_WEIGHTS
 from .arrays import MOST_BYTES, Arrays, is_constant, is_watchable
 from .bytecode import ATTRIBUTES, GLOBALS, IMPORTS, is_library, named_in, named_within
 from .cache import ATTRIBUTE, plans_of

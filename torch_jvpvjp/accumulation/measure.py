@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._torch import FakeTensorMode, inside_transform, jvp, quietly, unharmed, vjp
+from ._torch import FakeTensorMode, inside_transform, jvp, unharmed, vjp
+from ._torch_contexts import quietly
 from .carrying import dual, random_state, set_random_state, weights
 from .count import FmaCounter
 from .stages import BlackBox

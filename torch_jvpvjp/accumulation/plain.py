@@ -9,7 +9,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from ._torch import Recording, inside_vmap, jvp_of, plain_attention, recording_of, vjp_of
+from ._torch import Recording, inside_vmap, jvp_of, recording_of, vjp_of
+from ._torch_contexts import plain_attention
 from .carrying import carry_each, dual, random_state, weights
 
 Function = Callable[..., Tensor]  # of some tensors to one

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._torch import any_global_module_hook, jvp, plain_attention, recording_of, vjp
+from ._torch import any_global_module_hook, jvp, recording_of, vjp
+from ._torch_contexts import plain_attention
 from .bending import rows_where_bent
 from .bracket import Mode
 from .carrying import carry_each, random_state, set_random_state

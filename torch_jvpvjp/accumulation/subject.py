@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from ._torch import with_lists_of_weights
+from ._torch_contexts import with_lists_of_weights
 from .stages import label_of
 from .trees import Arguments, Side, Wrt, batch_size, differentiated, flattened, kind_of_leaf, read_arguments, side_of
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch import plain_kernels, vjp
+from .._torch import vjp
+from .._torch_contexts import plain_kernels
 from ..bracket import Mode
 from ..carrying import close, weights
 from ..primal import PrimalRun

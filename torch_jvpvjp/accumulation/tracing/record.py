@@ -18,15 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._torch import (
-    FakeTensorMode,
-    autograd_nodes,
-    bases_without_writing,
-    is_builtin_node,
-    memory_of,
-    plain_kernels,
-    quietly,
-)
+from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node, memory_of
+from .._torch_contexts import bases_without_writing, plain_kernels, quietly
 from ..rules.registry import Meta
 from .intercepted import Intercepted, NotRecordable, as_slice
 from .results import Results
