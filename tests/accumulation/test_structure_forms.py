@@ -236,3 +236,21 @@ def test_weighted_scatters_hold_values_column_by_column():
     torch.testing.assert_close(block[0].dense(block[1]), expected)
     gathered = WeightedGather(3, [2, 0, 2])
     torch.testing.assert_close(gathered.dense(block[1]), expected.mT)
+
+
+def test_long_indices_that_differ_in_one_swap_are_told_apart():
+    order = np.arange(1000)
+    swapped = order.copy()
+    swapped[[1, 2]] = 2, 1  # the same sum, and no entry that the hash samples
+    assert hash(Index(order)) == hash(Index(swapped))
+    assert Index(order) != Index(swapped)
+    assert Index(order) == Index(order.copy())
+
+
+def test_an_index_does_not_follow_the_array_that_it_was_made_of():
+    order = np.arange(5)
+    view = order.view()
+    view.flags.writeable = False
+    index = Index(view)
+    order[0] = 4
+    assert index.array.tolist() == [0, 1, 2, 3, 4]

@@ -135,7 +135,7 @@ def sum_structure(left: Structure, right: Structure) -> Structure:
     if isinstance(left, Identity | ScaledIdentity) and isinstance(right, Identity | ScaledIdentity):
         return ScaledIdentity(left.n)
     m, n = left.m, left.n
-    if m == 0 or n == 0:
+    if m == 0 or n == 0 or isinstance(left, Dense) or isinstance(right, Dense):
         return Dense(m, n)
     a, b = block_count(left), block_count(right)
     if a is not None and b is not None and nested(left, right):

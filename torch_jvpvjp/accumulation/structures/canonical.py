@@ -112,7 +112,7 @@ def recognised(m: int, n: int, indptr: Integers, indices: Integers) -> Structure
         return Zero(m, n)
     counts = np.diff(indptr)
     even = int(counts[0]) if bool((counts == counts[0]).all()) else 0
-    found = _equal_blocks(m, n, even, indices) or _band(m, n, counts, indices) or _stacked(m, n, even, indices)
+    found = _equal_blocks(m, n, even, indices) or _band(m, n, indptr, indices) or _stacked(m, n, even, indices)
     if found is not None:
         return found
     if even == 1:
@@ -121,7 +121,7 @@ def recognised(m: int, n: int, indptr: Integers, indices: Integers) -> Structure
         rows = np.empty(n, np.int64)
         rows[indices] = np.repeat(np.arange(m), counts)
         return WeightedScatter(m, frozen(rows))
-    return Pattern(m, n, _frozen(indptr), _frozen(indices))
+    return Pattern.in_order(m, n, _frozen(indptr), _frozen(indices))
 
 
 def _frozen(array: Integers) -> Index:
@@ -135,9 +135,9 @@ def _equal_blocks(m: int, n: int, even: int, indices: Integers) -> Structure | N
     return blocks_of(blocks.b, m, n) if np.array_equal(blocks.list_entries()[1], indices) else None
 
 
-def _band(m: int, n: int, counts: Integers, indices: Integers) -> Structure | None:
-    offsets = indices - np.repeat(np.arange(m), counts)
-    kl, ku = -int(offsets.min()), int(offsets.max())
+def _band(m: int, n: int, indptr: Integers, indices: Integers) -> Structure | None:
+    rows = np.flatnonzero(np.diff(indptr))  # that have entries; their columns ascend
+    kl, ku = int((rows - indices[indptr[rows]]).max()), int((indices[indptr[rows + 1] - 1] - rows).max())
     # all entries lie in the band, so it is full if it has no more of them
     if kl < 0 or ku < 0 or band_rows(m, n, kl, ku).total != indices.size:
         return None

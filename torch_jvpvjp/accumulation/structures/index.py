@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from hashlib import blake2b
 from typing import TypeAlias, Union
 
 import numpy as np
@@ -20,7 +19,7 @@ class Index:
     """A read-only int64 vector, compared by value, whose hash is computed once."""
 
     def __init__(self, values: IndexLike) -> None:
-        """Keep a flat int64 copy (none is made of an array that is one and owns nothing else's memory).
+        """Keep a flat int64 copy, since the caller could still write into the values.
 
         Args:
             values: Any sequence of integers, a NumPy array of them, or another Index.
@@ -38,16 +37,16 @@ class Index:
                 raise ValueError(
                     f"Index: values must be integers in one dimension, got {array.dtype} of shape {array.shape}."
                 )
-            # a copy of what the caller could still write into; ours are handed over read-only and are not copied
-            array = np.array(array, dtype=np.int64, copy=True) if array.flags.writeable else array.astype(np.int64)
+            array = array.astype(np.int64)
             array.flags.writeable = False
         self.array: Integers = array
         self._tensors: dict[torch.device, Tensor] = {}
 
     @cached_property
     def _hash(self) -> int:
-        digest = blake2b(np.ascontiguousarray(self.array).data, digest_size=8).digest()
-        return hash((self.array.size, digest))
+        # equality compares every entry, so the hash may read few of a long vector: their sum and 64 of them
+        array = self.array
+        return hash((array.size, int(array.sum()), array[:: array.size // 64 + 1].tobytes()))
 
     def __hash__(self) -> int:
         return self._hash
@@ -105,4 +104,6 @@ def frozen(array: np.ndarray) -> Index:
     """An Index of a fresh array that nobody else holds, without a copy."""
     array = np.ascontiguousarray(array, dtype=np.int64)
     array.flags.writeable = False
-    return Index(array)
+    made = Index(())
+    made.array = array
+    return made

@@ -54,8 +54,28 @@ class Pattern(Structure):
         rows = np.repeat(np.arange(m), np.diff(pointers))
         if (np.diff(rows * max(n, 1) + columns) <= 0).any():
             raise ValueError("Pattern: indices must ascend in each row, got others; Pattern.of(matrix) sorts them.")
+        self._keep(m, n, indptr, indices)
+
+    def _keep(self, m: int, n: int, indptr: Index, indices: Index) -> None:
         for field, value in (("m", m), ("n", n), ("indptr", indptr), ("indices", indices)):
             object.__setattr__(self, field, value)
+
+    @staticmethod
+    def in_order(m: int, n: int, indptr: Index, indices: Index) -> Pattern:
+        """The pattern of arrays that are known to be CSR with ascending columns, as SciPy's are; nothing is checked.
+
+        Args:
+            m: Rows.
+            n: Columns.
+            indptr: m + 1 row pointers.
+            indices: Columns, ascending in each row.
+
+        Returns:
+            The pattern.
+        """
+        made = object.__new__(Pattern)
+        made._keep(m, n, indptr, indices)
+        return made
 
     @staticmethod
     def of(matrix: Any) -> Pattern:
@@ -73,7 +93,7 @@ class Pattern(Structure):
         array.sort_indices()
         shape: Any = array.shape
         m, n = shape
-        return Pattern(int(m), int(n), frozen(array.indptr), frozen(array.indices))
+        return Pattern.in_order(int(m), int(n), frozen(array.indptr), frozen(array.indices))
 
     def __hash__(self) -> int:
         return hash((self.m, self.n, self.indptr, self.indices))

@@ -29,10 +29,9 @@ from ..structure import (
     Stacked,
     Structure,
     Zero,
-    addition,
-    product,
 )
 from .parts import Arc, Part
+from .symbols import PastLimit, Symbols
 
 T = TypeVar("T")
 
@@ -240,15 +239,22 @@ class Region:
         """How the Jacobian is best formed from local Jacobians; None if an op has none."""
         if any(part.arcs is None for part in self.parts):
             return None
-        forms: list[ClosedForm] = []
-        for forwards in (True, False):
-            symbols = Symbols()
-            start = Identity(
-                self.parts[0].meta(self.source).numel if forwards else self.parts[-1].meta(self.target).numel
-            )
-            structure = (self.forward if forwards else self.backward)(symbols, start)
-            forms.append(ClosedForm(structure, symbols.fma, forwards))
-        return min(forms, key=lambda form: (form.fma, form.structure.entries))
+        n, m = self.parts[0].meta(self.source).numel, self.parts[-1].meta(self.target).numel
+        first = self._closed_from_one_end(forwards=n <= m, limit=None)
+        assert first is not None
+        second = self._closed_from_one_end(forwards=n > m, limit=first.fma)
+        forms = [form for form in (first, second) if form is not None]
+        return min(forms, key=lambda form: (form.fma, form.structure.entries, not form.forwards))
+
+    def _closed_from_one_end(self, *, forwards: bool, limit: int | None) -> ClosedForm | None:
+        """Return what the Jacobian takes from one end; None if that is more fma than `limit`."""
+        symbols = Symbols(limit)
+        end = self.parts[0].meta(self.source) if forwards else self.parts[-1].meta(self.target)
+        try:
+            structure = (self.forward if forwards else self.backward)(symbols, Identity(end.numel))
+        except PastLimit:
+            return None
+        return ClosedForm(structure, symbols.fma, forwards)
 
     def column_cost(self, *, forwards: bool) -> int | None:
         """Return the fma of carrying one tangent, or one cotangent; None if an op cannot."""
@@ -297,69 +303,6 @@ class ClosedForm:
     structure: Structure
     fma: int
     forwards: bool
-
-
-class Symbols:
-    """The algebra of structures: no tensors, only what their products would cost."""
-
-    def __init__(self) -> None:
-        self.fma = 0
-
-    def structure(self, block: Structure) -> Structure:
-        """Return the structure itself."""
-        return block
-
-    def densified(self, block: Structure) -> Structure:
-        """Return a dense structure of that shape."""
-        return Dense(block.m, block.n)
-
-    def local(self, arc: Arc) -> Structure:
-        """Return the structure of a local Jacobian."""
-        return arc.local.structure
-
-    def local_times(self, arc: Arc, block: Structure) -> Structure:
-        """Return the structure of the product, and count it."""
-        through = arc.local.through
-        if through is not None and type(block) is Dense:
-            self.fma += block.n * through.fma
-            return Dense(arc.local.structure.m, block.n)
-        return self.multiply(arc.local.structure, block)
-
-    def times_local(self, block: Structure, arc: Arc) -> Structure:
-        """Return the structure of the product, and count it."""
-        through = arc.local.through
-        if through is not None and type(block) is Dense:
-            self.fma += block.m * through.fma
-            return Dense(block.m, arc.local.structure.n)
-        return self.multiply(block, arc.local.structure)
-
-    def multiply(self, left: Structure, right: Structure) -> Structure:
-        """Return the structure of the product, and count it."""
-        if isinstance(left, Identity):
-            return right
-        if isinstance(right, Identity):
-            return left
-        joined = product(left, right)
-        self.fma += joined.fma
-        return joined.result
-
-    def add(self, left: Structure, right: Structure) -> Structure:
-        """Return the structure of the sum, and count it."""
-        joined = addition(left, right)
-        self.fma += joined.fma
-        return joined.result
-
-    def push(self, part: Part, operands: Sequence[int], blocks: Sequence[Structure]) -> list[Structure]:
-        """Return dense structures, and count a JVP for each column."""
-        columns = blocks[0].n
-        self.fma += columns * (part.jvp_cost or 0) * len(operands) // len(part.op.active)
-        return [Dense(part.meta(index).numel, columns) for index in part.outputs]
-
-    def pull(self, part: Part, operands: Sequence[int], blocks: Sequence[Structure | None]) -> list[Structure]:
-        """Return dense structures, and count a VJP for each row."""
-        rows = next(block.m for block in blocks if block is not None)
-        self.fma += rows * (part.vjp_cost or 0) * len(operands) // len(part.op.active)
-        return [Dense(rows, part.meta(index).numel) for index in operands]
 
 
 class _Scaled(NamedTuple, Generic[T]):

@@ -1,0 +1,85 @@
+"""Blocks carried by structure alone, which tells what carrying tensors would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..structure import Dense, Identity, Structure, addition, product
+from .parts import Arc, Part
+
+
+class PastLimit(Exception):
+    """More fma than the limit."""
+
+
+class Symbols:
+    """The algebra of structures: no tensors, only what their products would cost.
+
+    Args:
+        limit: `PastLimit` is raised as soon as the cost exceeds it; None for none.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.fma = 0
+        self.limit = limit
+
+    def _count(self, fma: int) -> None:
+        self.fma += fma
+        if self.limit is not None and self.fma > self.limit:
+            raise PastLimit
+
+    def structure(self, block: Structure) -> Structure:
+        """Return the structure itself."""
+        return block
+
+    def densified(self, block: Structure) -> Structure:
+        """Return a dense structure of that shape."""
+        return Dense(block.m, block.n)
+
+    def local(self, arc: Arc) -> Structure:
+        """Return the structure of a local Jacobian."""
+        return arc.local.structure
+
+    def local_times(self, arc: Arc, block: Structure) -> Structure:
+        """Return the structure of the product, and count it."""
+        through = arc.local.through
+        if through is not None and type(block) is Dense:
+            self._count(block.n * through.fma)
+            return Dense(arc.local.structure.m, block.n)
+        return self.multiply(arc.local.structure, block)
+
+    def times_local(self, block: Structure, arc: Arc) -> Structure:
+        """Return the structure of the product, and count it."""
+        through = arc.local.through
+        if through is not None and type(block) is Dense:
+            self._count(block.m * through.fma)
+            return Dense(block.m, arc.local.structure.n)
+        return self.multiply(block, arc.local.structure)
+
+    def multiply(self, left: Structure, right: Structure) -> Structure:
+        """Return the structure of the product, and count it."""
+        if isinstance(left, Identity):
+            return right
+        if isinstance(right, Identity):
+            return left
+        joined = product(left, right)
+        self._count(joined.fma)
+        return joined.result
+
+    def add(self, left: Structure, right: Structure) -> Structure:
+        """Return the structure of the sum, and count it."""
+        joined = addition(left, right)
+        self._count(joined.fma)
+        return joined.result
+
+    def push(self, part: Part, operands: Sequence[int], blocks: Sequence[Structure]) -> list[Structure]:
+        """Return dense structures, and count a JVP for each column."""
+        columns = blocks[0].n
+        self._count(columns * (part.jvp_cost or 0) * len(operands) // len(part.op.active))
+        return [Dense(part.meta(index).numel, columns) for index in part.outputs]
+
+    def pull(self, part: Part, operands: Sequence[int], blocks: Sequence[Structure | None]) -> list[Structure]:
+        """Return dense structures, and count a VJP for each row."""
+        rows = next(block.m for block in blocks if block is not None)
+        self._count(rows * (part.vjp_cost or 0) * len(operands) // len(part.op.active))
+        return [Dense(rows, part.meta(index).numel) for index in operands]
