@@ -80,6 +80,13 @@ def test_options_reach_the_planner(words, options, run):
     assert (data["cost"], data["peak_entries"], data["bracketing"]) == (plan.cost, plan.peak_entries, plan.bracketing())
 
 
+def test_each_cost_can_be_said_by_itself(run):
+    costs = {"jvp_cost": [50, 60], "vjp_cost": [20, 90], "tape": [5, 6]}
+    data = json.loads(run({"dims": [4, 2, 4], **costs}, "--json")[1])
+    chain = Chain.from_sizes([4, 2, 4], jvp_cost=[50, 60], vjp_cost=[20, 90], tape=[5, 6])
+    assert data["cost"] == chain.plan().cost
+
+
 def test_threads_add_makespan_and_timetable(run):
     data = json.loads(run(TAPED, "--json", "--threads", "2")[1])
     assert data["makespan"] == 232
@@ -95,7 +102,10 @@ def test_an_infeasible_budget_is_an_error_that_names_the_smallest(run):
 WRONG_CHAINS = {
     "unknown key": ({"dims": [2, 3], "sizes": []}, "got the unknown key 'sizes'"),
     "no dims": ({"edges": [2, 3]}, "got no dims"),
-    "no object": ([7], "a chain must be an object with the keys dims, edges, factors, got int"),
+    "no object": (
+        [7],
+        "a chain must be an object with the keys dims, edges, jvp_cost, vjp_cost, tape, factors, got int",
+    ),
     "dims": ({"dims": "2,3"}, "dims of a chain must be a list, got str"),
     "fraction": ({"dims": [2, 2.5]}, "dims must be a sequence of integers, got [2, 2.5]"),
     "edges": ({"dims": [2, 3], "edges": [1, 2]}, "edges must hold one number for each of the 1 factors, got 2"),
@@ -113,6 +123,15 @@ def test_what_is_no_json_ends_with_code_2(run):
     code, out, err = run('{"dims": [1,\n oops', "--json")
     assert code == 2 and "must hold JSON, got an error at line 2" in err
     assert "must hold JSON" in json.loads(out)["error"]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 10**5], ids=["no text", "nested too deep"])
+def test_what_cannot_be_read_ends_with_code_2(content, tmp_path, capsys):
+    (tmp_path / "chains.json").write_bytes(content)
+    parser = argparse.ArgumentParser()
+    add_plan_arguments(parser)
+    assert run_plan(parser.parse_args([str(tmp_path / "chains.json")])) == 2
+    assert "chains.json must hold JSON, got what is none: " in capsys.readouterr().err
 
 
 def test_a_file_and_sizes_exclude_one_another(run):

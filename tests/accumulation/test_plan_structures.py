@@ -255,11 +255,20 @@ def test_the_geometry_of_a_dense_chain_gives_the_optimum_of_the_recurrence(most,
 WRONG = {
     "number": ([{"kind": "diag"}], ValueError, "structures must hold one for each of the 2 factors, got 1"),
     "shape": ([Diagonal(3), None], ValueError, r"factor F1 must be of shape \(2, 3\) as dims say, got diagonal"),
-    "kind": ([{"kind": "magic"}, None], ValueError, "factor F1 must be known, got .*kind must be one of"),
+    "kind": (
+        [{"kind": "magic"}, None],
+        ValueError,
+        r"factor F1 must be a known one of shape \(2, 3\), got .*kind must be one of",
+    ),
     "type": ([None, "diag"], TypeError, "factor F2 must be a Structure, an object .*, or None, got str"),
     "object": ({"kind": "diag"}, TypeError, "structures must be a sequence of structures, got dict"),
     "missing size": ([{"kind": "banded", "kl": 1}, None], ValueError, "factor F1 .* must have 'ku'"),
 }
+
+
+def test_kinds_go_by_either_spelling():
+    named = [Chain.from_sizes([3, 3], structures=[{"kind": kind}]) for kind in ("scaled-identity", "scaled_identity")]
+    assert named[0].factors == named[1].factors
 
 
 @pytest.mark.parametrize(("structures", "error", "message"), WRONG.values(), ids=WRONG)

@@ -97,6 +97,12 @@ def _damaged(**changes):
     return json.dumps(json.loads(_mixed().to_json()) | changes)
 
 
+def _damaged_step(**changes):
+    data = json.loads(_mixed().to_json())
+    data["steps"][-1] |= changes
+    return json.dumps(data)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -108,6 +114,17 @@ def _damaged(**changes):
         (_damaged(steps=[]), r"got no step for \(4, 1\)"),
         (_damaged(steps=[{"action": "guess"}]), "every field that to_json writes, got KeyError"),
         (_damaged(objective="luck"), "objective must be one of 'fma', 'memory', 'time', got 'luck'"),
+        (_damaged(objective=3), "objective must be a name such as 'fma', or an object with .*, got 3 without name"),
+        (_damaged(peak_entries=1), r"peak_entries must be those of the steps, \d+, got 1"),
+        (_damaged(makespan=1), "makespan must be that of the steps, None, got 1"),
+        (_damaged(batch=0), "batch must be at least 1, got 0"),
+        (_damaged(threads=0), "threads must be at least 1, got 0"),
+        (_damaged(tape_limit="many"), "tape_limit must be an integer, got 'many'"),
+        (_damaged(matrix_free="no"), "matrix_free must be True or False, got 'no'"),
+        (_damaged(input_shape=["six"]), r"a shape must be a list of sizes, got \['six'\]"),
+        (_damaged_step(fma=1), "a step must be what it is priced as, .*, got .*'fma': 1,"),
+        (_damaged_step(mode="closed"), "must take allowed steps only"),
+        ("[" * 10**5, "text must be JSON"),
     ],
     ids=[
         "not JSON",
@@ -118,11 +135,27 @@ def _damaged(**changes):
         "no steps",
         "broken step",
         "unknown objective",
+        "objective of another type",
+        "other peak",
+        "other makespan",
+        "no samples",
+        "no workers",
+        "limit of another type",
+        "other word for a bool",
+        "shape of words",
+        "other fma of a step",
+        "no mode of a step",
+        "nested too deep",
     ],
 )
 def test_what_is_not_a_plan_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         Plan.from_json(text)
+
+
+def test_what_is_no_text_is_refused():
+    with pytest.raises(TypeError, match="text must be what to_json returned, got dict"):
+        Plan.from_json({})
 
 
 def test_a_plan_of_sizes_cannot_be_called():

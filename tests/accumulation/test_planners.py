@@ -102,6 +102,23 @@ def test_exact_beyond_machine_integers(base):
     assert swept.cost == d3 * (3 * base + 3) == sum(step.fma for step in swept.steps)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_seconds_of_sizes_beyond_machine_integers(seed):
+    rng = random.Random(seed)
+    dims = [2 ** rng.randint(0, 90) for _ in range(rng.randint(3, 6))]
+    edges = None if seed % 2 else [2 ** rng.randint(0, 90) for _ in dims[1:]]
+    chain = Chain.from_sizes(dims, edges=edges)
+    best, judge = (chain.plan(objective="time", strategy=name) for name in ("dynamic_programming", "exhaustive"))
+    assert best.cost == pytest.approx(judge.cost, rel=1e-9)
+
+
+@pytest.mark.parametrize("strategy", ["dynamic_programming", "exhaustive", "greedy"])
+@pytest.mark.parametrize("size", [2**400, 2**4000])
+def test_seconds_that_no_float_holds_are_refused(size, strategy):
+    with pytest.raises(ValueError, match=r"a float holds the prices by objective='time', .*use objective='fma'"):
+        Chain.from_sizes([size] * 4).plan(objective="time", strategy=strategy)
+
+
 def test_exact_where_thirty_two_bits_wrap():
     sizes = [1000 + index % 7 for index in range(501)]
     plan = Chain.from_sizes(sizes).plan()
@@ -301,6 +318,11 @@ def test_prices_are_those_of_the_objective():
     assert plan.objective == "products"
     assert plan.cost == 3
     assert plan.fma == sum(step.fma for step in plan.steps) > 3
+
+
+def test_an_objective_of_another_type_is_refused():
+    with pytest.raises(TypeError, match=r"objective must be a name such as 'fma', or an object with .*, got None"):
+        Chain.from_sizes([3, 2]).plan(objective=None)
 
 
 def test_unknown_names_list_the_known():

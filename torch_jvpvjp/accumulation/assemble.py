@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from .bracket import Action, Bracket, Mode
-from .cost import Fma
+from .cost import Fma, check_finite
 from .infeasible import InfeasiblePlanError
 from .levels import prices_by_level
 from .plan import Plan, Step
@@ -32,7 +32,8 @@ def assemble(problem: Problem, brackets: Iterable[Bracket], *, strategy: str) ->
     Raises:
         ValueError: If the brackets are not one plan of the whole chain, or one of them is not allowed.
         InfeasiblePlanError: If they hold more than peak_entries.
-    """  # noqa: DOC502 (the ValueError is raised by _checked)
+        OverflowError: If a float cannot hold the price.
+    """  # noqa: DOC502 (two are raised further down)
     chosen = _checked(problem, brackets, strategy)
     structures = _structures(problem, chosen, strategy)
     held = {span: problem.held(bracket, structures[span]) for span, bracket in chosen.items()}
@@ -49,6 +50,7 @@ def assemble(problem: Problem, brackets: Iterable[Bracket], *, strategy: str) ->
         )
     operands = {bracket.span: [structures[span] for span in bracket.operands] for bracket in order}
     prices = prices_by_level(problem, order, operands)
+    check_finite(sum(prices))
     counter = problem if type(problem.objective) is Fma else replace(problem, objective=Fma())
     counts = prices if counter is problem else [counter.price(b, operands[b.span]) for b in order]
     return Plan(

@@ -13,16 +13,17 @@ from .cost import OBJECTIVES
 from .plan import Plan
 from .planners import STRATEGIES
 
-KEYS = ("dims", "edges", "factors")
 _COSTS = ("edges", "jvp_cost", "vjp_cost", "tape")
+KEYS = ("dims", *_COSTS, "factors")
 _REFUSALS = (ValueError, TypeError, NotImplementedError, OverflowError)
 
 DESCRIPTION = """\
 FILE holds one chain, or a list of chains:
   {"dims": [d_0, .., d_q], "edges": [..], "factors": [{"kind": "banded", "kl": 1, "ku": 0}, ..]}
-edges (optional) are the fma of one JVP or VJP of each factor and the size of its tape; without them the Jacobians are
-given. factors (optional) are the structures, of kind dense, diag, banded, block_diag, lower_tri, pool, gather or any
-other that the library knows, with the sizes m, n, kl, ku, b, idx that the kind has.
+edges (optional) are the fma of one JVP or VJP of each factor and the size of its tape, jvp_cost, vjp_cost and tape each
+of them by itself; without them the Jacobians are given. factors (optional) are the structures, of kind dense, diag,
+banded, block_diag, lower_tri, pool, gather or any other that the library knows, with the sizes m, n, kl, ku, b, idx
+that the kind has.
 The exit code is 0; 1 if a chain of FILE has no plan; 2 if the arguments or FILE are wrong."""
 
 
@@ -139,11 +140,12 @@ def _run_file(args: argparse.Namespace) -> int:
     beside = [name for name in ("dims", *_COSTS) if getattr(args, name) is not None]
     if beside:
         raise ValueError(f"FILE must not be joined by --{beside[0].replace('_', '-')}; say it in the file.")
-    text = Path(args.file).read_text(encoding="utf-8")
     try:
-        data = json.loads(text)
+        data = json.loads(Path(args.file).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{args.file} must hold JSON, got an error at line {error.lineno}: {error.msg}.") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{args.file} must hold JSON, got what is none: {error}.") from error
     several = isinstance(data, list)
     if args.plot is not None and several and len(data) != 1:
         raise ValueError(f"--plot draws one chain, got {len(data)} in {args.file}.")
@@ -190,11 +192,12 @@ def chain_from_data(data: object) -> Chain:
     unknown = [key for key in chain if key not in KEYS]
     if unknown or "dims" not in chain:
         wrong = f"the unknown key {unknown[0]!r}" if unknown else "no dims"
-        raise ValueError(f"a chain must have the keys dims and, if need be, edges and factors, got {wrong}.")
+        raise ValueError(f"a chain must have the key dims and may have {', '.join(KEYS[1:])}, got {wrong}.")
     for key, value in chain.items():
         if not isinstance(value, list) and (key == "dims" or value is not None):
             raise TypeError(f"{key} of a chain must be a list, got {type(value).__name__}.")
-    return Chain.from_sizes(chain["dims"], edges=chain.get("edges"), structures=chain.get("factors"))
+    costs = {name: chain.get(name) for name in _COSTS}
+    return Chain.from_sizes(chain["dims"], **costs, structures=chain.get("factors"))
 
 
 def _message(error: BaseException) -> str:

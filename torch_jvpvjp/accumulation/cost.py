@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from .bracket import Mode
@@ -175,6 +176,20 @@ def _known(cost: int | None) -> int:
     return cost
 
 
+def check_finite(price: Price) -> None:
+    """Check that a sum of prices is a number.
+
+    Args:
+        price: The sum.
+
+    Raises:
+        OverflowError: If a float cannot hold it; integers can be of any size.
+    """
+    if isinstance(price, float) and not isfinite(price):
+        raise OverflowError(f"a price must be finite, got {price}")
+
+
+_MEMBERS = ("name", "unit", "accumulate", "multiply", "multiply_dense", "push", "pull")
 OBJECTIVES: dict[str, Objective] = {"fma": Fma(), "memory": Memory()}
 
 
@@ -189,8 +204,15 @@ def resolve_objective(objective: str | Objective) -> Objective:
 
     Raises:
         ValueError: If no objective has that name.
+        TypeError: If it is neither a name nor has what an objective must have.
     """
     if not isinstance(objective, str):
+        missing = [name for name in _MEMBERS if not hasattr(objective, name)]
+        if missing:
+            raise TypeError(
+                f"plan: objective must be a name such as 'fma', or an object with {', '.join(_MEMBERS)}, got "
+                f"{objective!r} without {missing[0]}."
+            )
         return objective
     if objective in OBJECTIVES:
         return OBJECTIVES[objective]

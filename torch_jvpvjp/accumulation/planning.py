@@ -48,14 +48,66 @@ def plan_factors(
             exclude one another, or no plan keeps to tape_limit.
         InfeasiblePlanError: If no plan keeps to peak_entries; it names the smallest that one does.
     """  # noqa: DOC502 (some are raised further down)
-    target, planner = resolve_objective(objective), resolve_strategy(strategy)
-    factors = tuple(factors)
+    planner = resolve_strategy(strategy)
+    problem = problem_of(
+        factors,
+        objective=objective,
+        tape_limit=tape_limit,
+        peak_entries=peak_entries,
+        matrix_free=matrix_free,
+        threads=threads,
+        batch=batch,
+    )
+    # Ours give the same plan for the same factors; an objective or strategy of the user's own may change its mind.
+    known = _is_ours(type(problem.objective)) and _is_ours(planner)
+    try:
+        return (_planned_before if known else _planned)(problem, planner, strategy)
+    except OverflowError as error:
+        raise ValueError(
+            f"plan: sizes and costs must be such that a float holds the prices by objective="
+            f"{problem.objective.name!r}, got sizes below 2^{max(problem.dims).bit_length()}; use "
+            f"objective='fma', which is exact at any size."
+        ) from error
+
+
+def problem_of(
+    factors: Sequence[Factor],
+    *,
+    objective: str | Objective,
+    tape_limit: int | None,
+    peak_entries: int | None,
+    matrix_free: bool,
+    threads: int | None,
+    batch: int,
+) -> Problem:
+    """The problem that factors and options make, checked.
+
+    Args:
+        factors: As in `plan_factors`, like all that follow.
+        objective: What to minimise.
+        tape_limit: Most entries of an adjoint sweep.
+        peak_entries: Most entries of computed blocks.
+        matrix_free: Whether raw factors may be eliminated.
+        threads: Workers.
+        batch: Samples.
+
+    Returns:
+        The problem.
+
+    Raises:
+        TypeError: If an option is of the wrong type.
+        ValueError: If factors make no chain, an option is out of range, or options exclude one another.
+    """  # noqa: DOC502 (some are raised further down)
+    target, factors = resolve_objective(objective), tuple(factors)
     _check_factors(factors)
+    if not isinstance(matrix_free, bool):
+        raise TypeError(f"plan: matrix_free must be True or False, got {matrix_free!r}.")
     tape_limit = _integer("tape_limit", tape_limit, least=0)
     peak_entries = _integer("peak_entries", peak_entries, least=0)
     threads = _integer("threads", threads, least=1)
     samples = _integer("batch", batch, least=1)
-    assert samples is not None
+    if samples is None:
+        raise TypeError("plan: batch must be an integer, got None.")
     if tape_limit is not None and any(f.vjp_cost is not None and f.tape is None and not f.given for f in factors):
         raise ValueError(f"plan: tape_limit={tape_limit} needs the tape of each factor; give from_sizes tape or edges.")
     problem = Problem(factors, target, tape_limit, matrix_free, peak_entries, threads, samples)
@@ -65,9 +117,7 @@ def plan_factors(
             f"plan: threads={threads} must be left out where held entries are limited, got {limit}: what is held at "
             f"once depends on the schedule."
         )
-    # Ours give the same plan for the same factors; an objective or strategy of the user's own may change its mind.
-    known = _is_ours(type(target)) and _is_ours(planner)
-    return (_planned_before if known else _planned)(problem, planner, strategy)
+    return problem
 
 
 def _planned(problem: Problem, planner: Strategy, strategy: str) -> Plan:

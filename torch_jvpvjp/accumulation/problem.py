@@ -13,6 +13,8 @@ from .cost import Objective, Price, for_copies
 from .factor import Factor
 from .structure import Dense, Identity, Kronecker, Structure, product
 
+_SWEEPS = frozenset({Mode.TANGENT, Mode.ADJOINT, Mode.COMPRESSED})
+
 
 def is_shared_weight(structure: Structure) -> bool:
     """Return whether a structure is I ⊗ W with a dense W."""
@@ -150,9 +152,11 @@ class Problem:
     def allows(self, bracket: Bracket) -> bool:
         """Return whether a step may be taken at all, the structure of its result apart."""
         if bracket.action is Action.MULTIPLY:
-            return True
+            return bracket.mode is None
         if bracket.action is Action.ACCUMULATE:
             return bracket.mode in self.leaf_modes(bracket.j)
+        if bracket.mode not in _SWEEPS:
+            return False
         raw = bracket.raw_factors
         first, last = raw[0], raw[-1]
         if bracket.mode is Mode.ADJOINT:

@@ -8,10 +8,9 @@ from typing import Any
 
 from .assemble import assemble
 from .bracket import Action, Bracket, Mode
-from .cost import resolve_objective
 from .factor import Factor
 from .plan import Plan, Step
-from .problem import Problem
+from .planning import problem_of
 from .structure import structure_from_data
 
 FORMAT = "torch_jvpvjp.plan/2"
@@ -68,36 +67,107 @@ def plan_from_json(text: str) -> Plan:
         The plan.
 
     Raises:
-        ValueError: If the text is not a plan, or its recorded cost or fma are not those of its steps.
+        TypeError: If it is no text.
+        ValueError: If the text is not a plan, or what it records is not what its steps are and cost.
+    """  # noqa: DOC502 (the ValueError is raised further down)
+    if not isinstance(text, (str, bytes)):
+        raise TypeError(f"Plan.from_json: text must be what to_json returned, got {type(text).__name__}.")
+    data = _read(text)
+    try:
+        plan = _assembled(data)
+        shapes = [_shape(data[key]) for key in ("input_shape", "output_shape")]
+        recorded = {key: data[key] for key in ("fma", "cost", "peak_entries", "makespan", "steps")}
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"Plan.from_json: the text must hold every field that to_json writes, got {type(error).__name__}: "
+            f"{str(error).rstrip('.')}."
+        ) from error
+    _check_recorded(plan, recorded)
+    plan = replace(plan, cost=recorded["cost"]) if isinstance(plan.cost, float) else plan
+    return replace(plan, input_shape=shapes[0], output_shape=shapes[1])
+
+
+def _read(text: str | bytes) -> dict[str, Any]:
+    """What the text of a plan holds.
+
+    Args:
+        text: JSON.
+
+    Returns:
+        The object in it.
+
+    Raises:
+        ValueError: If it is not JSON, or not of a plan.
     """
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"Plan.from_json: text must be JSON, got {text[:40]!r}: {error}.") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"Plan.from_json: format must be {FORMAT!r}, got {found!r}; make the plan again.")
-    try:
-        factors = tuple(_factor_from_data(factor) for factor in data["factors"])
-        brackets = [_bracket_from_data(step) for step in data["steps"]]
-        shapes = [None if data[key] is None else tuple(data[key]) for key in ("input_shape", "output_shape")]
-        recorded, fma = data["cost"], data["fma"]
-        limits = {key: data[key] for key in ("tape_limit", "matrix_free", "threads", "batch")}
-        limits |= {"peak_entries": data["peak_limit"]}
-        objective, strategy = data["objective"], data["strategy"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"Plan.from_json: the text must hold every field that to_json writes, got {type(error).__name__}: {error}."
-        ) from error
-    problem = Problem(factors, resolve_objective(objective), **limits)
-    plan = assemble(problem, brackets, strategy=strategy)
-    if plan.fma != fma:
-        raise ValueError(f"Plan.from_json: fma must be those of the steps, {plan.fma}, got {fma}.")
-    if isinstance(plan.cost, float):
-        plan = replace(plan, cost=recorded)  # seconds were told by the model of the device that it was planned for
-    elif plan.cost != recorded:
-        raise ValueError(f"Plan.from_json: cost must be that of the steps, {plan.cost}, got {recorded}.")
-    return replace(plan, input_shape=shapes[0], output_shape=shapes[1])
+    return data
+
+
+def _assembled(data: dict[str, Any]) -> Plan:
+    """Return the plan of the recorded factors, options and steps, priced."""
+    problem = problem_of(
+        [_factor_from_data(factor) for factor in data["factors"]],
+        objective=data["objective"],
+        peak_entries=data["peak_limit"],
+        **{key: data[key] for key in ("tape_limit", "matrix_free", "threads", "batch")},
+    )
+    brackets = [_bracket_from_data(step) for step in data["steps"]]
+    return assemble(problem, brackets, strategy=str(data["strategy"]))
+
+
+def _check_recorded(plan: Plan, recorded: dict[str, Any]) -> None:
+    """Check that what a file says of a plan is what its steps are and cost.
+
+    Seconds are not compared: they were told by the model of the device that the plan was made for.
+
+    Args:
+        plan: The plan, assembled anew.
+        recorded: What the file says.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    found: dict[str, Any] = {"fma": plan.fma, "peak_entries": plan.peak_entries}
+    if not isinstance(plan.cost, float):
+        found |= {"cost": plan.cost, "makespan": plan.makespan}
+    for step, came in zip(steps_to_data(plan), _in_order(recorded["steps"], plan), strict=True):
+        if step != came:
+            raise ValueError(f"Plan.from_json: a step must be what it is priced as, {step}, got {came}.")
+    for key, value in found.items():
+        if recorded[key] != value:
+            those = "those" if key in {"fma", "peak_entries"} else "that"
+            raise ValueError(f"Plan.from_json: {key} must be {those} of the steps, {value}, got {recorded[key]}.")
+
+
+def _in_order(steps: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+    """Return recorded steps in the order of those of a plan, whose blocks they form."""
+    by_block = {(step["bracket"][0], step["bracket"][2]): step for step in steps}
+    return [by_block[step.decision.span] for step in plan.steps]
+
+
+def _shape(sizes: Any) -> tuple[int, ...] | None:
+    """The recorded shape of x or of f(x), or None if none was.
+
+    Args:
+        sizes: What the file says.
+
+    Returns:
+        The shape.
+
+    Raises:
+        TypeError: If it is not a list of sizes.
+    """
+    if sizes is None:
+        return None
+    if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
+        raise TypeError(f"a shape must be a list of sizes, got {sizes!r}")
+    return tuple(sizes)
 
 
 _FACTOR_FIELDS = ("label", "n", "m", "jvp_cost", "vjp_cost", "tape", "given", "forming_cost", "shared", "launches")

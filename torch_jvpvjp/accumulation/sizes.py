@@ -141,7 +141,9 @@ def _structure(place: int, value: Structured, m: int, n: int) -> Structure | Non
     try:
         return structure_from_data({"m": m, "n": n, **value})  # sizes that the object does not say are those of dims
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"Chain.from_sizes: the structure of factor F{place} must be known, got {error}") from error
+        raise ValueError(
+            f"Chain.from_sizes: the structure of factor F{place} must be a known one of shape ({m}, {n}), got {error}"
+        ) from error
 
 
 def _integers(name: str, values: Sequence[int], *, least: int) -> list[int]:
@@ -160,6 +162,8 @@ def _integers(name: str, values: Sequence[int], *, least: int) -> list[int]:
         ValueError: If one is less than the least.
     """
     try:
+        if any(isinstance(value, bool) for value in values):
+            raise TypeError("a bool counts nothing")
         numbers = [as_index(value) for value in values]
     except TypeError as error:
         raise TypeError(f"Chain.from_sizes: {name} must be a sequence of integers, got {values!r}.") from error

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..cost import Fma, Price
+from ..cost import Fma, Price, check_finite
 from ..problem import Problem, colours_of, is_compressible
 from .counts import Kinds, ProductCounts
 
@@ -43,11 +43,13 @@ class Tables:
         formed = sum(leaf_prices) + (q - 1) * dearest
         swept = _dearest_sweep(problem) if counted else max((row[-1] for row in (*ups, *downs) if row), default=0)
         self.exact = isinstance(formed + swept, int)
+        check_finite(formed + swept)
         self.scale = 2 * q if self.exact else 1  # a plan has at most 2 q - 1 steps
         self.huge: Price = 4 * self.scale * (formed + swept + 1) if self.exact else float("inf")
         self.dtype = self._dtype()
         self.leaves = self._scaled(leaf_prices)
-        self.dims = np.array(problem.dims, self.dtype if self.exact else np.int64)
+        integers = np.int64 if max(problem.dims) < 2**63 else object
+        self.dims = np.array(problem.dims, self.dtype if self.exact else integers)
         self.counts = ProductCounts.of(problem, self.kinds) if counted and self.dtype is np.int64 else None
         if counted and (problem.all_dense or self.counts is not None):
             self.ups = self._counted_sweeps(pushable, up=True)

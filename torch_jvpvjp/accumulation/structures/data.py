@@ -23,7 +23,7 @@ def structure_from_data(data: Mapping[str, Any]) -> Structure:
         ValueError: If the kind is unknown, a size is missing, or m and n are not those of the structure.
     """
     kind = data.get("kind")
-    found = Structure.KINDS.get(kind) if isinstance(kind, str) else None
+    found = _kind(kind) if isinstance(kind, str) else None
     if found is None:
         known = ", ".join(sorted({known.kind for known in Structure.KINDS.values()}))
         raise ValueError(f"structure_from_data: kind must be one of {known}; got {kind!r}.")
@@ -39,3 +39,8 @@ def structure_from_data(data: Mapping[str, Any]) -> Structure:
         if data.get(key, size) != size:
             raise ValueError(f"structure_from_data: {key} of {structure} must be {size}, got {data[key]!r}.")
     return structure
+
+
+def _kind(name: str) -> type[Structure] | None:
+    """Return the class of a kind, whether its words are joined by - or by _."""
+    return Structure.KINDS.get(name) or Structure.KINDS.get(name.replace("_", "-"))
