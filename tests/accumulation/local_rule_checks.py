@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from torch_jvpvjp.accumulation.reals import in_pairs
 from torch_jvpvjp.accumulation.rules import Call, Local, Meta, Operand, local_derivatives
 from torch_jvpvjp.accumulation.rules.arguments import fill
 
@@ -53,7 +54,7 @@ def take(case: Case) -> Taken:
 
     args, kwargs = tree_map_only(Tensor, place, case.args), tree_map_only(Tensor, place, case.kwargs)
     outputs = results(case.op(*case.args, **case.kwargs))
-    known = {place: one for place, one in enumerate(operands) if not one.is_floating_point()}
+    known = {place: one for place, one in enumerate(operands) if not one.is_floating_point() and not one.is_complex()}
     metas = tuple(map(meta, operands))
     call = Call(case.op, args, kwargs, metas, meta(outputs[case.output]), case.active, case.output, known)
     return Taken(call, operands, outputs, dict(local_derivatives(call)))
@@ -75,21 +76,27 @@ def primal(taken: Taken, position: int):
 
 
 def dense(local: Local, operands: list[Tensor], outputs: list[Tensor]) -> Tensor:
-    return local.structure.dense(local.values(operands, outputs), like=outputs[0])
+    return local.structure.dense(local.values(operands, outputs), like=in_pairs(outputs[0]))
 
 
 def autograd(taken: Taken, position: int) -> Tensor:
-    """The Jacobian by reverse mode."""
-    x, m = taken.operands[position], taken.call.output.numel
-    jacobian = torch.autograd.functional.jacobian(primal(taken, position), x)
-    return jacobian.reshape(m, x.numel())
+    """The Jacobian by reverse mode; a complex entry stands for two real numbers."""
+    x, function = taken.operands[position], primal(taken, position)
+    if x.is_complex():
+        jacobian = torch.autograd.functional.jacobian(
+            lambda pairs: in_pairs(function(torch.view_as_complex(pairs))), in_pairs(x).clone()
+        )
+    else:
+        jacobian = torch.autograd.functional.jacobian(lambda real: in_pairs(function(real)), x)
+    return jacobian.reshape(taken.call.output.numel, in_pairs(x).numel())
 
 
 def check(case: Case) -> None:
     taken = take(case)
     assert set(taken.locals) == set(case.active)
     for position, local in taken.locals.items():
-        assert (local.structure.m, local.structure.n) == (taken.call.output.numel, taken.operands[position].numel())
+        sizes = taken.call.output.numel, taken.call.operands[position].numel
+        assert (local.structure.m, local.structure.n) == sizes
         found = dense(local, taken.operands, taken.outputs)
         expected = autograd(taken, position)
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12, equal_nan=True)

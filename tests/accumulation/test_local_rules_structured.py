@@ -294,7 +294,8 @@ LEFT_TO_AUTOGRAD = {
     "norm_three": Case(aten.linalg_vector_norm.default, (X, 3)),
     "softmax_first_dim": Case(aten._softmax.default, (X, 0, False)),
     "empty": Case(aten.tanh.default, (torch.zeros(0, 3),)),
-    "complex": Case(aten.exp.default, (torch.zeros(3, dtype=torch.complex64),)),
+    "complex, without a rule": Case(aten.silu.default, (torch.zeros(3, dtype=torch.complex64),)),
+    "complex, broadcast": Case(aten.mul.Tensor, (torch.zeros(3, dtype=torch.complex64), torch.zeros(2, 3))),
     "var_without_freedom": Case(aten.var.correction, (torch.zeros(3, 2), [1]), {"correction": 2}),
 }
 

@@ -218,7 +218,7 @@ def test_a_registered_dataclass_is_a_tree():
 
 def test_complex_arithmetic_is_counted():
     def f(v):
-        return torch.fft.rfft(v, n=2).abs()
+        return torch.fft.rfft(v, n=2).abs() if v.sum() > -1e9 else v
 
     plan = plan_jacobian(f, randn(8), objective="time")
     (factor,) = plan.factors

@@ -4,6 +4,7 @@ import pytest
 import torch
 from jacobian_checks import assert_same, judged, randn
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.nn import functional
 
 from torch_jvpvjp.accumulation import jacobian, plan_jacobian
 from torch_jvpvjp.accumulation.count import FmaCounter
@@ -15,6 +16,10 @@ def _network(weights):
     return lambda point: torch.tanh(weights @ point)
 
 
+def _layers(weights):
+    return lambda point: torch.tanh(functional.linear(point, weights, weights[:, 0]))
+
+
 FUNCTIONS = {
     "grad": lambda w: grad(lambda p: _network(w)(p).sum())(POINT),
     "hessian": lambda w: hessian(lambda p: _network(w)(p).sum())(POINT),
@@ -22,6 +27,9 @@ FUNCTIONS = {
     "jacrev": lambda w: jacrev(_network(w))(POINT),
     "jvp": lambda w: jvp(_network(w), (POINT,), (POINT,))[1],
     "jvp of a batch": lambda w: vmap(lambda p: jvp(_network(w), (p,), (POINT,))[1])(POINTS.reshape(4, 2)),
+    "hessians of a batch": lambda w: vmap(hessian(lambda p: _network(w)(p).sum()))(POINTS.reshape(4, 2)),
+    "jacfwd of a batch": lambda w: vmap(jacfwd(_layers(w)))(POINTS.reshape(4, 2)),
+    "Laplacians of a batch": lambda w: vmap(lambda p: jacfwd(jacfwd(_layers(w)))(p).sum())(POINTS.reshape(4, 2)),
     "jacobian of a pair": lambda w: jacfwd(lambda p, q: _network(w)(p) * q[0], argnums=(0, 1))(POINT, POINTS)[1],
 }
 

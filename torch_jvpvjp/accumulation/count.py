@@ -16,7 +16,7 @@ _aten = torch.ops.aten
 # Matrix-vector and vector-vector products, which PyTorch's table of flops leaves out: one fma an entry of the largest.
 _VECTOR_PRODUCTS = frozenset({_aten.mv, _aten.addmv, _aten.dot, _aten.vdot})
 
-_FOURIER = frozenset({_aten._fft_c2c, _aten._fft_r2c, _aten._fft_c2r})
+FOURIER = frozenset({_aten._fft_c2c, _aten._fft_r2c, _aten._fft_c2r})
 
 # Ops that move or make entries and compute nothing.
 _MOVES = frozenset({
@@ -60,8 +60,8 @@ class FmaCounter(TorchDispatchMode):
         packet = func.overloadpacket
         if packet in self._flops:
             self.fma += self._flops[packet](*args, **kwargs, out_val=out) // 2
-        elif packet in _FOURIER:
-            self.fma += _of_fourier(args[0], args[1])
+        elif packet in FOURIER:
+            self.fma += fma_of_fourier(args[0].shape, args[1])
         elif packet in _VECTOR_PRODUCTS:
             self.fma += max(inputs, default=0)
         elif packet not in _MOVES and inputs and outputs:  # a comparison or a query makes no floating tensor
@@ -75,7 +75,7 @@ def _sizes(tree: Any) -> list[int]:
     return [t.numel() * (1 + t.is_complex()) for t in tensors if t.is_floating_point() or t.is_complex()]
 
 
-def _of_fourier(x: Tensor, dims: Sequence[int]) -> int:
+def fma_of_fourier(shape: torch.Size, dims: Sequence[int]) -> int:
     """Return the fma of the Fourier transforms of a tensor along some axes, each of N entries of half its numbers."""
-    length = prod(x.shape[dim] for dim in dims)
-    return ceil(2.5 * x.numel() * log2(max(length, 2)))
+    length = prod(shape[dim] for dim in dims)
+    return ceil(2.5 * shape.numel() * log2(max(length, 2)))

@@ -14,6 +14,7 @@ from ._torch import jvp_of, load_jvp_rules
 from .bending import is_transposed, transposed
 from .carrying import carry_each, close, dual, weights
 from .primal import PrimalRun
+from .reals import as_rows, as_vectors, in_pairs
 from .structure import Block, Dense, Identity, Structure, add, multiply
 from .tracing.parts import Arc, Part
 from .tracing.tape import Ref
@@ -88,10 +89,7 @@ class Tensors:
         function = part.function(value, operands, live=live)
         columns = blocks[0].structure.n
         primals = tuple(_apart(value(index)) for index in operands)
-        x_dots = tuple(
-            self.matrix(block).to(primal.dtype).T.reshape(columns, *primal.shape)
-            for block, primal in zip(blocks, primals, strict=True)
-        )
+        x_dots = tuple(as_vectors(self.matrix(block).T, primal) for block, primal in zip(blocks, primals, strict=True))
 
         def push(*tangents: Tensor) -> tuple[Tensor, ...]:
             if part.is_linear_in(operands):  # J ẋ = f(ẋ)
@@ -105,7 +103,8 @@ class Tensors:
 
         load_jvp_rules()
         pushed = carry_each(push, x_dots, apart=_key(part, "push") in MISBATCHED, asked=False)
-        return [Block(Dense(y_dot[0].numel(), columns), y_dot.reshape(columns, -1).T) for y_dot in pushed]
+        rows_of = [as_rows(y_dot) for y_dot in pushed]
+        return [Block(Dense(y_dot.shape[1], columns), y_dot.T) for y_dot in rows_of]
 
     def pull(self, part: Part, operands: Sequence[int], blocks: Sequence[Block | None]) -> list[Block]:
         """Return the rows pulled through an op by its VJP, all at once; None stands for rows of zeros."""
@@ -115,7 +114,7 @@ class Tensors:
         pullback: Callable[..., tuple[Tensor, ...]] = results[1]
         rows = next(block.structure.m for block in blocks if block is not None)
         y_bars = tuple(
-            y.new_zeros((rows, *y.shape)) if block is None else self.matrix(block).to(y.dtype).reshape(rows, *y.shape)
+            y.new_zeros((rows, *y.shape)) if block is None else as_vectors(self.matrix(block), y)
             for block, y in zip(blocks, outputs, strict=True)
         )
 
@@ -123,7 +122,7 @@ class Tensors:
             return pullback(cotangents)
 
         pulled = carry_each(pull, y_bars, apart=_key(part, "pull") in MISBATCHED, asked=False)
-        return [Block(Dense(rows, x_bar[0].numel()), x_bar.reshape(rows, -1)) for x_bar in pulled]
+        return [Block(Dense(*x_bar.shape), x_bar) for x_bar in map(as_rows, pulled)]
 
 
 def _apart(primal: Tensor) -> Tensor:
@@ -149,7 +148,7 @@ def check_duality(part: Part, tensors: Tensors) -> None:
         return
     _COMPARED.add(key)
     x_dots, y_bars = (
-        [weights(value(index).numel(), value(index)) for index in indices] for indices in (active, part.outputs)
+        [weights(part.meta(index).numel, value(index).real) for index in indices] for indices in (active, part.outputs)
     )
     y_dots = tensors.push(part, active, [Block(Dense(x.numel(), 1), x[:, None]) for x in x_dots])
     x_bars = tensors.pull(part, active, [Block(Dense(1, y.numel()), y[None]) for y in y_bars])
@@ -178,7 +177,8 @@ def check_batching(part: Part, tensors: Tensors) -> None:
             continue
         _COMPARED.add(key)
         primals = [value(index) for index in indices]
-        pairs = [torch.linspace(-1, 1, 2 * p.numel(), dtype=p.dtype, device=p.device).reshape(2, -1) for p in primals]
+        pairs = [in_pairs(torch.ones_like(primal)).reshape(-1) for primal in primals]
+        pairs = [torch.linspace(-1, 1, 2 * p.numel(), dtype=p.dtype, device=p.device).reshape(2, -1) for p in pairs]
 
         def carried(rows: slice, name: str = name, pairs: list[Tensor] = pairs) -> Tensor:
             chosen = [pair[rows] for pair in pairs]

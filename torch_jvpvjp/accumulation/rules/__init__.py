@@ -5,9 +5,12 @@ from . import (
     batched_products,
     binary,
     binary_kinked,
+    complex_entrywise,
+    complex_linear,
     convolution,
     dropout,
     extrema,
+    fourier,
     gated,
     group_normalisation,
     indexed,
@@ -24,15 +27,15 @@ from . import (
     smooth,
     softmax,
 )
-from .registry import LOCAL_RULES, Call, Local, Meta, Operand, local_derivatives, local_rule
+from .registry import COMPLEX_RULES, LOCAL_RULES, Call, Local, Meta, Operand, local_derivatives, local_rule
 
 # imported for the rules that they register
 FAMILIES = (
-    batch_normalisation, batched_products, binary, binary_kinked, convolution, dropout, extrema, gated,
-    group_normalisation, indexed, kinked, linear_entrywise, losses, max_pooling, movement, normalisation, products,
-    reductions, resampling, small_matrices, smooth, softmax,
+    batch_normalisation, batched_products, binary, binary_kinked, complex_entrywise, complex_linear, convolution,
+    dropout, extrema, fourier, gated, group_normalisation, indexed, kinked, linear_entrywise, losses, max_pooling,
+    movement, normalisation, products, reductions, resampling, small_matrices, smooth, softmax,
 )  # fmt: skip
 
 __all__ = [
-    "FAMILIES", "LOCAL_RULES", "Call", "Local", "Meta", "Operand", "local_derivatives", "local_rule",
+    "COMPLEX_RULES", "FAMILIES", "LOCAL_RULES", "Call", "Local", "Meta", "Operand", "local_derivatives", "local_rule",
 ]  # fmt: skip

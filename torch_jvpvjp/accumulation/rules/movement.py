@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..structure import Diagonal, Gather, Identity, Scatter, Values, WeightedGather
+from ..structure import Diagonal, Gather, Identity, Scatter, Values, WeightedGather, Zero
 from .arguments import arguments, for_every_active, rerun
 from .entrywise import no_values, zero
 from .indexing import MOST_INDICES, Index, check_indices, unrecorded
-from .registry import Call, Local, local_rule
+from .registry import Call, Local, Through, local_rule
 
 _aten = torch.ops.aten
 
 
-@local_rule(
+RESHAPES = (
     _aten._reshape_alias.default,
     _aten._reshape_copy.default,
     _aten._unsafe_view.default,
@@ -37,6 +37,9 @@ _aten = torch.ops.aten
     _aten.view.default,
     _aten.view_copy.default,
 )
+
+
+@local_rule(*RESHAPES)
 def _reshape(call: Call) -> Mapping[int, Local]:
     # entries keep their order
     return {position: Local(Identity(call.output.numel), 0, no_values) for position in call.active}
@@ -73,7 +76,6 @@ MOVEMENTS = (
     _aten.select_scatter.default,
     _aten.slice.Tensor,
     _aten.slice_copy.Tensor,
-    _aten.slice_scatter.default,
     _aten.stack.default,
     _aten.t.default,
     _aten.t_copy.default,
@@ -105,6 +107,37 @@ def _movement(call: Call) -> Mapping[int, Local] | None:
     if sum(meta.numel for meta in call.operands) > MOST_INDICES or call.output.numel > MOST_INDICES:
         return None
     return for_every_active(call, lambda position: _moved(call, position))
+
+
+@local_rule(_aten.slice_scatter.default)
+def _written_slice(call: Call) -> Mapping[int, Local] | None:
+    # y = x, but v in a slice of it; PyTorch's batched derivatives of that go vector by vector
+    found = _movement(call)
+    if found is None:
+        return None
+    named, (whole, written) = arguments(call), call.operands
+    place = named["dim"] % len(whole.shape) + 1, named["start"], named["end"], named["step"]
+
+    def put(vectors: Tensor, into: Tensor) -> Tensor:
+        return _aten.slice_scatter.default(into, vectors.reshape(-1, *written.shape), *place).reshape(-1, whole.numel)
+
+    def emptied(operands: Sequence[Tensor], outputs: Sequence[Tensor], vectors: Tensor) -> Tensor:
+        nothing = vectors.new_zeros(vectors.shape[0], written.numel)
+        return put(nothing, vectors.reshape(-1, *whole.shape))
+
+    def placed(operands: Sequence[Tensor], outputs: Sequence[Tensor], vectors: Tensor) -> Tensor:
+        return put(vectors, vectors.new_zeros(vectors.shape[0], *whole.shape))
+
+    def read(operands: Sequence[Tensor], outputs: Sequence[Tensor], vectors: Tensor) -> Tensor:
+        sliced = _aten.slice.Tensor(vectors.reshape(-1, *whole.shape), *place)
+        return sliced.reshape(-1, written.numel)
+
+    ways = {"self": Through(0, emptied, emptied), "src": Through(0, placed, read)}
+    through = {named[name].position: way for name, way in ways.items()}
+    return {
+        position: local if isinstance(local.structure, (Zero, Identity)) else local._replace(through=through[position])
+        for position, local in found.items()
+    }
 
 
 def _moved(call: Call, position: int) -> Local:

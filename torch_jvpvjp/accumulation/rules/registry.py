@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..reals import real_numbers
 from ..structure import Structure, Values
 
 
@@ -21,8 +22,8 @@ class Meta(NamedTuple):
 
     @property
     def numel(self) -> int:
-        """The number of entries."""
-        return self.shape.numel()
+        """The number of real numbers that it holds: two for each complex entry."""
+        return real_numbers(self.shape, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,23 @@ LocalRule = Callable[[Call], Mapping[int, Local] | None]
 LOCAL_RULES: dict[torch._ops.OpOverload, LocalRule] = {}
 
 
+COMPLEX_RULES: dict[torch._ops.OpOverload, LocalRule] = {}
+"""The same where the result or an operand is complex, in the real numbers that it holds; see `reals`."""
+
+
 _EVERY_OUTPUT: set[torch._ops.OpOverload] = set()
 
 
-def local_rule(*targets: torch._ops.OpOverload, every_output: bool = False) -> Callable[[LocalRule], LocalRule]:
+def complex_rule(*targets: torch._ops.OpOverload, every_output: bool = False) -> Callable[[LocalRule], LocalRule]:
+    """Return a decorator as `local_rule` is, for calls in which complex values are differentiated."""
+    return local_rule(*targets, every_output=every_output, table=COMPLEX_RULES)
+
+
+def local_rule(
+    *targets: torch._ops.OpOverload,
+    every_output: bool = False,
+    table: dict[torch._ops.OpOverload, LocalRule] = LOCAL_RULES,
+) -> Callable[[LocalRule], LocalRule]:
     """Return a decorator that makes a rule the local derivative of some ops.
 
     A rule takes a `Call` and returns a `Local` for each of its active operands; None, or a mapping that leaves an
@@ -114,6 +128,7 @@ def local_rule(*targets: torch._ops.OpOverload, every_output: bool = False) -> C
     Args:
         *targets: The ops.
         every_output: The rule looks at `Call.output_index`; without it, only the first result has a closed form.
+        table: Where the rule goes.
 
     Returns:
         The decorator, which returns the rule unchanged.
@@ -121,7 +136,7 @@ def local_rule(*targets: torch._ops.OpOverload, every_output: bool = False) -> C
 
     def register(rule: LocalRule) -> LocalRule:
         for target in targets:
-            LOCAL_RULES[target] = rule
+            table[target] = rule
             if every_output:
                 _EVERY_OUTPUT.add(target)
         return rule
@@ -131,11 +146,13 @@ def local_rule(*targets: torch._ops.OpOverload, every_output: bool = False) -> C
 
 def local_derivatives(call: Call) -> Mapping[int, Local]:
     """Return what is known in closed form of the Jacobians of a call: a `Local` for each operand that has one."""
-    rule = LOCAL_RULES.get(call.target)
-    if rule is None or (call.output_index and call.target not in _EVERY_OUTPUT):
-        return {}
     metas = [call.output, *(call.operands[position] for position in call.active)]
-    if any(meta.numel == 0 or meta.dtype.is_complex for meta in metas):
+    rule = (COMPLEX_RULES if any(meta.dtype.is_complex for meta in metas) else LOCAL_RULES).get(call.target)
+    if (
+        rule is None
+        or (call.output_index and call.target not in _EVERY_OUTPUT)
+        or any(not meta.numel for meta in metas)
+    ):
         return {}
     found = rule(call) or {}
     return {position: local for position, local in found.items() if position in call.active}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._torch import FakeTensorMode, jvp_of, load_jvp_rules, unharmed
 from ..bending import smooth_target
+from ..count import FOURIER, fma_of_fourier
 from ..measure import Profile
 from ..rules.registry import Call, Local, Meta, Operand, local_derivatives
 from .tape import Ref, Tape, TapeOp, fill
@@ -27,7 +28,10 @@ _LINEAR = frozenset({
     _aten.mean.dim, _aten.cat.default, _aten.stack.default, _aten.unbind.int, _aten.split.Tensor,
     _aten.split_with_sizes.default, _aten.clone.default, _aten.alias.default, _aten.flip.default, _aten.roll.default,
     _aten.repeat.default, _aten.diagonal.default, _aten.tril.default, _aten.triu.default, _aten.cumsum.default,
-    _aten.neg.default, _aten.unfold.default, _aten.movedim.int,
+    _aten.neg.default, _aten.unfold.default, _aten.movedim.int, _aten.view_as_real.default,
+    _aten.view_as_complex.default, _aten.complex.default, _aten._conj.default, _aten._conj_physical.default,
+    _aten.conj_physical.default, _aten.resolve_conj.default, _aten._fft_r2c.default, _aten._fft_c2r.default,
+    _aten._fft_c2c.default, _aten.real.default, _aten.imag.default,
 })  # fmt: skip
 
 
@@ -91,8 +95,9 @@ class Part:
     def column_fma(self) -> int:
         """The fma of carrying one tangent or one cotangent through the op where it has no closed form.
 
-        Matrix products, convolutions and attention count half their flops for each operand; any other op one fma for
-        each entry of its largest tensor and operand.
+        Matrix products, convolutions and attention count half their flops for each operand, four times that of complex
+        numbers; Fourier transforms as in `FmaCounter`; any other op one fma for each real number of its largest tensor
+        and operand.
         """
         from torch.utils.flop_counter import flop_registry  # imports Triton where there is one, which is slow
 
@@ -107,7 +112,10 @@ class Part:
                 fill(tree, lambda index: torch.empty(self.metas[index].shape, device="meta"))
                 for tree in (self.op.args, dict(self.op.kwargs))
             )
-            return count * flop_registry[packet](*args, **kwargs, out_val=out[0] if len(out) == 1 else out) // 2
+            flops = flop_registry[packet](*args, **kwargs, out_val=out[0] if len(out) == 1 else out)
+            return count * flops * (4 if self.metas[self.outputs[0]].dtype.is_complex else 1) // 2
+        if packet in FOURIER:
+            return fma_of_fourier(self.metas[self.op.active[0]].shape, self.op.args[1])
         if packet is not None and self._moves():
             return 0
         return count * max(meta.numel for meta in self.metas.values())

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node, memory_of
 from .._torch_contexts import bases_without_writing, plain_kernels, quietly
+from ..rules.linear_entrywise import STEPS
 from ..rules.registry import Meta
 from .intercepted import Intercepted, NotRecordable, as_slice
 from .results import Results
@@ -88,18 +89,27 @@ class _Recorder(TorchDispatchMode):
         self._pieces: dict[int, Counter[Any]] = {}  # the same of each piece, once one was split into pieces
         self.tape.source = self._new(x)
         self._carried = {self.tape.source}  # without autograd: the values that depend on x
+        self._below: set[int] = set()  # what an op is given by PyTorch instead of an active operand, below autograd
         self._unseen: dict[int, int] = {}  # of values that depend on x what they are where gradients are off
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is _aten.zeros.default and kwargs.get("device") == _NOWHERE:
+            # PyTorch takes a tangent of zeros without data that was expanded for one on no device.
+            kwargs = {**kwargs, "device": self.tape.metas[self.tape.source].device}
         if func.namespace == "prim" or self.mutation is not None:
             return func(*args, **kwargs)  # a query for a device or a layout, or a run that is only looked at
         if func is _aten.select_scatter.default and not self._by_autograd:
             base, rows, dim, start = as_slice(*args, **kwargs)
             written = self.__torch_dispatch__(_aten.unsqueeze.default, types, (rows, dim))
             return self.__torch_dispatch__(_aten.slice_scatter.default, types, (base, written, dim, start, start + 1))
+        if func is _aten.slice_scatter.default and all(one.is_complex() for one in args[:2]):
+            pairs = [self.__torch_dispatch__(_aten.view_as_real.default, types, (one,)) for one in args[:2]]
+            dim, *ends = args[2:] or (0,)  # autograd takes no complex ones
+            written = self.__torch_dispatch__(func, types, (*pairs, dim % args[0].dim(), *ends))
+            return self.__torch_dispatch__(_aten.view_as_complex.default, types, (written,))
         if func is _aten.rrelu_with_noise.default and not _argument(func, args, kwargs, "training"):
             slope = sum(_argument(func, args, kwargs, name) for name in ("lower", "upper")) / 2
             return self.__torch_dispatch__(_aten.leaky_relu.default, types, (args[0], slope))
@@ -134,8 +144,13 @@ class _Recorder(TorchDispatchMode):
         outputs = tuple(None if result is None else self._new(result) for result in results)
         if func in _APART:
             self._split(results)
-        if not self._by_autograd and active and torch.is_grad_enabled() and func is not _aten.detach.default:
+        if not self._by_autograd and func is _aten.copy.default:
+            active = [index for index in active if refs[1] == Ref(index)]  # nothing is left of what is written over
+        carries = torch.is_grad_enabled() and func is not _aten.detach.default and func not in _STEPS
+        if not self._by_autograd and active and carries:
             self._carried.update(index for index in outputs if index is not None and _differentiable(self.tape, index))
+        if active and func in _BELOW_AUTOGRAD:
+            self._below.update(index for index in outputs if index is not None and _differentiable(self.tape, index))
         self.tape.ops.append(TapeOp(recorded, refs, named, outputs, tuple(dict.fromkeys(active))))
         if before is not None:
             self._keep_derivative(args[0], before)
@@ -150,7 +165,7 @@ class _Recorder(TorchDispatchMode):
     def _depends(self, tensor: Tensor, index: int) -> bool:
         if index in self.tape.constants:
             return False
-        return tensor.requires_grad if self._by_autograd else index in self._carried
+        return tensor.requires_grad or index in self._below if self._by_autograd else index in self._carried
 
     def _detached(self, index: int) -> int:
         """Return a value as it is seen where gradients are off: it depends on nothing, in any derivative."""
@@ -240,9 +255,8 @@ class _Recorder(TorchDispatchMode):
             The tape.
 
         Raises:
-            NotRecordable: If the derivative passes through complex values, whose adjoints are conjugated, or through
-            an op
-                that draws random numbers and would draw others when differentiated.
+            NotRecordable: If the derivative passes through an op that draws random numbers and would draw others when
+                differentiated.
         """
         tape = self.tape
         tape.result = self._number(self.y)
@@ -259,8 +273,6 @@ class _Recorder(TorchDispatchMode):
                 needed.update(op.operands)
                 kept.append(_with_active(op, between))
         tape.ops = kept[::-1]
-        if any(tape.metas[index].dtype.is_complex for op in kept for index in op.active):
-            raise NotRecordable("it passes through complex values")
         drawn = [op.name for op in kept if op.active and op.draws and op.target not in _DROPS]
         if drawn:
             raise NotRecordable(f"{drawn[0]} draws random numbers and is differentiated")
@@ -333,11 +345,16 @@ def _clamped(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 _aten = torch.ops.aten
+_NOWHERE = torch.device("meta")
 # Ops whose results may be written into as if they were no views, with what they compute.
 _APART = {
     _aten.unsafe_split.Tensor: _aten.split.Tensor,
     _aten.unsafe_split_with_sizes.default: _aten.split_with_sizes.default,
 }
+# What PyTorch itself makes of an operand before an op sees it, of a conjugate view or beside a tangent that is zero. By
+# a user's call the result requires grad.
+_BELOW_AUTOGRAD = frozenset({_aten.clone.default, _aten.expand.default, _aten._to_copy.default})
+_STEPS = frozenset(STEPS)
 _SLICES = {_aten.slice.Tensor: 1, _aten.slice_scatter.default: 2}
 # Ops that write only what a tensor says of its shape, with the overload of their twin where it goes by another name.
 _SHAPED = {"squeeze_": "", "unsqueeze_": "", "t_": "", "transpose_": "int"}

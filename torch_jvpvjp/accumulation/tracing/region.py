@@ -213,7 +213,7 @@ class Region:
         if isinstance(local, Identity) or isinstance(block, Identity):
             return True
         if type(block) is Dense:
-            return isinstance(local, _FAST_WITH_DENSE)
+            return isinstance(local, _FAST_WITH_DENSE) or arc.local.through is not None
         if _aligned(local, block, self.least):
             return True
         if block.m * block.n <= self.least:
