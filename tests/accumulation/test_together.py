@@ -217,7 +217,8 @@ def test_long_loops_run_together(function):
     products = [call for call in program.replayed if call.target in {ATEN.mm.default, ATEN.bmm.default}]
     assert len(program.replayed) < 5 * STEPS
     assert len(products) < 12  # a level of a tree each, where there are 23
-    for options in ({"chunk_size": 2}, {"memory_limit": "1GB"}):
+    assert len(program_of(plan_jacobian(function, x, memory_limit=plan.peak_bytes), x).replayed) < 5 * STEPS
+    for options in ({"chunk_size": 2}, {"memory_limit": plan.peak_bytes - 1}):
         limited = program_of(plan_jacobian(function, x, **options), x)
         assert limited.replayed is limited.calls
 

@@ -18,9 +18,9 @@ from torch.nn.modules.module import _has_any_global_hook as any_global_module_ho
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
-    "MISBATCHED_NODES", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes", "bare_op",
-    "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "is_fake", "jvp",
-    "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "past_autograd", "recording_of", "same_forms",
+    "MISBATCHED_NODES", "FakeTensor", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes",
+    "bare_op", "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "is_fake",
+    "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "past_autograd", "recording_of", "same_forms",
     "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped", "wraps_transform",
 ]  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._torch import FakeTensor
 from .tracing.tape import Ref, fill, flat_outputs
 
 _aten = torch.ops.aten
@@ -151,11 +152,11 @@ def without_repetitions(calls: Sequence[ProgramCall], results: Sequence[int]) ->
 
 
 def folded(
-    calls: Sequence[ProgramCall], fixed: Mapping[int, Tensor], results: Sequence[int]
+    calls: Sequence[ProgramCall], fixed: Mapping[int, Tensor], results: Sequence[int], most: int = MOST_FOLDED
 ) -> tuple[list[ProgramCall], dict[int, Tensor]]:
     """Return the calls without those of fixed values only, such as an identity matrix, with what they make.
 
-    A result is made anew in each run, since it becomes the caller's own.
+    A result is made anew in each run, since it becomes the caller's own, and so is what has more entries than `most`.
     """
     known, returned = dict(fixed), shown(calls, results)
     kept: list[ProgramCall] = []
@@ -171,7 +172,7 @@ def folded(
             continue
         out = call.target(*fill(call.args, known.__getitem__), **fill(dict(call.kwargs), known.__getitem__))
         made = flat_outputs(out)
-        if any(tensor is not None and tensor.numel() > MOST_FOLDED for tensor in made):
+        if any(tensor is not None and tensor.numel() > most for tensor in made):
             kept.append(call)
             continue
         known |= {
@@ -202,6 +203,8 @@ def _bits(index: int, tensor: Tensor) -> Any:
         return index
     # A copy: a tensor of one entry is contiguous whatever its strides are, and they are not seen as bytes.
     whole = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if isinstance(whole, FakeTensor):  # nor do tensors without data tell their bits
+        return index
     bits = whole.reshape(-1).view(torch.uint8).numpy().tobytes()
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, bits
 

@@ -50,9 +50,11 @@ from .tracing.tape import flat_outputs, with_refs
 from .verifying import Stopwatch
 
 _aten = torch.ops.aten
-_FILLED = frozenset({
-    _aten.new_full, _aten.new_zeros, _aten.new_ones, _aten.zeros_like, _aten.ones_like, _aten.full_like,
-})  # fmt: skip
+# Ops whose result is one number throughout, which the arguments say.
+_FILLED = {
+    _aten.new_zeros: 0, _aten.zeros_like: 0, _aten.new_ones: 1, _aten.ones_like: 1,
+}  # fmt: skip
+_FILLED_WITH = {_aten.new_full: 2, _aten.full_like: 1}  # the same, with the place of the argument that it is
 
 
 class Program:
@@ -121,10 +123,13 @@ class ProgramRecorder(TorchDispatchMode):
 
     Args:
         inputs: The tensors that will be given at each run.
+        most_folded: Most entries of a value that is the same in every run and held between runs; what is larger is made
+            anew in each.
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], most_folded: int = MOST_FOLDED) -> None:
         super().__init__()
+        self._most_folded = most_folded
         self._numbers = torch.utils.weak.WeakIdKeyDictionary()  # pyright: ignore[reportAttributeAccessIssue]
         self._count = 0
         self._tasks: list[Task] = []
@@ -133,7 +138,7 @@ class ProgramRecorder(TorchDispatchMode):
         self._layouts = Layouts()
         self._looked_at: set[int] = set()  # values that a view was taken of
         self._views: set[int] = set()
-        self._filled: dict[int, Tensor] = {}  # what does not depend on any value
+        self._filled: dict[int, Callable[[], Tensor]] = {}  # what makes values that depend on no other
         self._strided = True
         self._inputs = [self._new(tensor) for tensor in inputs]
         self.refusal: str | None = None
@@ -161,13 +166,19 @@ class ProgramRecorder(TorchDispatchMode):
         self._calls.append(ProgramCall(func, refs, named, outputs, len(self._tasks)))
         if func.is_view or func._schema.is_mutable:
             self._views.update(index for index in outputs if index is not None)
-        if func.overloadpacket in _FILLED and isinstance(out, Tensor) and out.numel() <= MOST_FOLDED:
-            self._filled[outputs[0] or 0] = out
+        number = _filled_with(func, args)
+        if number is not None and isinstance(out, Tensor) and out.numel() <= self._most_folded:
+            self._filled[outputs[0] or 0] = _filling(number, out)
         return out
 
     def begin(self, task: Task) -> None:
         """What follows does a task."""
         self._tasks.append(task)
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """The tensors that were made out of sight, such as indices, and are kept."""
+        return list(self._fixed.values())
 
     def numbers(self, results: Sequence[Tensor]) -> list[int]:
         """Return the values that results are, by which `program` knows them."""
@@ -194,7 +205,9 @@ class ProgramRecorder(TorchDispatchMode):
             calls, numbers = without_joins(calls, numbers, layouts)
             calls, numbers = without_idle_views(calls, numbers, layouts.shapes())
             calls, numbers = without_repetitions(calls, numbers)
-            calls, fixed = folded(calls, fixed | self._filled, numbers)
+            filled = {index: make() for index, make in self._filled.items()}
+            calls, fixed = folded(calls, fixed | filled, numbers, self._most_folded)
+            del filled
             calls = with_equal_values_once(calls, fixed, numbers)
             calls, numbers = without_idle_arithmetic(calls, numbers, layouts, self._next)
             calls, numbers = without_repetitions(calls, numbers)
@@ -245,3 +258,15 @@ class ProgramRecorder(TorchDispatchMode):
             known = self._new(tensor)
             self._fixed[known] = tensor
         return known
+
+
+def _filled_with(func: Any, args: Sequence[Any]) -> Any:
+    """Return the number that the result of an op is full of; None of other ops."""
+    place = _FILLED_WITH.get(func.overloadpacket)
+    return _FILLED.get(func.overloadpacket) if place is None or len(args) <= place else args[place]
+
+
+def _filling(number: Any, out: Tensor) -> Callable[[], Tensor]:
+    """Return what makes again a tensor that is full of one number; the tensor itself is not kept."""
+    size, stride, dtype, device = out.size(), out.stride(), out.dtype, out.device
+    return lambda: torch.empty_strided(size, stride, dtype=dtype, device=device).fill_(number)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ._torch import FakeTensorMode, inside_transform, set_grad_enabled, unharmed, wraps_transform
+from ._torch import inside_transform, set_grad_enabled, wraps_transform
 from .batches import check_independent, values_apart
+from .calls import MOST_FOLDED
 from .carrying import close
 from .execute import Execution, as_jacobian, count_chunks, execute
-from .footprint import Footprint
+from .held import held_bytes
 from .nesting import is_differentiated
 from .options import Options
 from .program import ProgramRecorder
@@ -175,7 +176,7 @@ class Runtime:
     def peak_bytes(self, plan: Plan, chunk_size: int | None = None) -> int | None:
         """The most bytes that a call holds, its result included, of a plan for the shapes that it was made for.
 
-        The plan is executed on tensors without data.
+        The plan is executed on tensors without data, and so is what that records.
 
         Args:
             plan: The plan.
@@ -188,7 +189,13 @@ class Runtime:
         if tracing is None or tracing.traced.opaque:
             return None
         # Two chunks hold what all of them do, each being like the one before.
-        return self._footprint(plan, tracing, Execution(chunk_size or self.options.chunk_size, most_chunks=2))
+        how = Execution(chunk_size or self.options.chunk_size, most_chunks=2)
+
+        def executed(source: Tensor, extras: Sequence[Tensor]) -> Tensor:
+            return self._executed(plan, tracing, source, extras, how)
+
+        worth = self._worth(tracing.subject.sample) if how.chunk_size is None else None
+        return held_bytes(tracing, executed, self._most_folded, worth)
 
     def primal_seconds(self) -> float:
         """Return the seconds that running f takes by the launches of its ops, which is the same in every plan."""
@@ -206,24 +213,6 @@ class Runtime:
                 launches += not getattr(op.target, "is_view", False)
         meta = tape.metas[tape.result]
         return launches * device_model(meta.device, meta.dtype).launch
-
-    def _footprint(self, plan: Plan, tracing: Tracing, how: Execution) -> int | None:
-        subject = tracing.subject
-        batch = [subject.batch.numel()] if subject.batch_dims else []
-        with unharmed(), FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
-            shared = [] if subject.in_parameters else batch
-            source, *extras = (
-                torch.empty((*sizes, *one.shape), dtype=one.dtype, device=one.device)
-                for sizes, one in [(shared, subject.sample), *((batch, extra) for extra in subject.extras)]
-            )
-            constants = [fake.from_tensor(constant) for constant in tracing.constants.values()]  # kept, and so reused
-            try:
-                with Footprint(fake, [source, *extras, *constants]) as footprint:
-                    matrix = self._executed(plan, tracing, source, extras, how)
-            except Exception:  # noqa: BLE001 (something that only data can tell)
-                return None
-            del matrix
-        return footprint.peak
 
     def _replayed(
         self, plan: Plan, tracing: Tracing, leaves: Sequence[Tensor], extras: Sequence[Tensor]
@@ -252,7 +241,7 @@ class Runtime:
             return tracing.parts(self._executed(plan, tracing, source, given[count:], how))
 
         inputs = [*given, *tracing.constants.values()]
-        recorder = ProgramRecorder(inputs)
+        recorder = ProgramRecorder(inputs, self._most_folded)
         how = Execution(self.options.chunk_size, before=recorder.begin)
         with recorder:
             parts = made()
@@ -272,6 +261,11 @@ class Runtime:
             tracing.replayable = again is not None and alike(marks(again), expected)
         how = Execution(self.options.chunk_size)
         return again if again is not None and tracing.replayable else made()
+
+    @property
+    def _most_folded(self) -> int:
+        """The most entries of a value that is held between calls: none where memory is limited."""
+        return MOST_FOLDED if self.options.together else 0
 
     def _worth(self, source: Tensor) -> Worth | None:
         """Return when like calls are worth running as one; None where memory is limited, since stacks take more."""
