@@ -6,6 +6,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from threading import RLock
 from typing import Any, NamedTuple
@@ -20,8 +21,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 __all__ = [
     "MISBATCHED_NODES", "FakeTensor", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes",
     "bare_op", "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "is_fake",
-    "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "past_autograd", "recording_of", "same_forms",
-    "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped", "wraps_transform",
+    "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "onednn_products", "outside_modes", "past_autograd",
+    "recording_of", "same_forms", "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped", "wraps_transform",
 ]  # fmt: skip
 
 
@@ -229,6 +230,22 @@ def is_composite(target: Any) -> bool:
 def bare_op(target: Any) -> Callable[..., Any]:
     """Return what an ATen op calls in C++, without the Python around it."""
     return getattr(target, "_op", target) if type(target) is torch._ops.OpOverload else target
+
+
+def onednn_products() -> tuple[Any, Any] | None:
+    """Return the ops by which PyTorch's compiler multiplies matrices with oneDNN; None where there is no oneDNN.
+
+    The first is of X, W, an optional bias b, "none", [] and "", and gives X Wᵀ + b; the second, of X, Y, W, b and
+    "add", gives X Wᵀ + b + Y.
+    """
+    packet = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+    enabled = torch._C._get_mkldnn_enabled()
+    return (packet.default, packet.binary) if enabled and packet is not None else None
+
+
+def outside_modes() -> AbstractContextManager[Any]:
+    """Return a context in which ops run as they do without any mode."""
+    return _disable_current_modes()
 
 
 def set_grad_enabled(enabled: bool) -> None:  # noqa: FBT001 (as PyTorch has it)

@@ -29,7 +29,6 @@ from .calls import (
 from .replay import (
     CompiledProgram,
     Layouts,
-    Spelling,
     Worth,
     by_hand,
     by_vectors,
@@ -37,6 +36,7 @@ from .replay import (
     layout_of,
     run_together,
     with_own_results,
+    with_quick_products,
     with_samples_innermost,
     without_double_copies,
     without_idle_arithmetic,
@@ -68,6 +68,7 @@ class Program:
         layouts: How the values lie in memory.
         segments: The tasks of the plan, in the order in which the calls do them.
         together: The calls that are run instead, in which like calls are one; None for none.
+        quickened: Gives the calls that run in the place of some; None for the same.
     """
 
     def __init__(
@@ -79,12 +80,14 @@ class Program:
         layouts: Layouts,
         segments: Sequence[Task] = (),
         together: Sequence[ProgramCall] | None = None,
+        quickened: Callable[[Sequence[ProgramCall]], Sequence[ProgramCall]] | None = None,
     ) -> None:
         self.calls, self.inputs, self.fixed, self.results, self.layouts = calls, inputs, fixed, results, layouts
         self.segments = list(segments)
         self.random = any(RANDOM in call.target.tags for call in calls)
         self.replayed = calls if together is None else together
-        self.run = past_autograd(self._written(self.replayed, by_hand(self.replayed, results, layouts)))
+        self._quickened = quickened or (lambda calls: calls)
+        self.run = past_autograd(self._written(self._quickened(self.replayed)))
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the results for x and the constants, as tensors without grad; gradients must be off."""
@@ -94,24 +97,25 @@ class Program:
         """Return the seconds that each segment takes in one run."""
         watch = Stopwatch(tensors[0].device)
         tasks = iter(self.segments)
-        ends = [call.segment for call in self.calls]
+        calls = self._quickened(self.calls)
+        ends = [call.segment for call in calls]
         places = [bisect_left(ends, segment) for segment in range(1, len(self.segments) + 1)]
         clock = {"clock": lambda: watch.start(next(tasks))}
-        self._written(self.calls, by_hand(self.calls, self.results, self.layouts), places, clock)(*tensors)
+        self._written(calls, places, clock)(*tensors)
         return watch.stop()
 
     def compiled(self, mode: str | None) -> Callable[..., tuple[Tensor, ...]]:
         """Return the program, to be compiled when it first runs; mode is as in `torch.compile`."""
-        return CompiledProgram(self.replayed, self.inputs, self.fixed, self.results, mode)
+        return CompiledProgram(self._quickened(self.replayed), self.inputs, self.fixed, self.results, mode)
 
     def _written(
         self,
         calls: Sequence[ProgramCall],
-        spell: Spelling,
         clocks: Sequence[int] = (),
         more: Mapping[str, Any] | None = None,
     ) -> Callable[..., tuple[Tensor, ...]]:
         """Return the program as a Python function; a clock ticks before each of `clocks`."""
+        spell = by_hand(calls, self.results, self.layouts)
         source, scope = written(calls, self.inputs, self.results, spell, clocks)
         scope |= {f"v{index}": tensor for index, tensor in self.fixed.items()} | dict(more or {})
         exec(compile(source, "<jacobian program>", "exec"), scope)  # noqa: S102 (our own text)
@@ -226,7 +230,8 @@ class ProgramRecorder(TorchDispatchMode):
         used = {index for call in (*calls, *(more or ())) for index in call.operands} | set(numbers)
         every = fixed if together is None else fixed | together.fixed
         held = {index: tensor for index, tensor in every.items() if index in used}
-        return Program(calls, self._inputs, held, numbers, layouts, self._tasks, more)
+        quick = None if exact or not pure else lambda calls: with_quick_products(calls, layouts, self._next)
+        return Program(calls, self._inputs, held, numbers, layouts, self._tasks, more, quick)
 
     def _is_alone(self, index: int) -> bool:
         """Return whether no other value shares the memory of one that the program has made."""

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from .._torch import compile_graph
 from ..calls import ProgramCall
 from ..tracing.tape import fill
+from .quick_products import compilable
 
 
 def graph_of(calls: Sequence[ProgramCall], inputs: Sequence[int], results: Sequence[int]) -> fx.GraphModule:
@@ -24,8 +25,9 @@ def graph_of(calls: Sequence[ProgramCall], inputs: Sequence[int], results: Seque
     graph = fx.Graph()
     nodes = {index: graph.placeholder(f"v{index}") for index in inputs}
     for call in calls:
-        args, kwargs = (fill(tree, nodes.__getitem__) for tree in (call.args, dict(call.kwargs)))
-        made = graph.call_function(call.target, tuple(args), kwargs)
+        target, arguments = compilable(call)
+        args, kwargs = (fill(tree, nodes.__getitem__) for tree in (arguments, dict(call.kwargs)))
+        made = graph.call_function(target, tuple(args), kwargs)
         if len(call.outputs) == 1 and not call.lists:
             nodes |= {index: made for index in call.outputs if index is not None}
             continue

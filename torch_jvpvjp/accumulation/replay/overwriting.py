@@ -147,6 +147,6 @@ _GIVEN = -1  # the memory of what is given, fixed, or not known
 @cache
 def _makes_memory(target: Any) -> bool:
     """Whether what an op returns shares memory with nothing else."""
-    if target.namespace != "aten" or target.is_view or target in _MAYBE_VIEWS:
+    if target.namespace not in {"aten", "mkldnn"} or target.is_view or target in _MAYBE_VIEWS:
         return False
     return not (is_composite(target) or any(result.alias_info is not None for result in target._schema.returns))

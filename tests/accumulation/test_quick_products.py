@@ -1,0 +1,143 @@
+"""Large float32 products of replayed programs by oneDNN: which they are, and that they stay what they were."""
+
+import pytest
+import torch
+from jacobian_checks import F64
+from replay_checks import program_of
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from torch_jvpvjp.accumulation import plan_jacobian
+from torch_jvpvjp.accumulation._torch import onednn_products
+from torch_jvpvjp.accumulation.program import ProgramRecorder
+from torch_jvpvjp.accumulation.replay import quick_products
+from torch_jvpvjp.accumulation.replay.quick_products import onednn_is_quicker
+
+pytestmark = pytest.mark.skipif(onednn_products() is None, reason="PyTorch was built without oneDNN")
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def _randn(*shape, dtype=torch.float32):
+    return torch.randn(shape, generator=GENERATOR, dtype=F64).to(dtype)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(quick_products, "onednn_is_quicker", lambda threads: True)
+
+
+def _recorded(function, *inputs):
+    recorder = ProgramRecorder(inputs)
+    with torch.no_grad(), recorder:
+        result = function(*inputs)
+    program = recorder.program(recorder.numbers([result]))
+    assert program is not None
+    return program
+
+
+def _products(program) -> list[str]:
+    """The products that a program runs."""
+    calls = program._quickened(program.calls)
+    names = [str(call.target) for call in calls]
+    return [name for name in names if "mm" in name or "_linear_pointwise" in name]
+
+
+ALONE, ADDED = "mkldnn._linear_pointwise.default", "mkldnn._linear_pointwise.binary"
+PLAIN, PLAIN_SUM = "aten.mm.default", "aten.addmm.default"
+A, B, BIAS, TERM = _randn(192, 128), _randn(128, 192), _randn(192), _randn(192, 192)
+CASES = {  # what is done with A, B, a row and a matrix, and by which ops
+    "a product": (lambda a, b, row, c: a @ b, [ALONE]),
+    "transposed": (lambda a, b, row, c: b.t() @ a.t(), [ALONE]),
+    "a transposed copy": (lambda a, b, row, c: a.t().contiguous().t() @ b, [ALONE]),
+    "every other row": (lambda a, b, row, c: torch.cat([a, a])[::2] @ b, [ALONE]),
+    "some columns": (lambda a, b, row, c: (torch.cat([a, a], 1)[:, 5:133]) @ b, [ALONE]),
+    "a row is added": (lambda a, b, row, c: torch.addmm(row, a, b), [ALONE]),
+    "a matrix is added": (lambda a, b, row, c: torch.addmm(c, a, b), [ADDED]),
+    "a result is added": (lambda a, b, row, c: torch.addmm(c.sin(), a, b), [ADDED]),
+    "its own factor is added": (lambda a, b, row, c: torch.addmm(c, c @ c.t()[:, :128], b), [ALONE, ADDED]),
+    "every other entry is added": (lambda a, b, row, c: torch.addmm(torch.cat([row, row])[::2], a, b), [PLAIN_SUM]),
+    "a transposed matrix is added": (lambda a, b, row, c: torch.addmm(c.t().contiguous().t(), a, b), [PLAIN_SUM]),
+    "a multiple is added": (lambda a, b, row, c: torch.addmm(c, a, b, alpha=0.5), [PLAIN_SUM]),
+    "one row": (lambda a, b, row, c: torch.ones(1, 128) @ b.repeat(1, 200), [PLAIN]),
+    "an outer product": (lambda a, b, row, c: a.reshape(-1, 1) @ row[None], [PLAIN]),
+    "small": (lambda a, b, row, c: a[:100] @ b[:, :100], [PLAIN]),
+    "negated lazily": (lambda a, b, row, c: torch._neg_view(a) @ b, [ALONE]),
+    "float64": (lambda a, b, row, c: a.double() @ b.double(), [PLAIN]),
+    "bfloat16": (lambda a, b, row, c: a.bfloat16() @ b.bfloat16(), [PLAIN]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "ops"), CASES.values(), ids=CASES)
+def test_large_products_of_float32_are_made_by_onednn(quick, function, ops):
+    inputs = [A, B, BIAS, TERM]
+    kept = [one.clone() for one in inputs]
+    program = _recorded(function, *inputs)
+    assert _products(program) == ops
+    result = program(*inputs)[0]
+    expected = function(*(one.double() for one in inputs)) if ops[0] != PLAIN else function(*inputs)
+    expected = expected.double()
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=3e-6 * float(expected.abs().max()))
+    assert result.stride() == function(*inputs).stride()
+    assert all(torch.equal(one, other) for one, other in zip(inputs, kept, strict=True))
+
+
+def test_each_machine_has_the_products_that_are_quicker_there(monkeypatch):
+    program = _recorded(lambda a, b: a @ b, A, B)
+    for quicker, op in ((True, ALONE), (False, PLAIN)):
+        monkeypatch.setattr(quick_products, "onednn_is_quicker", lambda threads, quicker=quicker: quicker)
+        assert _products(program) == [op]
+
+
+def test_special_values_pass_through(quick):
+    a = A.clone()
+    a[3, 4], a[5, 6] = float("nan"), float("inf")
+    program = _recorded(lambda a, b: a @ b, a, B)
+    assert torch.equal(program(a, B)[0].isfinite(), (a @ B).isfinite())
+
+
+def test_a_jacobian_replayed_with_them_is_right(quick):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(256, 192), nn.Tanh(), nn.Linear(192, 96), nn.Tanh(), nn.Linear(96, 256))
+    plan, x = plan_jacobian(net, torch.zeros(256)), _randn(256)
+    assert ALONE in _products(program_of(plan, x))
+    expected = torch.func.jacrev(net.double())(x.double())
+    net.float()
+    for _ in range(3):
+        torch.testing.assert_close(plan(x).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.compiled
+def test_a_compiled_program_has_them_too(quick):
+    def f(a, b, row, c):
+        return torch.addmm(c, torch.addmm(row, a, b).tanh(), (b.t() @ a.t()) @ c)
+
+    inputs = [A, B, BIAS, TERM]
+    program = _recorded(f, *inputs)
+    assert sorted(_products(program)) == [ADDED, ALONE, ALONE, ALONE]
+    compiled = program.compiled(None)
+    targets = [str(node.target) for node in compiled._graph.graph.nodes]
+    assert sum("onednn" in target for target in targets) == 4
+    with torch.no_grad():
+        result = compiled(*inputs)[0]
+    expected = f(*(one.double() for one in inputs))
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=3e-6 * float(expected.abs().max()))
+
+
+def test_asking_which_is_quicker_leaves_no_trace():
+    onednn_is_quicker.cache_clear()
+    state = torch.get_rng_state()
+    with FlopCounterMode(display=False) as counter:
+        first = onednn_is_quicker(1)
+    assert counter.get_total_flops() == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert onednn_is_quicker(1) is first
+
+
+def test_no_onednn_no_such_products(monkeypatch):
+    onednn_is_quicker.cache_clear()
+    monkeypatch.setattr(quick_products, "onednn_products", lambda: None)
+    try:
+        assert not onednn_is_quicker(1)
+        assert _products(_recorded(lambda a, b: a @ b, A, B)) == [PLAIN]
+    finally:
+        onednn_is_quicker.cache_clear()

@@ -1,0 +1,146 @@
+"""Large products of float32 matrices on a CPU by oneDNN, where it is quicker than the BLAS of PyTorch's products.
+
+    mm(A, B)  becomes  onednn(A, Bᵀ, no bias),        addmm(C, A, B)  becomes  onednn(A, Bᵀ) + C in one call.
+
+PyTorch's own products of float32 call MKL, which does not use AVX-512 on processors that are not Intel's; oneDNN, which
+PyTorch carries for convolutions, does. Both are rounded as products of float32 are. Which one a machine is quicker with
+is measured once in a process, when a program first has a product that is large enough; small ones stay, since oneDNN
+takes some microseconds to look up its kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from .._torch import onednn_products, outside_modes
+from ..calls import ProgramCall
+from ..tracing.tape import Ref
+from .layout import Layout, Layouts
+
+_aten = torch.ops.aten
+LEAST_FMA = 1 << 22  # oneDNN takes half of the time there; between other work, which its code is cold after, still less
+_LEAST_INNER, _LEAST_SIDE = 4, 2  # an outer product, or one of a vector, is bound by memory
+
+
+def with_quick_products(
+    calls: Sequence[ProgramCall], layouts: Layouts, new_value: Callable[[], int]
+) -> list[ProgramCall]:
+    """Return calls whose large products are made by what is quicker on this machine.
+
+    Args:
+        calls: A straight line of calls.
+        layouts: How each value lies in memory; those of the values that are added are added.
+        new_value: Makes the number of another value.
+
+    Returns:
+        The calls.
+    """
+    found: list[ProgramCall] = []
+    for call in calls:
+        factors = _factors(call, layouts)
+        if factors is None or not onednn_is_quicker(torch.get_num_threads()):
+            found.append(call)
+            continue
+        term, left, right = factors
+        transposed = new_value()
+        found.append(ProgramCall(_aten.t.default, (Ref(right),), {}, [transposed], call.segment))
+        layouts.add(found[-1])
+        found.append(_product(term, left, transposed, call, layouts))
+    return found
+
+
+def _product(term: int | None, left: int, transposed: int, call: ProgramCall, layouts: Layouts) -> ProgramCall:
+    """Return the call of oneDNN that makes the result of a product."""
+    products = onednn_products()
+    assert products is not None, "with_quick_products asks onednn_is_quicker first"
+    alone, added = products
+    if term is None or len(layouts[term].shape) == 1:
+        bias = None if term is None else Ref(term)
+        arguments: tuple[Any, ...] = (Ref(left), Ref(transposed), bias, "none", [], "")
+        return ProgramCall(alone, arguments, {}, call.outputs, call.segment)
+    return ProgramCall(added, (Ref(left), Ref(term), Ref(transposed), None, "add"), {}, call.outputs, call.segment)
+
+
+def _factors(call: ProgramCall, layouts: Layouts) -> tuple[int | None, int, int] | None:
+    """Return what a large product adds, and its two factors; None for any other call, and where oneDNN cannot do it."""
+    if call.target not in {_aten.mm.default, _aten.addmm.default} or call.kwargs or not _all_values(call):
+        return None
+    *terms, left, right = call.operands
+    (m, k), (_, n) = layouts[left].shape, layouts[right].shape
+    if m * k * n < LEAST_FMA or k < _LEAST_INNER or min(m, n) < _LEAST_SIDE:
+        return None
+    if not all(_is_fit(layouts[index]) for index in call.operands):
+        return None
+    if terms and layouts[terms[0]].shape not in {(n,), (m, n)}:
+        return None
+    if terms and not layouts[terms[0]].contiguous:
+        return None
+    return (terms[0] if terms else None), left, right
+
+
+def _all_values(call: ProgramCall) -> bool:
+    return all(isinstance(argument, Ref) for argument in call.args)
+
+
+def _is_fit(layout: Layout) -> bool:
+    return layout.device.type == "cpu" and layout.dtype is torch.float32 and not any(layout.twisted)
+
+
+def compilable(call: ProgramCall) -> tuple[Any, Any]:
+    """Return what a compiler is given in the place of a call: its op and arguments.
+
+    PyTorch's compiler knows the products of oneDNN for weights that it has frozen only; it calls these ops as they are.
+    """
+    if call.target.namespace != "mkldnn":
+        return call.target, call.args
+    ops = _compilable_ops()
+    return (ops.onednn_sum if call.target._overloadname == "binary" else ops.onednn_product).default, call.args[:3]
+
+
+@cache
+def _compilable_ops() -> Any:
+    products = onednn_products()
+    assert products is not None, "there are calls of them"
+    alone, added = products
+    library = torch.library.Library("torch_jvpvjp", "FRAGMENT")
+    _LIBRARIES.append(library)
+    library.define("onednn_product(Tensor x, Tensor w, Tensor? b) -> Tensor")
+    library.define("onednn_sum(Tensor x, Tensor y, Tensor w) -> Tensor")
+    library.impl("onednn_product", lambda x, w, b: alone(x, w, b, "none", [], ""), "CPU")
+    library.impl("onednn_sum", lambda x, y, w: added(x, y, w, None, "add"), "CPU")
+    fake = torch.library.register_fake
+    fake("torch_jvpvjp::onednn_product", lambda x, w, b: x.new_empty(len(x), len(w)), lib=library)
+    fake("torch_jvpvjp::onednn_sum", lambda x, y, w: x.new_empty(len(x), len(w)), lib=library)
+    return torch.ops.torch_jvpvjp
+
+
+_LIBRARIES: list[torch.library.Library] = []  # what is registered lasts as long as its library
+
+
+@cache
+def onednn_is_quicker(threads: int) -> bool:  # noqa: ARG001 (by which it is remembered)
+    """Return whether oneDNN multiplies matrices of float32 in well under the time of `torch.mm`, as measured now.
+
+    Args:
+        threads: Of PyTorch.
+    """
+    products = onednn_products()
+    if products is None:
+        return False
+    side, share, rounds = 192, 0.85, 9
+    with outside_modes(), torch.no_grad():
+        left, right = torch.ones(2, side, side)
+        plain = [_seconds(torch.mm, left, right) for _ in range(rounds)]
+        quick = [_seconds(products[0], left, right.t(), None, "none", [], "") for _ in range(rounds)]
+    return min(quick) < share * min(plain)
+
+
+def _seconds(function: Callable[..., object], *arguments: Any) -> float:
+    start = perf_counter()
+    function(*arguments)
+    return perf_counter() - start
