@@ -17,6 +17,7 @@ from .primal import PrimalRun
 from .reals import as_rows, as_vectors, in_pairs
 from .structure import Block, Dense, Identity, Structure, add, multiply
 from .tracing.parts import Arc, Part
+from .tracing.samples import columns_of_samples, from_columns, from_rows, rows_of_samples
 from .tracing.tape import Ref
 
 
@@ -80,16 +81,18 @@ class Tensors:
         return add(left, right)
 
     def push(self, part: Part, operands: Sequence[int], blocks: Sequence[Block]) -> list[Block]:
-        """Return the columns pushed through an op by its JVP, all at once.
+        """Return the columns pushed through an op by its JVP, all at once, one of every sample that it has as one.
 
         The axis of columns goes in front, where the op finds each tangent laid out as its primal is, without a copy.
         """
         value = self.primal.value
         live = self.primal.live
         function = part.function(value, operands, live=live)
-        columns = blocks[0].structure.n
+        samples = part.samples_in(blocks[0].structure)
         primals = tuple(_apart(value(index)) for index in operands)
-        x_dots = tuple(as_vectors(self.matrix(block).T, primal) for block, primal in zip(blocks, primals, strict=True))
+        x_dots = tuple(
+            as_vectors(self._columns(block, samples).T, primal) for block, primal in zip(blocks, primals, strict=True)
+        )
 
         def push(*tangents: Tensor) -> tuple[Tensor, ...]:
             if part.is_linear_in(operands):  # J ẋ = f(ẋ)
@@ -103,8 +106,7 @@ class Tensors:
 
         load_jvp_rules()
         pushed = carry_each(push, x_dots, apart=_key(part, "push") in MISBATCHED, asked=False)
-        rows_of = [as_rows(y_dot) for y_dot in pushed]
-        return [Block(Dense(y_dot.shape[1], columns), y_dot.T) for y_dot in rows_of]
+        return [from_columns(as_rows(y_dot).T, samples) for y_dot in pushed]
 
     def pull(self, part: Part, operands: Sequence[int], blocks: Sequence[Block | None]) -> list[Block]:
         """Return the rows pulled through an op by its VJP, all at once; None stands for rows of zeros."""
@@ -112,9 +114,11 @@ class Tensors:
         results: Any = torch.func.vjp(part.function(value, operands), *(value(index) for index in operands))
         outputs: Sequence[Tensor] = results[0]
         pullback: Callable[..., tuple[Tensor, ...]] = results[1]
-        rows = next(block.structure.m for block in blocks if block is not None)
+        some = next(block.structure for block in blocks if block is not None)
+        samples = part.samples_in(some)
+        rows = some.m // samples
         y_bars = tuple(
-            y.new_zeros((rows, *y.shape)) if block is None else as_vectors(self.matrix(block), y)
+            y.new_zeros((rows, *y.shape)) if block is None else as_vectors(self._rows(block, samples), y)
             for block, y in zip(blocks, outputs, strict=True)
         )
 
@@ -122,7 +126,13 @@ class Tensors:
             return pullback(cotangents)
 
         pulled = carry_each(pull, y_bars, apart=_key(part, "pull") in MISBATCHED, asked=False)
-        return [Block(Dense(*x_bar.shape), x_bar) for x_bar in map(as_rows, pulled)]
+        return [from_rows(as_rows(x_bar), samples) for x_bar in pulled]
+
+    def _columns(self, block: Block, samples: int) -> Tensor:
+        return self.matrix(block) if samples == 1 else columns_of_samples(block, samples, self.like)
+
+    def _rows(self, block: Block, samples: int) -> Tensor:
+        return self.matrix(block) if samples == 1 else rows_of_samples(block, samples, self.like)
 
 
 def _apart(primal: Tensor) -> Tensor:

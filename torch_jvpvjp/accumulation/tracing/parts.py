@@ -15,6 +15,8 @@ from ..bending import smooth_target
 from ..count import FOURIER, fma_of_fourier
 from ..measure import Profile
 from ..rules.registry import Call, Local, Meta, Operand, local_derivatives
+from ..structure import Dense, Structure
+from .samples import samples_of
 from .tape import Ref, Tape, TapeOp, fill
 
 _RUNS: dict[tuple[Any, str], bool] = {}  # which derivatives PyTorch has, by op
@@ -51,7 +53,7 @@ class Part:
     """One op that the derivative passes through.
 
     `arcs` are its local Jacobians; None where one of them has no closed form, and the op is then differentiated by
-    JVP and VJP, in all its operands at once.
+    JVP and VJP, in all its operands at once. Of an op that treats `samples` one by one the Jacobian is block-diagonal.
     """
 
     def __init__(self, tape: Tape, op: TapeOp, active_outputs: tuple[int, ...], profile: Profile | None = None) -> None:
@@ -62,6 +64,7 @@ class Part:
         self.known = {index: tape.known[index] for index in op.operands if index in tape.known}
         self.profile = profile
         self.arcs = None if op.opaque else self._closed_form()
+        self.samples = 1 if op.opaque or self.arcs is not None else samples_of(op, self.metas, active_outputs)
 
     def _closed_form(self) -> list[Arc] | None:
         operands = self.op.operands
@@ -162,6 +165,10 @@ class Part:
     def _pull_fake(function: Callable[..., Any], primals: tuple[Tensor, ...]) -> None:
         results: Any = torch.func.vjp(function, *primals)
         results[1](results[0])
+
+    def samples_in(self, block: Structure) -> int:
+        """Return how many samples of the op a block keeps to, which it does unless it is dense."""
+        return 1 if type(block) is Dense else self.samples
 
     def arcs_from(self, operand: int) -> list[Arc]:
         """Return the local Jacobians in an operand; none where the op has no closed form."""

@@ -31,6 +31,7 @@ from ..structure import (
     Zero,
 )
 from .parts import Arc, Part
+from .samples import keeps_to_samples
 from .symbols import PastLimit, Symbols
 
 T = TypeVar("T")
@@ -79,11 +80,14 @@ class Algebra(Protocol[T]):
         ...
 
     def push(self, part: Part, operands: Sequence[int], blocks: Sequence[T]) -> Sequence[T]:
-        """Return dense tangents of some operands of an op pushed through it, one for each active output."""
+        """Return tangents of some operands of an op pushed through it, one for each active output.
+
+        They are dense, or all of them keep to the samples of the op.
+        """
         ...
 
     def pull(self, part: Part, operands: Sequence[int], blocks: Sequence[T | None]) -> Sequence[T]:
-        """Return dense cotangents of its active outputs pulled through it, one for each of some operands."""
+        """Return cotangents of its active outputs, likewise, pulled through it, one for each of some operands."""
         ...
 
 
@@ -126,8 +130,8 @@ class Region:
                 for arc in arcs:
                     receive(arc.output, self._through(algebra, arc, ready))
             if others:
-                dense = [algebra.densified(self._pushed(algebra, carried[index])) for index in others]
-                for index, pushed in zip(part.outputs, algebra.push(part, others, dense), strict=True):
+                blocks = _kept_apart(algebra, part, [self._pushed(algebra, carried[index]) for index in others])
+                for index, pushed in zip(part.outputs, algebra.push(part, others, blocks), strict=True):
                     receive(index, _Scaled(None, pushed))
         return self._pushed(algebra, carried[self.target])
 
@@ -154,11 +158,10 @@ class Region:
                     assert scaled is not None
                     receive(arc.operand, self._back(algebra, scaled, arc))
             if others:
-                dense = [
-                    algebra.densified(self._pulled(algebra, blocks[index])) if index in blocks else None
-                    for index in part.outputs
-                ]
-                for index, pulled in zip(others, algebra.pull(part, others, dense), strict=True):
+                there = _kept_apart(algebra, part, [self._pulled(algebra, scaled) for scaled in blocks.values()])
+                by_output = dict(zip(blocks, there, strict=True))
+                y_bars = [by_output.get(index) for index in part.outputs]
+                for index, pulled in zip(others, algebra.pull(part, others, y_bars), strict=True):
                     receive(index, _Scaled(None, pulled))
         return self._pulled(algebra, carried[self.source])
 
@@ -236,18 +239,20 @@ class Region:
 
     @cached_property
     def closed(self) -> ClosedForm | None:
-        """How the Jacobian is best formed from local Jacobians; None if an op has none."""
-        if any(part.arcs is None for part in self.parts):
+        """How the Jacobian is best formed from local Jacobians; None if an op has none, nor samples it keeps to."""
+        if any(part.arcs is None and part.samples == 1 for part in self.parts):
             return None
         n, m = self.parts[0].meta(self.source).numel, self.parts[-1].meta(self.target).numel
         first = self._closed_from_one_end(forwards=n <= m, limit=None)
-        assert first is not None
-        second = self._closed_from_one_end(forwards=n > m, limit=first.fma)
+        second = self._closed_from_one_end(forwards=n > m, limit=None if first is None else first.fma)
         forms = [form for form in (first, second) if form is not None]
-        return min(forms, key=lambda form: (form.fma, form.structure.entries, not form.forwards))
+        return min(forms, key=lambda form: (form.fma, form.structure.entries, not form.forwards), default=None)
 
     def _closed_from_one_end(self, *, forwards: bool, limit: int | None) -> ClosedForm | None:
-        """Return what the Jacobian takes from one end; None if that is more fma than `limit`."""
+        """Return what the Jacobian takes from one end; None if that is more fma than `limit`, or an op cannot."""
+        open_parts = [part for part in self.parts if part.arcs is None]
+        if any((part.jvp_cost if forwards else part.vjp_cost) is None for part in open_parts):
+            return None
         symbols = Symbols(limit)
         end = self.parts[0].meta(self.source) if forwards else self.parts[-1].meta(self.target)
         try:
@@ -303,6 +308,13 @@ class ClosedForm:
     structure: Structure
     fma: int
     forwards: bool
+
+
+def _kept_apart(algebra: Algebra[T], part: Part, blocks: Sequence[T]) -> list[T]:
+    """Return blocks as they are if all keep to the samples of an op, else without structure."""
+    if all(keeps_to_samples(algebra.structure(block), part.samples) for block in blocks):
+        return list(blocks)
+    return [algebra.densified(block) for block in blocks]
 
 
 class _Scaled(NamedTuple, Generic[T]):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..structure import Dense, Identity, Structure, addition, product
 from .parts import Arc, Part
+from .samples import in_samples
 
 
 class PastLimit(Exception):
@@ -73,13 +74,14 @@ class Symbols:
         return joined.result
 
     def push(self, part: Part, operands: Sequence[int], blocks: Sequence[Structure]) -> list[Structure]:
-        """Return dense structures, and count a JVP for each column."""
-        columns = blocks[0].n
-        self._count(columns * (part.jvp_cost or 0) * len(operands) // len(part.op.active))
-        return [Dense(part.meta(index).numel, columns) for index in part.outputs]
+        """Return dense structures, and count a JVP for each column; of each sample, where they keep to those."""
+        samples = part.samples_in(blocks[0])
+        self._count(blocks[0].n // samples * (part.jvp_cost or 0) * len(operands) // len(part.op.active))
+        return [in_samples(samples, part.meta(index).numel, blocks[0].n) for index in part.outputs]
 
     def pull(self, part: Part, operands: Sequence[int], blocks: Sequence[Structure | None]) -> list[Structure]:
-        """Return dense structures, and count a VJP for each row."""
-        rows = next(block.m for block in blocks if block is not None)
-        self._count(rows * (part.vjp_cost or 0) * len(operands) // len(part.op.active))
-        return [Dense(rows, part.meta(index).numel) for index in operands]
+        """Return dense structures, and count a VJP for each row; of each sample, where they keep to those."""
+        block = next(block for block in blocks if block is not None)
+        samples = part.samples_in(block)
+        self._count(block.m // samples * (part.vjp_cost or 0) * len(operands) // len(part.op.active))
+        return [in_samples(samples, block.m, part.meta(index).numel) for index in operands]

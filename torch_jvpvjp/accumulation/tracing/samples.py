@@ -1,0 +1,115 @@
+"""Ops that treat the matrices of a batch one by one: a Jacobian without closed form that is block-diagonal.
+
+One tangent carries a column of every sample at once, as the columns of different samples share no row. With b samples
+and a block B that keeps to them, of c columns for each,
+
+    J B = blockdiag(J_s B_s):   push (B_1; …; B_b), of c columns in all, and read the blocks off; likewise for rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..rules.registry import Meta
+from ..structure import (
+    Block,
+    BlockDiagonal,
+    Dense,
+    Diagonal,
+    Identity,
+    Kronecker,
+    ScaledIdentity,
+    Structure,
+    multiply,
+)
+from ..structures.base import csr
+from .tape import TapeOp
+
+_aten = torch.ops.aten
+_OF_MATRICES = frozenset({
+    _aten._linalg_det.default, _aten._linalg_eigh.default, _aten._linalg_slogdet.default, _aten._linalg_svd.default,
+    _aten.cholesky.default, _aten.cholesky_inverse.default, _aten.linalg_cholesky_ex.default, _aten.linalg_eig.default,
+    _aten.linalg_inv_ex.default, _aten.linalg_lu.default, _aten.linalg_lu_factor_ex.default,
+    _aten.linalg_matrix_exp.default, _aten.linalg_qr.default, _aten._linalg_eigvals.default,
+})  # fmt: skip
+_OF_PAIRS = frozenset({
+    _aten._cdist_forward.default, _aten.bmm.default, _aten.cholesky_solve.default, _aten.linalg_lu_solve.default,
+    _aten.linalg_solve_triangular.default, _aten.triangular_solve.default,
+})  # fmt: skip
+_MOST_LISTED = 1_000_000  # entries of a pattern that is looked at
+
+
+def samples_of(op: TapeOp, metas: dict[int, Meta], outputs: Sequence[int]) -> int:
+    """Return how many samples an op treats one by one; 1 where it is not known to, or there is one."""
+    axes = _batch_axes(op, metas, outputs[0])
+    batch = metas[outputs[0]].shape[: max(axes, 0)]
+    shared = all(metas[index].shape[:axes] == batch for index in (*op.active, *outputs))
+    return batch.numel() if axes > 0 and shared else 1
+
+
+def _batch_axes(op: TapeOp, metas: dict[int, Meta], output: int) -> int:
+    if op.target in _OF_MATRICES:
+        return len(metas[op.operands[0]].shape) - 2
+    if op.target in _OF_PAIRS:
+        return len(metas[output].shape) - 2
+    if op.target is _aten._linalg_solve_ex.default:
+        matrix, right = (metas[index].shape for index in op.operands[:2])
+        of_vectors = len(right) == 1 or (len(right) == len(matrix) - 1 and right == matrix[:-1])
+        return len(metas[output].shape) - (1 if of_vectors else 2)
+    return 0
+
+
+@lru_cache(maxsize=1024)
+def keeps_to_samples(structure: Structure, samples: int) -> bool:
+    """Return whether a matrix is block-diagonal in so many blocks of one shape."""
+    if samples < 2 or structure.m % samples or structure.n % samples or isinstance(structure, Dense):
+        return False
+    if isinstance(structure, (Identity, ScaledIdentity, Diagonal)):
+        return True
+    if isinstance(structure, BlockDiagonal):
+        return structure.b % samples == 0
+    if isinstance(structure, Kronecker):
+        return keeps_to_samples(structure.left, samples)
+    if not (structure.listed or structure.constant) or structure.entries > _MOST_LISTED:
+        return False
+    indptr, columns = csr(structure)
+    rows = np.repeat(np.arange(structure.m), np.diff(indptr))
+    return np.array_equal(rows // (structure.m // samples), columns // (structure.n // samples))
+
+
+def in_samples(samples: int, m: int, n: int) -> Structure:
+    """Return the structure of a matrix that keeps to samples: dense, where there is one."""
+    return Dense(m, n) if samples == 1 else BlockDiagonal(samples, m, n)
+
+
+def columns_of_samples(block: Block, samples: int, like: Tensor) -> Tensor:
+    """Return the blocks of a matrix that keeps to samples under one another, (m, columns of one)."""
+    count = block.structure.n // samples
+    units = torch.eye(count, dtype=like.dtype, device=like.device).repeat(samples, 1)
+    return multiply(block, Block(Dense(*units.shape), units)).dense()
+
+
+def rows_of_samples(block: Block, samples: int, like: Tensor) -> Tensor:
+    """Return the blocks of a matrix that keeps to samples beside one another, (rows of one, n)."""
+    count = block.structure.m // samples
+    units = torch.eye(count, dtype=like.dtype, device=like.device).repeat(1, samples)
+    return multiply(Block(Dense(*units.shape), units), block).dense()
+
+
+def from_columns(columns: Tensor, samples: int) -> Block:
+    """Return the matrix whose blocks stand under one another."""
+    m, count = columns.shape
+    structure = in_samples(samples, m, samples * count)
+    return Block(structure, columns if samples == 1 else columns.reshape(samples, m // samples, count))
+
+
+def from_rows(rows: Tensor, samples: int) -> Block:
+    """Return the matrix whose blocks stand beside one another."""
+    count, n = rows.shape
+    structure = in_samples(samples, samples * count, n)
+    return Block(structure, rows if samples == 1 else rows.reshape(count, samples, n // samples).transpose(0, 1))
