@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "MISBATCHED_NODES", "FakeTensor", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes",
-    "bare_op", "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_builtin_node", "is_fake",
-    "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "onednn_products", "outside_modes", "past_autograd",
-    "recording_of", "same_forms", "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped", "wraps_transform",
+    "bare_op", "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_all_true", "is_builtin_node",
+    "is_fake", "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "onednn_products", "outside_modes",
+    "past_autograd", "recording_of", "same_forms", "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped",
+    "wraps_transform",
 ]  # fmt: skip
 
 
@@ -315,6 +316,10 @@ def wraps_transform(tensor: Tensor) -> bool:
     """Return whether a tensor belongs to a `torch.func` transform or carries a tangent of forward mode."""
     functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
     return functorch.is_functorch_wrapped_tensor(tensor) or forward_ad._current_level >= 0
+
+
+is_all_true: Any = getattr(torch, "_is_all_true")  # noqa: B009 (the stubs do not know it)
+"""What `torch.distributions` asks whether arguments are as they must be."""
 
 
 def is_builtin_node(node: Any) -> bool:

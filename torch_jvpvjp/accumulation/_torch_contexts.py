@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -73,6 +74,37 @@ def bases_without_writing() -> Iterator[None]:
         yield
     finally:
         setattr(module, _BASES, _OWN_BASES)
+
+
+@contextmanager
+def checks_without_branches() -> Iterator[None]:
+    """A context in which the checks of `torch.distributions` that a matrix is positive look at no value on their way.
+
+    They look first whether it is symmetric. Another thread that uses them meanwhile gets the same truth.
+    """
+    own = [(one, vars(one).get("check")) for one in (_Definite, _Semidefinite)]
+    if any(check is None for _, check in own):
+        yield
+        return
+    try:
+        _Definite.check = _is_definite
+        _Semidefinite.check = _is_semidefinite
+        yield
+    finally:
+        for one, check in own:
+            one.check = check
+
+
+_Definite: Any = type(constraints.positive_definite)
+_Semidefinite: Any = type(constraints.positive_semidefinite)
+
+
+def _is_definite(_: Any, value: Tensor) -> Tensor:
+    return constraints.symmetric.check(value) & torch.linalg.cholesky_ex(value).info.eq(0)
+
+
+def _is_semidefinite(_: Any, value: Tensor) -> Tensor:
+    return constraints.symmetric.check(value) & torch.linalg.eigvalsh(value).ge(0).all(-1)
 
 
 _BASES = "_chunked_standard_basis_for_"

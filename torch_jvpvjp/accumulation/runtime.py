@@ -15,6 +15,7 @@ from ._torch import inside_transform, set_grad_enabled, wraps_transform
 from .batches import check_independent, values_apart
 from .calls import MOST_FOLDED
 from .carrying import close
+from .checks import check_passes
 from .execute import Execution, as_jacobian, count_chunks, execute
 from .held import held_bytes
 from .nesting import is_differentiated
@@ -142,6 +143,7 @@ class Runtime:
         subject, traced = tracing.subject, tracing.traced
         plan = fitted(self.caller, plan, tracing)
         leaves, extras = subject.bind_leaves(self.arguments(x))
+        check_passes(tracing, self.arguments(x), leaves, extras)
         outside = self.options.create_graph or is_differentiated() or any(map(wraps_transform, leaves))
         live = outside or not tracing.replayable or traced.opaque or self.options.progress
         # A black box runs with gradients on, as its user runs it: some (an LSTM on the CPU) keep only then what their
@@ -281,6 +283,7 @@ class Runtime:
         subject = tracing.subject
         bare = subject.source.bare and subject.output is not None and subject.output.bare
         elsewhere = self.options.batch_dims or self.options.sparse or subject.in_parameters or subject.extras
+        elsewhere = elsewhere or tracing.traced.tape.checked
         return bare and not elsewhere and self.arguments is _as_given and subject.has_one_argument
 
     def _executed(

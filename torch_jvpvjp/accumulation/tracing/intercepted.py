@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from .._torch import is_all_true, wraps_transform
+
 
 class NotRecordable(Exception):
     """A function cannot be recorded; the message says why."""
@@ -18,8 +20,13 @@ class NotRecordable(Exception):
 class Intercepted(TorchFunctionMode):
     """Refuses to hand the entries of a tensor from outside to Python, which no op shows: it has data, unlike x.
 
-    What writes into memory of its own, or has a derivative that PyTorch has wrong, is replaced by what does not.
+    What writes into memory of its own, or has a derivative that PyTorch has wrong, is replaced by what does not. What
+    `torch.distributions` raises for unless all of it is true is `checked`: it is taken to be true.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checked: list[Tensor] = []
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -32,6 +39,9 @@ class Intercepted(TorchFunctionMode):
             reads = any(isinstance(leaf, Tensor) for leaf in (*args[1:], *kwargs.values()))
         if reads:
             raise NotRecordable(f"it reads the entries of a tensor, by {func.__name__}")
+        if func is is_all_true and not wraps_transform(args[0]):
+            self.checked.append(args[0])
+            return True
         if func is torch.nn.functional.pad:
             wrapped = _wrapped(*args, **kwargs)
             return func(*args, **kwargs) if wrapped is None else wrapped

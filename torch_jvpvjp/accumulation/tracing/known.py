@@ -6,7 +6,7 @@ index. They are compared in every call: after a write into them the function is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -30,39 +30,78 @@ def known_numbers(tape: Tape, varying: Sequence[Tensor]) -> tuple[dict[int, Tens
     Returns:
         The values of indices on the CPU, by their number, and the tensors from outside that they come from.
     """
-    maker = {output: op for op in tape.ops for output in op.outputs if output is not None}
-    other = {id(tensor) for tensor in varying}
-    found: dict[int, Tensor | None] = {}
-    sources: dict[int, Tensor] = {}
-
-    def value(index: int) -> Tensor | None:
-        if index not in found:
-            found[index] = None
-            meta = tape.metas[index]
-            if meta.dtype.is_floating_point or meta.dtype.is_complex or index == tape.source:
-                return None
-            if index in tape.constants:
-                constant = tape.constants[index]
-                if id(constant) not in other and not wraps_transform(constant):
-                    found[index] = constant.detach()
-                    sources[index] = constant
-            elif index in maker:
-                found[index] = _computed(maker[index], index, value)
-        return found[index]
-
+    numbers = Numbers(tape, varying)
     wanted: dict[int, Tensor] = {}
     with unrecorded():
         for op in tape.ops:
             if op.active and op.target in READS | WRITES:
                 for index in set(op.operands) - set(op.active):
-                    number = value(index)
+                    number = numbers.value(index)
                     if number is not None:
                         wanted[index] = number.cpu()
-    needed = _behind(tape, wanted, maker)
-    used = [tensor for index, tensor in sources.items() if index in needed]
+    used = numbers.behind(wanted)
     if sum(tensor.numel() for tensor in (*wanted.values(), *used)) > MOST_NUMBERS:
         return {}, []
     return wanted, used
+
+
+class Numbers:
+    """The whole numbers of a tape that depend on nothing but tensors from outside, whose values are looked at.
+
+    Args:
+        tape: The tape, which may still grow.
+        varying: Tensors from outside that are others in each call.
+    """
+
+    def __init__(self, tape: Tape, varying: Sequence[Tensor]) -> None:
+        self._tape, self._other = tape, {id(tensor) for tensor in varying}
+        self._makers: dict[int, TapeOp] = {}
+        self._seen = 0  # ops of the tape
+        self._found: dict[int, Tensor | None] = {}
+        self._sources: dict[int, Tensor] = {}
+
+    def read(self, index: int) -> int | bool | None:
+        """Return the one number that a value holds, which is looked at from now on; None if it is not known."""
+        with unrecorded():
+            value = self.value(index)
+            if value is None or sum(tensor.numel() for tensor in self.behind([index])) > MOST_NUMBERS:
+                return None
+            self._tape.looked_at += self.behind([index])
+            return value.item()  # pyright: ignore[reportReturnType] (no value of fractions is known)
+
+    def value(self, index: int) -> Tensor | None:
+        """Return the numbers that a value holds; None if they are not known."""
+        if index not in self._found:
+            self._found[index] = None
+            meta, maker = self._tape.metas[index], self._maker(index)
+            if meta.dtype.is_floating_point or meta.dtype.is_complex or index == self._tape.source:
+                return None
+            if index in self._tape.constants:
+                constant = self._tape.constants[index]
+                if id(constant) not in self._other and not wraps_transform(constant):
+                    self._found[index] = constant.detach()
+                    self._sources[index] = constant
+            elif maker is not None:
+                self._found[index] = _computed(maker, index, self.value)
+        return self._found[index]
+
+    def behind(self, values: Iterable[int]) -> list[Tensor]:
+        """Return the tensors from outside that some values are made of."""
+        behind = set(values)
+        stack = list(behind)
+        while stack:
+            op = self._maker(stack.pop())
+            for index in op.operands if op is not None else ():
+                if index not in behind:
+                    behind.add(index)
+                    stack.append(index)
+        return [tensor for index, tensor in self._sources.items() if index in behind]
+
+    def _maker(self, index: int) -> TapeOp | None:
+        for op in self._tape.ops[self._seen :]:
+            self._makers.update((output, op) for output in op.outputs if output is not None)
+        self._seen = len(self._tape.ops)
+        return self._makers.get(index)
 
 
 def _computed(op: TapeOp, index: int, value: Callable[[int], Tensor | None]) -> Tensor | None:
@@ -75,19 +114,6 @@ def _computed(op: TapeOp, index: int, value: Callable[[int], Tensor | None]) -> 
 def _present(value: Tensor | None) -> Tensor:
     assert value is not None, "a value was used that is not known"
     return value
-
-
-def _behind(tape: Tape, wanted: Container[int], maker: dict[int, TapeOp]) -> set[int]:
-    """Return the values that some values are made of, and these."""
-    behind = {index for index in range(len(tape.metas)) if index in wanted}
-    stack = list(behind)
-    while stack:
-        op = maker.get(stack.pop())
-        for index in op.operands if op is not None else ():
-            if index not in behind:
-                behind.add(index)
-                stack.append(index)
-    return behind
 
 
 class Unchanged:

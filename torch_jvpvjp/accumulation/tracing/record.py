@@ -10,7 +10,7 @@ it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,22 +19,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node, memory_of
-from .._torch_contexts import bases_without_writing, plain_kernels, quietly
+from .._torch_contexts import bases_without_writing, checks_without_branches, plain_kernels, quietly
 from ..rules.linear_entrywise import STEPS
 from ..rules.registry import Meta
+from .checks import checks_of
 from .intercepted import Intercepted, NotRecordable, as_slice
+from .known import Numbers
 from .results import Results
 from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, with_refs
 
 MOST_OPS = 20_000  # a longer tape would take minutes to plan
 
 
-def record(function: Callable[[Tensor], Any], meta: Meta) -> Tape:
+def record(function: Callable[[Tensor], Any], meta: Meta, varying: Sequence[Tensor] = ()) -> Tape:
     """The tape of a function of one tensor.
 
     Args:
         function: A function of one floating tensor that returns one.
         meta: Shape, dtype and device of its input.
+        varying: Tensors from outside that are others in each call.
 
     Returns:
         The tape.
@@ -43,12 +46,12 @@ def record(function: Callable[[Tensor], Any], meta: Meta) -> Tape:
         NotRecordable: If the function looks at data, mutates what it should not, or has derivatives of its own.
     """
     try:
-        recorder = _run(function, meta, by_autograd=True)
+        recorder = _run(function, meta, varying, by_autograd=True)
         if recorder.mutation is None:
             return recorder.finish()
         # Once more, with every in-place op written as one that is not. Autograd cannot look through that, so what is
         # active is then told by grad mode and `detach`.
-        recorder = _run(torch.func.functionalize(function), meta, by_autograd=False)
+        recorder = _run(torch.func.functionalize(function), meta, varying, by_autograd=False)
     except NotRecordable:
         raise
     except Exception as error:
@@ -58,13 +61,15 @@ def record(function: Callable[[Tensor], Any], meta: Meta) -> Tape:
     return recorder.finish()
 
 
-def _run(function: Callable[[Tensor], Any], meta: Meta, *, by_autograd: bool) -> _Recorder:
+def _run(function: Callable[[Tensor], Any], meta: Meta, varying: Sequence[Tensor], *, by_autograd: bool) -> _Recorder:
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.enable_grad():
         x = torch.empty(meta.shape, dtype=meta.dtype, device=meta.device)
-        recorder = _Recorder(x.requires_grad_(by_autograd), fake, by_autograd)
+        recorder = _Recorder(x.requires_grad_(by_autograd), fake, varying, by_autograd)
         # In their plain form attention and LSTMs have every derivative; fused, they have no forward mode nor rule here.
-        with plain_kernels(), quietly(), bases_without_writing(), Intercepted(), recorder:
-            recorder.y = function(x)
+        with plain_kernels(), quietly(), bases_without_writing(), checks_without_branches():
+            with Intercepted() as intercepted, recorder:
+                recorder.y = function(x)
+        recorder.tape.checked = list(map(recorder._number, intercepted.checked))
     y = recorder.y
     if not isinstance(y, Tensor) or not y.is_floating_point():
         raise NotRecordable("it does not return one floating tensor")
@@ -76,11 +81,12 @@ def _run(function: Callable[[Tensor], Any], meta: Meta, *, by_autograd: bool) ->
 class _Recorder(TorchDispatchMode):
     """Writes every op down as it passes; `mutation` names the first that writes into a tensor."""
 
-    def __init__(self, x: Tensor, fake: FakeTensorMode, by_autograd: bool) -> None:
+    def __init__(self, x: Tensor, fake: FakeTensorMode, varying: Sequence[Tensor], by_autograd: bool) -> None:
         super().__init__()
         self.tape = Tape()
         self.mutation: str | None = None
         self.y: Any = None
+        self._from_outside = Numbers(self.tape, varying)
         self._fake, self._by_autograd = fake, by_autograd
         self._results = Results(fake)
         self._numbers: dict[int, int] = {}
@@ -113,6 +119,10 @@ class _Recorder(TorchDispatchMode):
         if func is _aten.rrelu_with_noise.default and not _argument(func, args, kwargs, "training"):
             slope = sum(_argument(func, args, kwargs, name) for name in ("lower", "upper")) / 2
             return self.__torch_dispatch__(_aten.leaky_relu.default, types, (args[0], slope))
+        if func is _aten._local_scalar_dense.default:
+            known = self._from_outside.read(self._number(args[0]))
+            if known is not None:
+                return known
         recorded, unseen, hidden = func, False, not torch.is_grad_enabled()
         if func._schema.is_mutable:
             hidden = hidden and func._schema.name.removeprefix("aten::") not in _SHAPED
@@ -272,6 +282,7 @@ class _Recorder(TorchDispatchMode):
             if not needed.isdisjoint(op.outputs):
                 needed.update(op.operands)
                 kept.append(_with_active(op, between))
+        tape.checks = checks_of(tape.ops, tape.checked)
         tape.ops = kept[::-1]
         drawn = [op.name for op in kept if op.active and op.draws and op.target not in _DROPS]
         if drawn:

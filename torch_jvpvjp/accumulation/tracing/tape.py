@@ -81,6 +81,9 @@ class Tape:
         known: The values of whole numbers that structures were made of, on the CPU; see `known_numbers`.
         source: The value x.
         result: The value y.
+        checked: Values that f raises for unless they are true; see `checks`.
+        checks: The ops that make these, in order.
+        looked_at: Tensors from outside whose whole numbers f has handed to Python.
     """
 
     ops: list[TapeOp] = field(default_factory=list)
@@ -89,6 +92,9 @@ class Tape:
     known: dict[int, Tensor] = field(default_factory=dict)
     source: int = 0
     result: int = 0
+    checked: list[int] = field(default_factory=list)
+    checks: list[TapeOp] = field(default_factory=list)
+    looked_at: list[Tensor] = field(default_factory=list)
 
     def new_value(self, meta: Meta) -> int:
         """Add a value and return its number."""

@@ -15,6 +15,7 @@ from ..problem import is_shared_weight
 from ..rules.registry import Meta
 from ..stages import label_of
 from ..structure import Dense, Structure, Zero
+from .checks import checks_of
 from .cuts import regions
 from .known import known_numbers
 from .parts import Arc, Part
@@ -89,7 +90,7 @@ def trace(
     try:
         if as_it_stands is not None:
             raise NotRecordable(as_it_stands)
-        tape = record(_composed(functions), meta)
+        tape = record(_composed(functions), meta, varying)
     except NotRecordable as whole:
         tape = Tape()
         tape.source = tape.result = tape.new_value(meta)
@@ -97,7 +98,7 @@ def trace(
             at, reason = tape.metas[tape.result], str(whole)
             if len(functions) > 1 and as_it_stands is None:
                 try:
-                    _append(tape, record(function, at))
+                    _append(tape, record(function, at, varying))
                     continue
                 except NotRecordable as alone:
                     reason = str(alone)
@@ -112,6 +113,7 @@ def trace(
         _mark(tape)
     tape = simplified(tape)
     tape.known, numbers = known_numbers(tape, varying)
+    numbers = list({id(tensor): tensor for tensor in (*numbers, *tape.looked_at)}.values())
     most = _MOST_IN_PATTERNS if keep_patterns else _MOST_IRREGULAR
     limits = {"most_pairs": most, "least": 0} if keep_patterns else {"most_pairs": 10 * most}
     found = regions(tape, lambda tape, op, outputs: Part(tape, op, outputs, profiles.get(outputs[0])), limits)
@@ -235,10 +237,17 @@ def _append(tape: Tape, following: Tape) -> None:
             return type(tree)(renumbered(leaf) for leaf in tree)
         return {key: renumbered(leaf) for key, leaf in tree.items()} if isinstance(tree, dict) else tree
 
-    for op in following.ops:
+    def moved(op: TapeOp) -> TapeOp:
         outputs = tuple(None if index is None else numbers[index] for index in op.outputs)
         active = tuple(numbers[index] for index in op.active)
-        tape.ops.append(TapeOp(op.target, renumbered(op.args), renumbered(dict(op.kwargs)), outputs, active))
+        return TapeOp(op.target, renumbered(op.args), renumbered(dict(op.kwargs)), outputs, active)
+
+    before = list(tape.ops)
+    tape.ops += map(moved, following.ops)
+    if following.checked:  # what they check is made of what came before, too
+        tape.checked += [numbers[index] for index in following.checked]
+        tape.checks = checks_of([*before, *map(moved, following.checks)], tape.checked)
+    tape.looked_at += following.looked_at
     tape.result = numbers[following.result]
 
 

@@ -1,0 +1,140 @@
+"""Functions that check their arguments, as distributions do, and that hand whole numbers from outside to Python."""
+
+import pytest
+import torch
+from jacobian_checks import F64, assert_same, check_jacobian, judged, quiet_judge, randn
+from torch import distributions as D  # noqa: N812 (as everywhere)
+
+from torch_jvpvjp.accumulation import jacobian, plan_jacobian
+
+POINTS = torch.linspace(-1, 1, 3, dtype=F64)
+SHARES = torch.linspace(0.2, 0.7, 3, dtype=F64)
+
+
+def _covariance(v):
+    return torch.outer(v, v) + 2 * torch.eye(3, dtype=F64)
+
+
+DENSITIES = {
+    "normal": lambda v: D.Normal(v, v.exp()).log_prob(POINTS),
+    "normal cdf": lambda v: D.Normal(v, v.exp()).cdf(POINTS),
+    "normal icdf": lambda v: D.Normal(v, v.exp()).icdf(SHARES),
+    "laplace cdf": lambda v: D.Laplace(v, v.exp()).cdf(POINTS),
+    "gamma": lambda v: D.Gamma(v.exp(), 2.0).log_prob(SHARES),
+    "beta": lambda v: D.Beta(v.exp(), 1 + v.exp()).log_prob(SHARES),
+    "student": lambda v: D.StudentT(v.exp(), v).log_prob(POINTS),
+    "a mixture": lambda v: D.MixtureSameFamily(D.Categorical(logits=v), D.Normal(v, v.exp())).log_prob(POINTS),
+    "many variables": lambda v: D.MultivariateNormal(v, _covariance(v)).log_prob(POINTS)[None],
+    "a flow": lambda v: D.TransformedDistribution(D.Normal(v, 1.0), [D.TanhTransform()]).log_prob(SHARES),
+    "a divergence": lambda v: D.kl_divergence(D.Normal(v, v.exp()), D.Normal(POINTS, 1.0)),
+    "a value on the way": lambda v: D.Exponential(2.0).log_prob(v.exp()),
+}
+
+
+@quiet_judge
+@pytest.mark.parametrize("f", DENSITIES.values(), ids=DENSITIES)
+def test_a_distribution_is_recorded(f):
+    x = 0.5 * randn(3)
+    check_jacobian(f, x, tolerance=1e-9)
+    plan = plan_jacobian(f, x)
+    assert plan.runtime is not None
+    assert not plan.runtime.refusals()
+
+
+def test_an_argument_that_does_not_pass_raises_in_every_call():
+    def f(v):
+        return D.Normal(v[:2], v[2:]).log_prob(POINTS[:2])
+
+    x = torch.tensor([1.0, 2, 3, 4], dtype=F64)
+    plan, compiled = plan_jacobian(f, x), plan_jacobian(f, x, create_graph=True)
+    for call in (plan, plan, compiled, lambda v: jacobian(f, v, objective="fma"), lambda v: plan_jacobian(f, v)):
+        call(x)
+        with pytest.raises(ValueError, match="Expected parameter scale"):
+            call(-x)
+    assert_same(plan(x), judged(f, x))
+
+
+def test_samples_of_a_batch_are_checked():
+    def f(v):
+        return D.Normal(v, 1 + v).log_prob(POINTS)
+
+    x = torch.rand(4, 3, dtype=F64)
+    plan = plan_jacobian(f, x, batch_dims=1)
+    assert_same(plan(x), torch.stack([judged(f, row) for row in x]))
+    x[2, 1] = -3
+    with pytest.raises(ValueError, match="Expected parameter scale"):
+        plan(x)
+
+
+def test_other_arguments_and_what_is_closed_over_are_checked():
+    scale = torch.ones(3, dtype=F64)
+
+    def f(v, value):
+        return D.LogNormal(v, scale).log_prob(value)
+
+    x = randn(3)
+    plan = plan_jacobian(f, (x, SHARES), wrt=0)
+    assert_same(plan((x, 2 * SHARES)), judged(lambda v: f(v, 2 * SHARES), x))
+    with pytest.raises(ValueError, match="Expected value argument"):
+        plan((x, -SHARES))
+    scale.neg_()
+    with pytest.raises(ValueError, match="Expected parameter scale"):
+        plan((x, SHARES))
+
+
+def test_a_function_that_goes_on_after_a_check_has_failed():
+    def f(v):
+        try:
+            return D.Normal(POINTS, v).log_prob(POINTS)
+        except ValueError:
+            return v * v
+
+    x = 1 + torch.rand(3, dtype=F64)
+    plan = plan_jacobian(f, x)
+    assert_same(plan(x), judged(f, x))
+    with pytest.raises(ValueError, match="plan_jacobian: f must go on as it did where it was recorded"):
+        plan(-x)
+    jacobian(f, x)
+    assert_same(jacobian(f, -x), judged(f, -x))
+    assert_same(plan_jacobian(f, -x)(-x), judged(f, -x))
+
+
+def test_a_check_inside_of_a_transform_is_left_to_pytorch():
+    def f(v):
+        return torch.func.vmap(lambda u: D.Normal(u, 1.0, validate_args=False).log_prob(u * u))(v)
+
+    check_jacobian(f, randn(3))
+
+
+def test_checks_of_pytorch_are_left_alone():
+    definite = type(D.constraints.positive_definite)
+    before = definite.check
+    plan_jacobian(DENSITIES["many variables"], randn(3))
+    assert definite.check is before
+
+
+@pytest.mark.parametrize("read", [int, lambda one: one.item(), lambda one: range(one)[-1], bool], ids=str)
+def test_a_whole_number_from_outside_is_read_anew_once_it_is_another(read):
+    shifts = torch.tensor([1, 2, 3])
+
+    def f(v):
+        return v.roll(int(read(shifts.flip(0)[0]))) * v
+
+    x = randn(5)
+    plan = plan_jacobian(f, x)
+    assert plan.runtime is not None
+    assert not plan.runtime.refusals()
+    assert_same(plan(x), judged(f, x))
+    shifts[2] = 5
+    assert_same(plan(x), judged(f, x))
+    assert_same(jacobian(f, x), judged(f, x))
+
+
+def test_a_whole_number_that_is_an_argument_is_not_kept():
+    def f(v, shift):
+        return v.roll(int(shift)) * v
+
+    x = randn(5)
+    plan = plan_jacobian(f, (x, torch.tensor(1)), wrt=0)
+    for shift in (torch.tensor(1), torch.tensor(3)):
+        assert_same(plan((x, shift)), judged(lambda v, shift=shift: f(v, shift), x))

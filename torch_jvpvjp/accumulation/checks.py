@@ -1,0 +1,47 @@
+"""Whether the arguments of a call pass the checks that the function made where it was recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .tracing.checks import what_is_checked
+
+if TYPE_CHECKING:
+    from .tracings import Tracing
+
+
+def check_passes(tracing: Tracing, arguments: Any, leaves: Sequence[Tensor], extras: Sequence[Tensor]) -> None:
+    """Let f raise what it raises where a check that it makes on its way does not pass.
+
+    Args:
+        tracing: The function.
+        arguments: What it is called with.
+        leaves: The tensors that the Jacobian is taken in.
+        extras: The others.
+
+    Raises:
+        ValueError: If a check does not pass, and f goes on all the same.
+    """
+    subject = tracing.subject
+    if not tracing.traced.tape.checked:
+        return
+
+    def of_one(source: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        return what_is_checked(tracing.traced.tape, source, tracing.constants | tracing.given(others))
+
+    with torch.no_grad():
+        source = subject.source_of(leaves)
+        if subject.batch_dims:
+            in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
+            of_one = torch.func.vmap(of_one, in_dims)
+        if all(bool(value.all()) for value in of_one(source, *extras)):
+            return
+        subject.values_of_batch(arguments)
+    raise ValueError(
+        f"{subject.caller}: f must go on as it did where it was recorded, but a check that passed there does not pass "
+        f"here, and f catches what is raised then; write both ways into torch.where."
+    )
