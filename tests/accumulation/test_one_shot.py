@@ -226,3 +226,21 @@ def test_values_that_are_written_over_are_no_obstacle():
     expected = torch.func.jacfwd(_preallocated)(u)
     for _ in range(3):
         torch.testing.assert_close(jacobian(_preallocated, u), expected)
+
+
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_a_function_that_cannot_be_recorded_is_not_planned(batch_dims, monkeypatch):
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
+    weight = randn(4, 2)
+
+    def f(v):
+        return (v @ weight).tanh() if v.sum() < 1e9 else v
+
+    x = randn(3, 4)
+    expected = torch.stack([judged(f, row) for row in x]) if batch_dims else judged(f, x)
+    for _ in range(3):
+        assert_same(jacobian(f, x, batch_dims=batch_dims), expected)
+    (known,) = cache.plans_of(f).values()
+    assert known.plan is None
+    assert not known.plannable
+    assert_same(jacobian(f, x, batch_dims=batch_dims, objective="fma"), expected)

@@ -18,6 +18,7 @@ from .options import Options
 from .plan import Plan
 from .runtime import Runtime
 from .seeds import GaussNewton, check_seed
+from .tracing.intercepted import NotRecordable
 from .trees import Wrt, flattened, kind_of_leaf
 
 Differentiable = Chain | nn.Module | Callable[..., Any] | Sequence[Callable[[Tensor], Tensor]]
@@ -81,7 +82,7 @@ def jacobian(
 
     Source: Naumann (2020), Optimization of Generalized Jacobian Chain Products without Memory Constraints,
         arXiv 2003.05755.
-    """  # noqa: DOC502 (some are raised further down)
+    """  # noqa: DOC501, DOC502 (some are raised further down, and what is not recorded is caught)
     stages = stages_of("jacobian", f)
     options = _options(
         "jacobian",
@@ -111,17 +112,20 @@ def jacobian(
             if without is not None:
                 return without
         runtime = Runtime("jacobian", stages, options)
+        runtime.only_recorded = free
         try:
             made = make_plan(runtime, x, objective=objective, strategy=strategy, memory_limit=memory_limit)
-        except NotImplementedError:
+        except (NotImplementedError, NotRecordable):
             if not free:
                 raise
-            # Autograd takes what `torch.func` refuses, such as batch normalisation that counts its batches.
-            known.plannable = False
+            # One stage has no order to choose, and autograd takes what `torch.func` refuses, such as batch
+            # normalisation that counts its batches.
+            known.plannable = runtime.only_recorded = False
             without = without_plan(stages, x, options, known)
-            if without is None:
-                raise
-            return without
+            if without is not None:
+                return without
+            made = make_plan(runtime, x, objective=objective, strategy=strategy, memory_limit=memory_limit)
+        runtime.only_recorded = False
         if explain:
             print(stages_text(made))
         known.plan = made

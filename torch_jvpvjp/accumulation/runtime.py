@@ -57,6 +57,7 @@ class Runtime:
         self.caller, self.stages, self.options = caller, tuple(stages), options
         self.arguments = arguments or _as_given
         self.watching = self.stages if watched is None else tuple(watched)
+        self.only_recorded = False  # whether a function that cannot be recorded is refused
         self._tracings: dict[Any, Tracing] = {}
         self._shortcut: Shortcut | None = None
 
@@ -71,7 +72,9 @@ class Runtime:
         known = self._tracings.get(key)
         if known is None or not known.holds():
             subject = Subject(self.caller, self.stages, x, self.options.wrt, self.options.batch_dims)
-            known = self._tracings[key] = trace_subject(subject, self.watching, self.options.sparse)
+            known = self._tracings[key] = trace_subject(
+                subject, self.watching, self.options.sparse, only_recorded=self.only_recorded
+            )
         return known
 
     def adopt(self, x: Any, tracing: Tracing) -> None:

@@ -103,25 +103,31 @@ class Tracing:
         return self.program.timed(*inputs)
 
 
-def trace_subject(subject: Subject, watching: Sequence[Callable[..., Any]], sparse: bool | str) -> Tracing:
+def trace_subject(
+    subject: Subject, watching: Sequence[Callable[..., Any]], sparse: bool | str, *, only_recorded: bool = False
+) -> Tracing:
     """A subject taken apart, watched, and compared with what PyTorch says of it.
 
     Args:
         subject: The function and its arguments.
         watching: The functions whose change makes a recording stale.
         sparse: Whether a sparse result is asked for, so that irregular patterns are kept.
+        only_recorded: Whether a function that cannot be recorded is refused.
 
     Returns:
         The tracing.
 
     Raises:
         ValueError: If the function does not run.
+        NotRecordable: If it is refused.
     """  # noqa: DOC502 (raised further down)
     with torch.inference_mode(mode=False):  # whose tensors autograd, which recording relies on, does not take
-        return _traced_and_watched(subject, watching, sparse)
+        return _traced_and_watched(subject, watching, sparse, only_recorded)
 
 
-def _traced_and_watched(subject: Subject, watching: Sequence[Callable[..., Any]], sparse: bool | str) -> Tracing:
+def _traced_and_watched(
+    subject: Subject, watching: Sequence[Callable[..., Any]], sparse: bool | str, only_recorded: bool
+) -> Tracing:
     guards, unwatchable = _watched(subject, watching)
 
     def settle() -> None:
@@ -139,6 +145,7 @@ def _traced_and_watched(subject: Subject, watching: Sequence[Callable[..., Any]]
                 as_it_stands=unwatchable,
                 settle=settle,
                 varying=subject.extras,
+                only_recorded=only_recorded,
             )
         except BaseException:
             if guards is not None:
@@ -158,7 +165,7 @@ def _traced_and_watched(subject: Subject, watching: Sequence[Callable[..., Any]]
     elif not _agrees(traced, subject, constants, extras):
         why = "what was recorded does not have the derivative that PyTorch gives it"
     if why is not None and not traced.opaque:
-        traced = trace(subject.functions, subject.sample, as_it_stands=why, settle=settle)
+        traced = trace(subject.functions, subject.sample, as_it_stands=why, settle=settle, only_recorded=only_recorded)
         if guards is not None:
             guards.restore()
         constants, extras = _outside(traced, subject)

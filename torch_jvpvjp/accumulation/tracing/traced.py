@@ -64,6 +64,7 @@ def trace(
     as_it_stands: str | None = None,
     settle: Callable[[], object] | None = None,
     varying: Sequence[Tensor] = (),
+    only_recorded: bool = False,
 ) -> Traced:
     """Take the composition of some functions apart.
 
@@ -76,11 +77,13 @@ def trace(
         as_it_stands: Why no function is to be recorded; None if they are.
         settle: What is called before a function that was not recorded is run in another way.
         varying: Tensors from outside that are others in each call.
+        only_recorded: Whether one function that cannot be recorded is refused, and not looked at any further.
 
     Returns:
         What was found.
 
     Raises:
+        NotRecordable: If that is so.
         ValueError: If a function cannot take what the one before it returns.
         NotImplementedError: If one of them can be differentiated neither by torch.func.jvp nor by torch.func.vjp.
     """  # noqa: DOC502 (raised by profile_of)
@@ -92,6 +95,8 @@ def trace(
             raise NotRecordable(as_it_stands)
         tape = record(_composed(functions), meta, varying)
     except NotRecordable as whole:
+        if only_recorded and len(functions) == 1:
+            raise
         tape = Tape()
         tape.source = tape.result = tape.new_value(meta)
         for place, function in enumerate(functions):
