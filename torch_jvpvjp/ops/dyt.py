@@ -25,7 +25,7 @@ def op(x: Tensor, alpha: Tensor, weight: Tensor | None, bias: Tensor | None) -> 
     """The reference: y = tanh(α x) ∘ w + b.
 
     Args:
-        x: Shape (*batch, n); all broadcast from the right.
+        x: Shape (m, n), or with axes in front, where vmap puts a batch; all broadcast from the right.
         alpha: α, shape (), or with axes in front, where vmap puts a batch.
         weight: w, shape (n,), likewise; or None for ones.
         bias: b, shape (n,), likewise; or None for zeros.
@@ -192,7 +192,8 @@ def dyt(x: Tensor, alpha: Tensor, weight: Tensor | None = None, bias: Tensor | N
         y = torch.tanh(x * alpha)
         y = y if weight is None else y * weight
         return y if bias is None else y + bias
-    args = (x.flatten(0, -2) if x.dim() > 2 else x, alpha.reshape(()), weight, bias)
+    rows = x if x.dim() == 2 else x.flatten(0, -2) if x.dim() > 2 else x.unsqueeze(0)
+    args = (rows, alpha.reshape(()), weight, bias)
     y = op(*args) if _is_compiling() else op.call_flat(args)[0]
     return y.reshape(x.shape)
 

@@ -115,9 +115,10 @@ class JvpConvention(Convention):
         for j, tangent in zip(inner.differentiable_results, tangents, strict=True):
             if tangent is not None:
                 self._check_tangent(function, inner.results[j].name, outputs[j], tangent)
+        live = self.base.live_results(args[: len(inner.arguments)])  # a cotangent nobody wants has no tangent
         # A rule may say None for a tangent that is zero.
         filled = [
-            torch.zeros_like(outputs[j]) if t is None else t
+            torch.zeros_like(outputs[j]) if t is None or j not in live else t
             for j, t in zip(inner.differentiable_results, tangents, strict=True)
         ]
         return (*outputs, *filled)
