@@ -187,7 +187,7 @@ def _fails(family: str, result: AotResult) -> bool:
 def _spill_budget(family: str, result: AotResult) -> int:
     if family != "attention" or result.target not in LARGE_TILES or result.kernel not in SPILLS_OF_ATTENTION:
         return SPILL_BUDGET[result.target]
-    facts = ("HAS_BIAS=False", "PLAIN=True", "q:bf16")
+    facts = ("HAS_BIAS=False", "PLAIN=True", "WIDE=False", "q:bf16")
     usual = result.kernel == "forward" and all(fact in result.variant for fact in facts)
     if result.target == "sm_90" and usual and any(f"DK={size}, " in result.variant for size in (64, 128)):
         has_faster_tile = "DK=128, " in result.variant and "TANGENTS=0" not in result.variant

@@ -45,6 +45,32 @@ def test_a_jacobian_of_no_rows_has_no_rows(device: str) -> None:
     assert torch.func.jacrev(ops.dyt, argnums=2)(x, alpha, w).shape == (0, 4, 4)
 
 
+def test_vectors_of_a_batch_have_their_own_parameters(device: str) -> None:
+    """A vector is one row: batches that vmap puts in front of x, α, w and b are not its rows."""
+    x, w, b = (torch.randn(3, 4, dtype=torch.float64, device=device) for _ in range(3))
+    primals = x, torch.randn(3, dtype=torch.float64, device=device), w, b
+    tangents = tuple(torch.randn_like(t) for t in primals)
+
+    def push(x: Any, alpha: Any, w: Any, b: Any, *dots: Any) -> Any:
+        return torch.func.jvp(ops.dyt, (x, alpha, w, b), dots)
+
+    def pull(x: Any, alpha: Any, w: Any, b: Any) -> Any:
+        return torch.func.grad(lambda *args: ops.dyt(*args).sin().sum(), argnums=(0, 1, 2, 3))(x, alpha, w, b)
+
+    for function, args in ((ops.dyt, primals), (push, (*primals, *tangents)), (pull, primals)):
+        results = torch.func.vmap(function)(*args)
+        single = [function(*(t[i] for t in args)) for i in range(3)]
+        if function is ops.dyt:
+            results, single = (results,), [(y,) for y in single]
+        for result, *parts in zip(results, *single, strict=True):
+            torch.testing.assert_close(result, torch.stack(parts))
+    y, y_dot = push(*(t[0] for t in (*primals, *tangents)))
+    assert y.shape == y_dot.shape == (4,)
+    t = torch.tanh(primals[1][0] * x[0])
+    moved = (1 - t * t) * (tangents[1][0] * x[0] + primals[1][0] * tangents[0][0])
+    torch.testing.assert_close(y_dot, moved * w[0] + t * tangents[2][0] + tangents[3][0])
+
+
 @pytest.mark.usefixtures("interpreted")
 def test_launches(device: str) -> None:
     from torch_jvpvjp.triton_kernels._launch import count_launches

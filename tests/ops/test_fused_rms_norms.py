@@ -41,6 +41,17 @@ def test_both_summands_have_one_gradient(device: str) -> None:
     torch.testing.assert_close(alone, total.detach().cos())
 
 
+def test_the_gradient_of_one_summand_is_pushed_forward(device: str) -> None:
+    x, z, v = (torch.randn(4, 8, device=device, dtype=torch.float64) for _ in range(3))
+
+    def loss(norm: Callable[..., Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+        return torch.func.grad(lambda x: norm(x).pow(3).sum())
+
+    exact = torch.func.jvp(loss(lambda s: F.rms_norm(s, (8,))), (x + z,), (v,))[1]
+    for norm in (lambda x: ops.add_rms_norm(x, z, (8,))[0], lambda x: ops.add_rms_norm(z, x, (8,))[0]):
+        torch.testing.assert_close(torch.func.jvp(loss(norm), (x,), (v,))[1], exact)
+
+
 def test_options_are_those_of_rms_norm(device: str) -> None:
     x, w = (torch.randn(*s, device=device, dtype=torch.bfloat16) for s in ((4, 32), (32,)))
     for casting, offset in (("llama", 0.0), ("gemma", 1.0)):

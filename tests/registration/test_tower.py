@@ -137,3 +137,29 @@ def test_a_rule_of_a_rule_is_used_at_its_order() -> None:
     torch.testing.assert_close(through, 2 * v)
     assert "jvp.vjp" in used
     assert sorted(op.points()) == ["", "jvp", "jvp.vjp", "vjp", "vjp.jvp"]
+
+
+def test_a_pushed_pullback_may_return_more_tangents_than_are_wanted() -> None:
+    from example_ops import fresh_name
+
+    from torch_jvpvjp import differentiable_op
+
+    @differentiable_op(fresh_name("product"))
+    def op(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return x * z
+
+    @op.vjp
+    def _(cotangents, inputs):
+        return inputs.z * cotangents.y, inputs.x * cotangents.y
+
+    @op.vjp.jvp
+    def _(primals, tangents):
+        zero = torch.zeros_like(primals.x)
+        x_dot, z_dot, a = (zero if t is None else t for t in (tangents.x, tangents.z, tangents.y_bar))
+        x, z, y_bar = primals.x, primals.z, primals.y_bar
+        return (z * y_bar, x * y_bar), (z_dot * y_bar + z * a, x_dot * y_bar + x * a)
+
+    x, z, v = (torch.randn(4, dtype=torch.float64) for _ in range(3))
+    for of_one in (lambda x: op(x, z), lambda x: op(z, x)):
+        pushed = torch.func.jvp(torch.func.grad(lambda x, f=of_one: f(x).pow(3).sum()), (x,), (v,))[1]
+        torch.testing.assert_close(pushed, 6 * x * z**3 * v)

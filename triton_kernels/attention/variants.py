@@ -16,6 +16,7 @@ from .value import attention_forward
 
 _LARGE, _SMALL = ("sm_90", "sm_100"), ("sm_80", "gfx942")
 _LENGTH = 256
+_FAR = (1 << 19, 1 << 13)  # so many vectors, so far apart, are numbered by 64 bits
 _YES, _NO = Operands(True, True, True, False), Operands(False, False, False, False)  # noqa: FBT003
 _ALL = Operands(True, True, True, True)  # noqa: FBT003
 
@@ -100,13 +101,36 @@ def _others() -> Iterator[Callable[[], object]]:
     yield _pull(64, torch.bfloat16, second=True, bias=bias, **everything)
 
 
+def _wide(size: int, bias: torch.Tensor | None = None, **options: Any) -> Iterator[Callable[[], object]]:
+    """Value with tangent and the second order, where elements of a head stand 2³¹ and more behind its first."""
+    length, apart = _FAR
+
+    def heads(count: int) -> torch.Tensor:
+        strides = (0, 0, size, apart, 1)
+        return torch.empty_strided((1, 2, count, length, size), strides, dtype=torch.bfloat16, device="meta")
+
+    at, scores, needs = Operands(heads(4), heads(2), heads(2), bias), Scores(0.125, **options), _YES
+    if bias is not None:
+        needs = _ALL
+    o, lse = torch.empty_like(at.q, memory_format=torch.contiguous_format), torch.empty(at.q.shape[:-1], device="meta")
+    yield lambda: attention_forward(at, at, scores)
+    yield lambda: attention_second_order(at, at, o, lse, o, lse, o, None, o, None, scores, needs, needs)
+
+
+def _wide_scores() -> Iterator[Callable[[], object]]:
+    """The same with a bias and a mask, whose rows lie as far apart."""
+    matrix, length = torch.empty((), device="meta"), _FAR[0]
+    bias = matrix.new_empty((1, 1, 4, length, length), dtype=torch.bfloat16)
+    yield from _wide(64, bias, mask=matrix.new_empty((1, 2, 1, length, length), dtype=torch.bool))
+
+
 def aot_variants() -> list[Variant]:
-    """The variants that cover every dtype, head size and option; the usual ones also in the smaller tiles.
+    """The variants that cover every dtype, head size and option; the usual ones also in the smaller tiles, and large.
 
     Returns:
         The variants, each for the targets whose configuration it is.
     """
-    large = [replace(variant, targets=_LARGE) for variant in variants_of([*_main(), *_others()])]
+    large = [replace(variant, targets=_LARGE) for variant in variants_of([*_main(), *_others(), *_wide(128), *_wide_scores()])]
     with assume_small():
-        small = [replace(variant, targets=_SMALL) for variant in variants_of(_main())]
+        small = [replace(variant, targets=_SMALL) for variant in variants_of([*_main(), *_wide(64)])]
     return large + small
