@@ -190,6 +190,31 @@ def test_linear_algebra_is_silently_wrong_under_grad_of_jvp(function: Callable[[
         pytest.skip(f"ours is right, and PyTorch {torch.__version__} mended its own, as 2.15 did")
 
 
+@pytest.mark.slow
+@pytest.mark.compiled
+def test_the_gradient_of_a_compiled_jvp_of_linear_layers_raises() -> None:
+    """Inductor writes into the zero tensor that stands for the tangent of a weight."""
+    layers = torch.nn.ModuleList(torch.nn.Linear(16, 16) for _ in range(3))
+    x, v = torch.randn(20, 16), torch.randn(20, 16)
+
+    def gradients(linear: Callable[[torch.nn.Module, Tensor], Tensor], *, compiled: bool) -> tuple[Tensor, ...]:
+        def network(x: Tensor) -> Tensor:
+            return x + linear(layers[2], torch.tanh(linear(layers[1], torch.tanh(linear(layers[0], x)))))
+
+        def loss(x: Tensor, v: Tensor) -> Tensor:
+            y, y_dot = torch.func.jvp(network, (x,), (v,))
+            return (y - y_dot.detach()).square().mean() + y_dot.square().mean()
+
+        torch.compiler.reset()
+        total = torch.compile(loss, fullgraph=True)(x, v) if compiled else loss(x, v)
+        return torch.autograd.grad(total, [layer.weight for layer in layers])
+
+    with pytest.raises(RuntimeError, match="ZeroTensors are immutable"):
+        gradients(lambda layer, x: layer(x), compiled=True)
+    ours = gradients(lambda layer, x: ops.linear(x, layer.weight, layer.bias), compiled=True)
+    torch.testing.assert_close(ours, gradients(lambda layer, x: layer(x), compiled=False), rtol=1e-4, atol=1e-6)
+
+
 def test_checkpoint_inside_jvp_and_in_a_dual_level_raises_in_backward(x: Tensor, v: Tensor) -> None:
     def in_jvp(checkpoint: Callable[..., Tensor], leaf: Tensor) -> Tensor:
         return torch.func.jvp(lambda t: checkpoint(torch.sin, t, use_reentrant=False), (leaf,), (v,))[1]

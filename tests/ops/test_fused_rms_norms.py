@@ -62,6 +62,17 @@ def test_options_are_those_of_rms_norm(device: str) -> None:
             torch.testing.assert_close(normalised, expected)
 
 
+def test_autocast_adds_in_the_wider_dtype(device: str) -> None:
+    """As PyTorch's sum does: a layer returns bfloat16 there, and the residual stays in float32."""
+    x, z, w = torch.randn(4, 8, device=device, dtype=torch.bfloat16), torch.randn(4, 8, device=device), torch.ones(8)
+    for one, other in ((x, z), (z, x)):
+        with torch.autocast(device, torch.bfloat16):
+            y, total = ops.add_rms_norm(one, other, (8,), w.to(device))
+        assert y.dtype == total.dtype == torch.float32 and torch.equal(total, one + other)
+        with pytest.raises(ValueError, match=r"residual must have the shape and dtype of input"):
+            ops.add_rms_norm(one, other, (8,))
+
+
 @pytest.mark.usefixtures("interpreted")
 def test_launches_with_a_residual(device: str) -> None:
     x, w = torch.randn(3, 8, device=device), torch.randn(8, device=device)

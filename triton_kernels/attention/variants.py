@@ -130,7 +130,8 @@ def aot_variants() -> list[Variant]:
     Returns:
         The variants, each for the targets whose configuration it is.
     """
-    large = [replace(variant, targets=_LARGE) for variant in variants_of([*_main(), *_others(), *_wide(128), *_wide_scores()])]
+    calls = [*_main(), *_others(), *_wide(128), *_wide_scores()]
+    large = [replace(variant, targets=_LARGE) for variant in variants_of(calls)]
     with assume_small():
         small = [replace(variant, targets=_SMALL) for variant in variants_of([*_main(), *_wide(64)])]
     return large + small

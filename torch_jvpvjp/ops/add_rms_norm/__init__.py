@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...registration.autocast import is_autocast
 from .._arguments import check_floating
 from .._native import VALUE, standing
 from .._norms.arguments import check_device, check_shape, check_weight, eps_of, is_rounded
@@ -41,7 +42,8 @@ def add_rms_norm(
 
     Args:
         input: x, shape (*batch, *normalized_shape); float16, bfloat16, float32 or float64.
-        residual: z, of the shape, dtype and device of input.
+        residual: z, of the shape, dtype and device of input; under autocast of any dtype, and both are cast to the
+            wider one, as their sum is.
         normalized_shape: Sizes of the axes to normalise over, the last of the input's; at least one.
         weight: Gain w, shape normalized_shape; any of those dtypes. Absent means a gain of ones.
         eps: ε, added under the root; finite. Absent means the machine epsilon of the dtype it computes in.
@@ -49,7 +51,7 @@ def add_rms_norm(
         casting: "torch", "llama" or "gemma", see :func:`rms_norm`.
 
     Returns:
-        y and s, of the shape and dtype of input.
+        y and s, of the shape and dtype of input (under autocast, of the sum).
 
     Raises:
         TypeError: If an argument is not of its type, or a tensor not of a dtype named above.
@@ -73,7 +75,7 @@ def add_rms_norm(
     ):  # what nearly every call on a CPU is, decided at once
         total = input + residual
         return torch.rms_norm(total, normalized_shape, weight, eps), total
-    _check_sum(input, residual)
+    input, residual = _summands(input, residual)  # noqa: A001
     shape = check_shape(name, input, normalized_shape)
     check_weight(name, "weight", weight, input, shape, "normalized_shape")
     eps = eps_of(name, eps, input)
@@ -82,14 +84,18 @@ def add_rms_norm(
     return op(*arguments) if _is_compiling() else op.call_flat(arguments)  # pyright: ignore[reportReturnType]
 
 
-def _check_sum(x: Any, residual: Any) -> None:
-    """Refuse what cannot be added before anything is computed."""
+def _summands(x: Any, residual: Any) -> tuple[Tensor, Tensor]:
+    """The two in one dtype, under autocast the wider; what cannot be added is refused before anything is computed."""
     name = "add_rms_norm"
     check_floating(name, "input", x)
     check_floating(name, "residual", residual)
+    if residual.dtype != x.dtype and is_autocast(x.device.type):
+        dtype = torch.promote_types(x.dtype, residual.dtype)
+        x, residual = x.to(dtype), residual.to(dtype)
     if residual.shape != x.shape or residual.dtype != x.dtype:
         raise ValueError(
             f"{name}: residual must have the shape and dtype of input, {tuple(x.shape)} and {x.dtype}, got "
             f"{tuple(residual.shape)} and {residual.dtype}; use .expand() or .to()."
         )
     check_device(name, "residual", residual, "input", x)
+    return x, residual

@@ -1,5 +1,6 @@
 """A linear layer with its activation: the public face."""
 
+from math import prod
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def linear(
     if single:
         weight, bias = weight.unsqueeze(0), None if bias is None else bias.reshape(1)
     batch = input.shape[:-1]
-    rows = input if input.dim() == 2 else input.reshape(batch.numel(), input.shape[-1])
+    rows = input if input.dim() == 2 else input.reshape(prod(batch), input.shape[-1])  # numel() would be no symbol
     args = rows, weight, None if bias is None else bias.unsqueeze(0), IDENTITY if activation is None else activation
     if _is_compiling() or is_autocast(input.device.type):
         y = op(*args)

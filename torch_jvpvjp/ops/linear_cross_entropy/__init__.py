@@ -78,8 +78,7 @@ def linear_cross_entropy(
     _check(input, weight, target, bias, chunk_size, same_dtype=not autocast)
     rows, batch = input.reshape(-1, input.shape[-1]), input.shape[:-1]
     flat = classes_of(target.reshape(-1), ignore_index)
-    whole = chunk_size is None and chunk_rows(len(rows), weight.shape[0], None) == len(rows)
-    if whole and not z_loss and softcap is None and len(rows) and _is_native(rows, weight, bias):
+    if chunk_size is None and not z_loss and softcap is None and _is_native(rows, weight, bias):
         z = torch.nn.functional.linear(rows, weight, bias)
         loss = native_loss("linear_cross_entropy", z, flat, None, ignore_index, reduction, float(label_smoothing))
         return loss.reshape(batch) if reduction == "none" else loss
@@ -93,7 +92,8 @@ def linear_cross_entropy(
 
 def _is_native(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether PyTorch's own layer and loss are right here; one chunk of logits is what they keep."""
-    return standing(rows, weight, bias) in FIRST_ORDER
+    # Numbers of rows, which may be symbols, are compared only where nothing is traced.
+    return standing(rows, weight, bias) in FIRST_ORDER and 0 < len(rows) == chunk_rows(len(rows), len(weight), None)
 
 
 def _check(x: Any, weight: Any, target: Any, bias: Any, chunk_size: Any, *, same_dtype: bool) -> None:
