@@ -129,7 +129,7 @@ def test_what_a_plan_holds_is_what_its_execution_holds(batch, chunk_size, strate
     held = []
     for _ in range(2):  # the first fills the caches of indices
         with torch.no_grad(), Footprint(None, [source, *tracing.constants.values()]) as footprint:
-            plan.runtime._executed(plan, tracing, source, extras)
+            plan.runtime.executed(plan, tracing, source, extras)
         held.append(footprint.peak)
     assert plan.peak_bytes == pytest.approx(held[1], rel=0.05)
 

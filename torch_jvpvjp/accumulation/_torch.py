@@ -22,8 +22,8 @@ __all__ = [
     "MISBATCHED_NODES", "FakeTensor", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes",
     "bare_op", "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_all_true", "is_builtin_node",
     "is_fake", "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "onednn_products", "outside_modes",
-    "past_autograd", "recording_of", "same_forms", "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped",
-    "wraps_transform",
+    "past_autograd", "recording_of", "same_forms", "set_grad_enabled", "unharmed", "updates_statistics", "vjp",
+    "vjp_of", "vmapped", "wraps_transform",
 ]  # fmt: skip
 
 
@@ -339,3 +339,14 @@ def _is_builtin(kind: type) -> bool:
 
 _CFunctionBase: Any = getattr(torch._C, "_FunctionBase")  # noqa: B009 (the stubs do not know it)
 _FOREIGN_NODES = frozenset({"CppFunction", "NotImplemented", "WarnNotImplemented", "Error", "DelayedError"})
+
+
+def updates_statistics(y: Tensor) -> bool:
+    """Return whether batch normalisation on the way to y has updated running statistics."""
+    nodes: Any = autograd_nodes(y)
+    return any(
+        "BatchNorm" in node.name()
+        and getattr(node, "_saved_training", True)
+        and getattr(node, "_saved_running_mean", None) is not None
+        for node in nodes
+    )

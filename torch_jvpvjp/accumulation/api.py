@@ -156,7 +156,8 @@ def plan_jacobian(
 
     The function is run once on a tensor without data, to see what it does; nothing it computes is used. Python values
     that it refers to (closed-over numbers, module attributes) are read at that time, and the plan notices when they
-    change; whether a tensor requires grad is watched where the function's own code asks for it. A function that looks
+    change: calls then record the function again, and plan anew, as this plan was made, if it has become another chain.
+    Whether a tensor requires grad is watched where the function's own code asks for it. A function that looks
     at data, or refers to what cannot be watched for changes, is called as it stands and is a single stage;
     `explain=True` says which and why.
 
@@ -185,7 +186,7 @@ def plan_jacobian(
     Raises:
         TypeError: If x, f or what f returns is not differentiable, or an argument has the wrong type.
         ValueError: If an option is unknown, stages do not fit one another, or no plan fits a limit.
-        NotImplementedError: If a stage has neither a JVP nor a VJP.
+        NotImplementedError: If a stage has neither a JVP nor a VJP, by torch.func or autograd.
     """  # noqa: DOC502 (raised further down)
     options = _options(
         "plan_jacobian",

@@ -22,7 +22,7 @@ def values_apart(subject: Subject, source: Tensor, extras: Sequence[Tensor], ran
             return x
 
     in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
-    with torch.no_grad():
+    with torch.set_grad_enabled(source.requires_grad):
         try:
             return torch.func.vmap(of_one, in_dims, randomness=randomness)(source, *extras)
         except RuntimeError:  # as where it writes what differs into what does not, or looks at values

@@ -35,6 +35,7 @@ class TapeMap(LinearMap):
         pullback: Its pullback, recorded.
         pushforward: Its pushforward.
         trusted: Whether the pullback is known to be right for many vectors at once, so that it need not be asked.
+        apart: Whether the pullback takes one vector after another.
     """
 
     def __init__(
@@ -45,10 +46,12 @@ class TapeMap(LinearMap):
         pullback: Pullback | None = None,
         pushforward: Callable[[Tensor], Tensor] | None = None,
         trusted: bool = False,
+        apart: bool = False,
     ) -> None:
         self.x_shape, self.x_dtype = x.shape, x.dtype
         self.y_shape, self.y_dtype = y.shape, y.dtype
         self.pullback, self.pushforward, self.trusted = pullback, pushforward, trusted
+        self.apart = apart
 
     def push(self, block: Block) -> Block:
         """Return one run of the pushforward for all columns."""
@@ -63,7 +66,7 @@ class TapeMap(LinearMap):
         assert self.pullback is not None, "a map recorded for tangents was pulled through"
         pullback, count = self.pullback, block.structure.m
         y_bar = block.dense().to(self.y_dtype).reshape((count, *self.y_shape))
-        (x_bar,) = carry_each(pullback, [y_bar], asked=not self.trusted)
+        (x_bar,) = carry_each(pullback, [y_bar], apart=self.apart, asked=not self.trusted)
         return Block(Dense(count, self.x_shape.numel()), x_bar.reshape(count, -1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from .memory import read_memory
 from .options import Options
 from .plan import Plan
 from .planning import plan_factors
-from .runtime import Runtime
+from .runtime import Planning, Runtime
+from .samples import check_batch, check_samples
 from .seeds import check_seed, seeded
 
 
@@ -55,7 +57,18 @@ def make_plan(
     """  # noqa: DOC502 (some are raised further down)
     tracing = runtime.tracing(x)
     if runtime.options.batch_dims:
-        runtime.check_batch(x)
+        check_batch(runtime, x)
+    again = partial(
+        make_plan,
+        objective=objective,
+        strategy=strategy,
+        tape_limit=tape_limit,
+        peak_entries=peak_entries,
+        matrix_free=matrix_free,
+        threads=threads,
+        memory_limit=memory_limit,
+    )
+    runtime.planning = Planning(again, runtime.options, repr(tracing.subject.layout))
     meta = tracing.traced.output
     limit = read_memory(runtime.caller, memory_limit)
     if objective == "time":
@@ -80,7 +93,7 @@ def make_plan(
     else:
         made = ready_within(Limit(limit, memory_limit, runtime, tracing, x), planned, strategy, peak_entries)
     if runtime.options.batch_dims:
-        runtime.check_samples(made, x)
+        check_samples(runtime, made, x)
     return made
 
 

@@ -34,6 +34,12 @@ class Profile(NamedTuple):
     refusal: str | None  # why neither derivative could be taken
     jvp_launches: int = 1  # ops that one run of it launches, the function itself included
     vjp_launches: int = 1
+    by_autograd: bool = False  # that no transform of torch.func takes it, and autograd does
+
+    @property
+    def can_be_differentiated(self) -> bool:
+        """Whether one of the two derivatives is there."""
+        return self.jvp_cost is not None or self.vjp_cost is not None
 
 
 def profile_of(functions: Sequence[Callable[..., Any]], place: int, point: Point, x: Tensor) -> Profile:
@@ -52,16 +58,17 @@ def profile_of(functions: Sequence[Callable[..., Any]], place: int, point: Point
         The profile.
 
     Raises:
-        NotImplementedError: If the function can be differentiated neither by torch.func.jvp nor by torch.func.vjp.
+        NotImplementedError: If the function can be differentiated neither by torch.func.jvp nor by torch.func.vjp, nor
+            by autograd.
     """
     stage = BlackBox(functions[place])
     profile = _run(stage, point, place, lambda: _value(functions[:place], x))
     if profile.jvp_cost is not None and not _is_pushed_rightly(stage, lambda: _value(functions[:place], x)):
         profile = profile._replace(jvp_cost=None, refusal="a JVP that is not the transpose of its VJP")
-    if profile.jvp_cost is None and profile.vjp_cost is None:
+    if not profile.can_be_differentiated:
         raise NotImplementedError(
-            f"Chain: stage {place + 1} ({stage.label}) must be differentiable by torch.func.jvp or torch.func.vjp, "
-            f"got {profile.refusal}; call jacobian(f, x) without options, which needs PyTorch's autograd alone."
+            f"Chain: stage {place + 1} ({stage.label}) must be differentiable by torch.func.jvp, torch.func.vjp "
+            f"or autograd, got {profile.refusal}."
         )
     return profile
 
@@ -96,8 +103,12 @@ def _run(stage: BlackBox, point: Point, index: int, value: Callable[[], Tensor])
     except Exception:  # noqa: BLE001 (whatever went wrong, the real run says it better)
         pass
     try:
-        return _profile(stage, value())
+        profile = _profile(stage, value())
+        return profile if profile.can_be_differentiated else _profile_by_autograd(stage, value()) or profile
     except RuntimeError as error:  # what PyTorch raises when shapes or dtypes do not fit
+        profile = _profile_by_autograd(stage, value())
+        if profile is not None:
+            return profile
         raise ValueError(
             f"Chain: stage {index + 1} ({stage.label}) must take a tensor of shape {tuple(point.shape)} and dtype "
             f"{point.dtype}, which the stage before it returns, got an error: {error}."
@@ -144,6 +155,25 @@ def _profile(stage: BlackBox, x: Tensor) -> Profile:
         vjp_cost, vjp_launches = _of_one_more(pullback, y)
     output, why = Point(y.shape, y.dtype, y.device), "; ".join(refusals) or None
     return Profile(output, jvp_cost, vjp_cost, primal.written, why, jvp_launches, primal.launched + vjp_launches)
+
+
+def _profile_by_autograd(stage: BlackBox, x: Tensor) -> Profile | None:
+    """Return the same by autograd, which pulls alone; None if that does not take the stage, or inside a transform."""
+    if inside_transform():
+        return None
+    drawn = random_state(x.device)
+    try:
+        with FmaCounter() as primal:
+            y, pullback, _ = stage.pullback_of_autograd(x, live=False)
+        vjp_cost, launches = _of_one_more(pullback, y)
+    except RuntimeError:
+        return None
+    finally:
+        set_random_state(x.device, drawn)
+    output = Point(y.shape, y.dtype, y.device)
+    return Profile(
+        output, None, vjp_cost, primal.written, None, vjp_launches=primal.launched + launches, by_autograd=True
+    )
 
 
 def _of_one_more(function: Callable[[Tensor], tuple[Tensor, ...]], vector: Tensor) -> tuple[int, int]:

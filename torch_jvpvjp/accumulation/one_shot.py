@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._torch import inside_transform, wraps_transform
+from ._torch import inside_transform, updates_statistics, wraps_transform
 from .batches import check_independent
 from .cache import Remembered
 from .carrying import random_state, set_random_state
@@ -78,8 +78,14 @@ def _blocks_of_one(subject: Subject, leaves: Sequence[Tensor], known: Remembered
 
     device = leaves[0].device
     before = random_state(device)
-    run = Recorded(function, leaves, live=live)
-    if not known.planning_pays(run.seconds, run.width, lambda: run.recording.nodes):
+    try:
+        run = Recorded(function, leaves, live=live)
+    except RuntimeError as error:
+        if not live or inside_transform() or "transform" not in str(error):
+            raise
+        return None  # no transform of torch.func takes f, but autograd may, as a plan finds out
+    pays = known.planning_pays(run.seconds, run.width, lambda: run.recording.nodes)
+    if not pays or (not live and updates_statistics(run.recorded)):  # what has counted a batch is not run again
         try:
             return plain_jacobian(run)
         except RuntimeError as error:

@@ -48,6 +48,11 @@ class Recorded:
         return sum(leaf.numel() for leaf in self.leaves)
 
     @property
+    def recorded(self) -> Tensor:
+        """The value as autograd recorded it, where the results are not to be differentiated."""
+        return self._of_autograd
+
+    @property
     def width(self) -> int:
         """The tangents or adjoints that the Jacobian takes, whichever are fewer."""
         return min(self.n, self.y.numel())

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ._torch import inside_transform, set_grad_enabled, wraps_transform
-from .batches import check_independent, values_apart
 from .calls import MOST_FOLDED
-from .carrying import close
 from .checks import check_passes
 from .execute import Execution, as_jacobian, count_chunks, execute
 from .held import held_bytes
@@ -35,6 +33,20 @@ if TYPE_CHECKING:
     from .timing import Verification
 
 
+class Planning(NamedTuple):
+    """How the plan of a function was made, so that it can be made anew where the function has become another chain.
+
+    Attributes:
+        plan: Makes it, of the function and a point.
+        options: The options of the function before a limit on memory chose chunks.
+        layout: What the arguments looked like, in words: trees of arguments cannot be pickled.
+    """
+
+    plan: Callable[[Runtime, Any], Plan]
+    options: Options
+    layout: str
+
+
 class Runtime:
     """A function that a plan is for.
 
@@ -44,6 +56,7 @@ class Runtime:
         options: How the Jacobian is taken.
         arguments: What the function is called with where a call is given x; x itself if not given.
         watched: The functions whose change makes a recording stale; the stages if not given.
+        planning: How a plan for it is made; None where plans are not made for it, but given.
     """
 
     def __init__(
@@ -53,17 +66,19 @@ class Runtime:
         options: Options,
         arguments: Callable[[Any], Any] | None = None,
         watched: Sequence[Callable[..., Any]] | None = None,
+        planning: Planning | None = None,
     ) -> None:
         self.caller, self.stages, self.options = caller, tuple(stages), options
         self.arguments = arguments or _as_given
         self.watching = self.stages if watched is None else tuple(watched)
         self.only_recorded = False  # whether a function that cannot be recorded is refused
+        self.planning = planning
         self._tracings: dict[Any, Tracing] = {}
         self._shortcut: Shortcut | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, or one that was pickled, is of the same function and has recorded nothing yet."""
-        return Runtime, (self.caller, self.stages, self.options, self.arguments, self.watching)
+        return Runtime, (self.caller, self.stages, self.options, self.arguments, self.watching, self.planning)
 
     def tracing(self, x: Any) -> Tracing:
         """Return the function traced for tensors such as x, anew if it is no longer what it was."""
@@ -94,7 +109,7 @@ class Runtime:
 
     def with_options(self, options: Options) -> Runtime:
         """Return the same function with other options."""
-        return Runtime(self.caller, self.stages, options, self.arguments, self.watching)
+        return Runtime(self.caller, self.stages, options, self.arguments, self.watching, self.planning)
 
     def compiled(self, mode: str | None) -> Runtime:
         """The same function, to be run compiled.
@@ -144,7 +159,9 @@ class Runtime:
                 set_grad_enabled(grad)
         tracing = self.tracing(x)
         subject, traced = tracing.subject, tracing.traced
-        plan = fitted(self.caller, plan, tracing)
+        plan = self._fitted(plan, tracing, x)
+        if plan.runtime is not self and tracing.remade:
+            return plan(x)
         leaves, extras = subject.bind_leaves(self.arguments(x))
         check_passes(tracing, self.arguments(x), leaves, extras)
         outside = self.options.create_graph or is_differentiated() or any(map(wraps_transform, leaves))
@@ -155,13 +172,42 @@ class Runtime:
             if not live:
                 return tracing.planted(self._replayed(plan, tracing, leaves, extras))
             how = Execution(self.options.chunk_size, live=outside)
-            matrix = self._executed(plan, tracing, subject.source_of(leaves), extras, how)
+            matrix = self.executed(plan, tracing, subject.source_of(leaves), extras, how)
         return tracing.planted(tracing.parts(matrix if outside else matrix.detach()))
+
+    def _fitted(self, plan: Plan, tracing: Tracing, x: Any) -> Plan:
+        """The plan for the function as it is now: a new one where that is another chain than it was.
+
+        Args:
+            plan: The plan.
+            tracing: The function, taken apart.
+            x: The point.
+
+        Returns:
+            The plan, or the one that takes its place.
+
+        Raises:
+            ValueError: If the plan was made for another function, or for other shapes.
+        """
+        try:
+            return fitted(self.caller, plan, tracing)
+        except ValueError:
+            made_for = None if self.planning is None else self.planning.layout
+            if made_for is None or made_for != repr(tracing.subject.layout):
+                raise
+        assert self.planning is not None
+        compiled = {"compile": self.options.compile, "compile_mode": self.options.compile_mode}
+        runtime = self.with_options(replace(self.planning.options, **compiled))
+        runtime.adopt(x, tracing)
+        tracing.fitted, tracing.remade = (plan, self.planning.plan(runtime, x)), True
+        return tracing.fitted[1]
 
     def verify(self, plan: Plan, x: Any, runs: int = 11) -> Verification:
         """Return predicted and measured time of each step at x; the median of some runs counts."""
         tracing = self.tracing(x)
-        plan = fitted(self.caller, plan, tracing)
+        plan = self._fitted(plan, tracing, x)
+        if plan.runtime is not self and tracing.remade:
+            return plan.verify(x)
         leaves, extras = tracing.subject.bind_leaves(self.arguments(x))
         source, inputs = tracing.subject.source_of(leaves), [*leaves, *extras, *tracing.constants.values()]
         with torch.no_grad():
@@ -173,7 +219,7 @@ class Runtime:
             how = Execution(self.options.chunk_size, before=watch.start)
 
             def watched() -> list[float]:
-                self._executed(plan, tracing, source, extras, how)
+                self.executed(plan, tracing, source, extras, how)
                 return watch.stop()
 
             return verification(plan, source, watch.tasks, watched, runs)
@@ -197,7 +243,7 @@ class Runtime:
         how = Execution(chunk_size or self.options.chunk_size, most_chunks=2)
 
         def executed(source: Tensor, extras: Sequence[Tensor]) -> Tensor:
-            return self._executed(plan, tracing, source, extras, how)
+            return self.executed(plan, tracing, source, extras, how)
 
         worth = self._worth(tracing.subject.sample) if how.chunk_size is None else None
         return held_bytes(tracing, executed, self._most_folded, worth)
@@ -243,7 +289,7 @@ class Runtime:
 
         def made() -> list[Tensor]:
             source = tracing.subject.source_of(given[:count])
-            return tracing.parts(self._executed(plan, tracing, source, given[count:], how))
+            return tracing.parts(self.executed(plan, tracing, source, given[count:], how))
 
         inputs = [*given, *tracing.constants.values()]
         recorder = ProgramRecorder(inputs, self._most_folded)
@@ -289,7 +335,7 @@ class Runtime:
         elsewhere = elsewhere or tracing.traced.tape.checked
         return bare and not elsewhere and self.arguments is _as_given and subject.has_one_argument
 
-    def _executed(
+    def executed(
         self, plan: Plan, tracing: Tracing, source: Tensor, extras: Sequence[Tensor], how: Execution | None = None
     ) -> Tensor:
         """Return the Jacobian, (*batch as one axis, *outputs, *inputs), or its entries if it is sparse."""
@@ -305,7 +351,7 @@ class Runtime:
             if not subject.batch.numel():
                 return source.new_zeros((0, *traced.output.shape, *subject.sample.shape), dtype=traced.output.dtype)
             if tracing.apart and not inside_transform():
-                return self._one_by_one(plan, tracing, source, extras, chosen)
+                return self.one_by_one(plan, tracing, source, extras, chosen)
             in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
             return torch.func.vmap(of_one, in_dims, randomness=self.options.randomness)(source, *extras)
 
@@ -319,7 +365,7 @@ class Runtime:
             return block.structure.csr_values(block.values, y).to(y.dtype)
         return as_jacobian(block, y, x, made=len(plan.steps) > 1)
 
-    def _one_by_one(
+    def one_by_one(
         self, plan: Plan, tracing: Tracing, source: Tensor, extras: Sequence[Tensor], how: Execution
     ) -> Tensor:
         """Return the Jacobians of some samples, taken one after another."""
@@ -329,54 +375,6 @@ class Runtime:
         return torch.stack([
             self._of_sample(plan, tracing, x, other, how) for x, other in zip(sources, others, strict=True)
         ])
-
-    def check_samples(self, plan: Plan, x: Any) -> None:
-        """Find out whether samples that are taken all at once have the Jacobians that they have one after another.
-
-        PyTorch's derivatives of a few ops are wrong under two `vmap`, one for samples and one for columns
-        (`torch.linalg.solve`, in 2.11 to 2.13). Where all Jacobians are known in closed form there is none of columns.
-
-        Args:
-            plan: The plan.
-            x: The point.
-        """
-        tracing = self.tracing(x)
-        open_parts = any(part.arcs is None for region in tracing.traced.regions for part in region.parts)
-        draws = any(op.draws for op in tracing.traced.tape.ops)
-        if not open_parts or draws or self.options.randomness != "error" or inside_transform():
-            return
-        source, extras = tracing.subject.bind(self.arguments(x))
-        source, extras = source if tracing.subject.in_parameters else source[:2], [extra[:2] for extra in extras]
-        how = Execution(self.options.chunk_size)
-        with torch.set_grad_enabled(tracing.traced.opaque):
-            try:
-                together = self._executed(plan, tracing, source, extras, how).detach()
-            except RuntimeError:  # an op that `vmap` does not take; what else is wrong is raised one by one
-                tracing.apart = True
-                return
-            if together.numel():
-                tracing.apart = not close(together, self._one_by_one(plan, tracing, source, extras, how).detach())
-
-    def check_batch(self, x: Any) -> None:
-        """Check that f treats the samples of a batch independently, by its values.
-
-        Args:
-            x: The point.
-
-        Raises:
-            ValueError: If f of the batch is not the batch of f of its samples.
-        """
-        tracing = self.tracing(x)
-        subject, traced = tracing.subject, tracing.traced
-        source, extras = subject.bind(self.arguments(x))
-        random = self.options.randomness != "error" or any(op.draws for op in traced.tape.ops)
-        if random or inside_transform() or not subject.batch.numel():
-            return
-
-        apart = values_apart(subject, source, extras, "same")
-        with torch.no_grad():
-            together = subject.values_of_batch(self.arguments(x))
-        check_independent(subject, apart, together)
 
 
 def _as_given(x: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ._torch import any_global_module_hook, jvp, recording_of, vjp
@@ -33,6 +34,25 @@ def is_plain_module(module: nn.Module) -> bool:
         or "forward" in vars(module)
         or any_global_module_hook()
     )
+
+
+class ByAutograd:
+    """A function that autograd differentiates and no transform of `torch.func` does: it is pulled through only.
+
+    Such are functions that update buffers, as batch normalisation in training does, that take gradients by
+    `torch.autograd.grad`, that leave PyTorch for NumPy, or call an `autograd.Function` without `setup_context`.
+
+    Args:
+        function: The function.
+    """
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+        self.__name__ = label_of(function)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return its value."""
+        return self.function(x)
 
 
 class BlackBox:
@@ -78,6 +98,9 @@ class BlackBox:
 
     def linearize(self, x: Tensor, mode: Mode, *, live: bool = False) -> tuple[Tensor, LinearMap]:
         """Return the value, and the recorded derivative, which may be differentiated if it is `live`."""
+        if isinstance(self.function, ByAutograd):
+            y, pullback, trusted = self.pullback_of_autograd(x, live=live)
+            return y, TapeMap(x, y, pullback=pullback, trusted=trusted, apart=live)
         if mode is Mode.ADJOINT:
             y, pullback, trusted = self._pullback(x)
             return y, TapeMap(x, y, pullback=pullback, trusted=trusted)
@@ -112,6 +135,23 @@ class BlackBox:
 
         y, pullback = vjp(watched, x)
         return y, pullback, trusted
+
+    def pullback_of_autograd(self, x: Tensor, *, live: bool) -> tuple[Tensor, Pullback, bool]:
+        """Return the same as `_pullback` by autograd, which has f run once; differentiable if it is `live`."""
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            if live and x.requires_grad:
+                own = x.view_as(x)
+            else:
+                own = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+            y = self(own)
+
+        def pullback(y_bar: Tensor) -> tuple[Tensor, ...]:
+            if not y.requires_grad:
+                return (torch.zeros_like(own),)
+            (x_bar,) = torch.autograd.grad(y, own, y_bar, retain_graph=True, create_graph=live, allow_unused=True)
+            return (torch.zeros_like(own) if x_bar is None else x_bar,)
+
+        return y if live else y.detach(), pullback, recording_of(y).batches_rightly
 
     def push_through(self, x: Tensor, block: Block, *, live: bool = False) -> tuple[Tensor, Block]:
         """Return the value f(x) and the pushed block, in one run of f and without a record of it."""

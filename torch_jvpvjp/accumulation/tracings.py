@@ -23,6 +23,7 @@ from .tracing.agreement import agrees
 from .tracing.known import Unchanged
 from .tracing.traced import Traced, trace
 from .trees import assembled, flattened
+from .unwritten import Unwritten
 
 if TYPE_CHECKING:
     from .factor import Factor
@@ -47,7 +48,8 @@ class Tracing:
         compiled: The same, compiled.
         replayable: Whether there can be one.
         fits: The factors of the plan that was last found to be for it.
-        fitted: A plan that was made for other indices, and what became of it; see `fitted`.
+        fitted: A plan that was made for the function as it was, and what became of it; see `fitted`.
+        remade: Whether that was made anew, for another chain.
         form: The tree that the parts of the Jacobian stand in, once known.
         apart: Whether the samples of a batch go one after another, since PyTorch gets them wrong all at once.
     """
@@ -66,6 +68,7 @@ class Tracing:
     replayable: bool = True
     fits: tuple[Factor, ...] | None = None
     fitted: tuple[Plan, Plan] | None = None
+    remade: bool = False
     form: TreeSpec | None = None
     apart: bool = False
 
@@ -121,14 +124,20 @@ def trace_subject(
         ValueError: If the function does not run.
         NotRecordable: If it is refused.
     """  # noqa: DOC502 (raised further down)
-    with torch.inference_mode(mode=False):  # whose tensors autograd, which recording relies on, does not take
-        return _traced_and_watched(subject, watching, sparse, only_recorded)
+    with torch.inference_mode(mode=False), Unwritten() as unwritten:  # autograd, which records, takes no others
+        return _traced_and_watched(subject, watching, sparse, unwritten, only_recorded=only_recorded)
 
 
 def _traced_and_watched(
-    subject: Subject, watching: Sequence[Callable[..., Any]], sparse: bool | str, only_recorded: bool
+    subject: Subject,
+    watching: Sequence[Callable[..., Any]],
+    sparse: bool | str,
+    unwritten: Unwritten,
+    *,
+    only_recorded: bool,
 ) -> Tracing:
     guards, unwatchable = _watched(subject, watching)
+    unwritten.keep(watching, () if guards is None else guards.tensors)
 
     def settle() -> None:
         """See to it that what the function keeps from a call, such as a table, is no tensor without data."""
@@ -179,7 +188,8 @@ def _traced_and_watched(
     traced.tape.constants |= {
         index: extra for index, extra in zip(extras, subject.extras, strict=True) if index is not None
     }
-    return Tracing(subject, traced, constants, extras, guards, forms, Unchanged(traced.numbers))
+    apart = traced.by_autograd
+    return Tracing(subject, traced, constants, extras, guards, forms, Unchanged(traced.numbers), apart=apart)
 
 
 def _watched(subject: Subject, watching: Sequence[Callable[..., Any]]) -> tuple[Guards | None, str | None]:

@@ -13,7 +13,7 @@ from ..factor import Factor
 from ..measure import Point, Profile, profile_of
 from ..problem import is_shared_weight
 from ..rules.registry import Meta
-from ..stages import label_of
+from ..stages import ByAutograd, label_of
 from ..structure import Dense, Structure, Zero
 from .checks import checks_of
 from .cuts import regions
@@ -51,6 +51,11 @@ class Traced:
         return bool(self.refusals)
 
     @property
+    def by_autograd(self) -> bool:
+        """Whether a part of it is differentiated by autograd, which `vmap` does not go around."""
+        return any(isinstance(op.target, ByAutograd) for op in self.tape.ops)
+
+    @property
     def output(self) -> Meta:
         """Shape, dtype and device of y."""
         return self.tape.metas[self.tape.result]
@@ -85,7 +90,7 @@ def trace(
     Raises:
         NotRecordable: If that is so.
         ValueError: If a function cannot take what the one before it returns.
-        NotImplementedError: If one of them can be differentiated neither by torch.func.jvp nor by torch.func.vjp.
+        NotImplementedError: If one of them can be differentiated neither by torch.func nor by autograd.
     """  # noqa: DOC502 (raised by profile_of)
     meta = Meta(x.shape, x.dtype, x.device)
     profiles: dict[int, Profile] = {}
@@ -113,7 +118,8 @@ def trace(
             profile = profile_of(functions, place, Point(*at), x)
             output = tape.new_value(Meta(*profile.output))
             profiles[output] = profile
-            tape.ops.append(TapeOp(function, (Ref(tape.result),), {}, (output,), (tape.result,)))
+            called = ByAutograd(function) if profile.by_autograd else function
+            tape.ops.append(TapeOp(called, (Ref(tape.result),), {}, (output,), (tape.result,)))
             tape.result = output
         _mark(tape)
     tape = simplified(tape)
