@@ -121,6 +121,12 @@ def _circuit(v):
     return state.abs() ** 2
 
 
+def _angles(v):
+    z = torch.cat([v, v[:1]]) * 1j
+    z[1:] = torch.complex(v, v * v + 1)
+    return z.angle()[1:] + z.sgn().imag[1:]
+
+
 FUNCTIONS = {
     "a filter": (lambda v: torch.fft.irfft(torch.fft.rfft(v) * FILTER, n=8).sin(), (8,)),
     "filters of a batch": (lambda v: torch.fft.irfft(torch.fft.rfft(v) * FILTER, n=9).sin(), (3, 9)),
@@ -137,6 +143,7 @@ FUNCTIONS = {
     "a Gram matrix": (lambda v: (torch.complex(v, v.sin()) @ torch.complex(v, v.sin()).mH).abs(), (2, 3)),
     "eigenvalues": (lambda v: torch.linalg.eigvals(v + torch.diag(torch.arange(3)) * 9).real.sort().values, (3, 3)),
     "written into": (lambda v: torch.view_as_real(torch.complex(v, v).mul_(2j).add_(v)), (3,)),
+    "an angle of what was written": (_angles, (3,)),
     "polar": (lambda v: torch.polar(v.exp(), v * 2).sum().angle() * v, (3,)),
     "one number": (lambda v: ((v + 2j) ** 3).real, (1,)),
 }  # fmt: skip

@@ -82,6 +82,17 @@ def test_a_tangent_carries_a_column_of_every_sample():
     assert factor.forming_cost == 9 * factor.jvp_cost
 
 
+def test_it_is_priced_by_its_arithmetic_and_by_what_its_derivative_launches():
+    x = randn(5, 3, 3)
+    (exponentials,) = plan_jacobian(linalg.matrix_exp, x).factors
+    assert exponentials.jvp_cost == 48 * 5 * 27
+    (solves,) = plan_jacobian(lambda b: linalg.solve(STACK, b), x).factors
+    assert solves.vjp_cost == 5 * 27
+    triangles = max(plan_jacobian(lambda a: linalg.qr(a)[1], x).factors, key=lambda factor: factor.launches)
+    assert triangles.launches > solves.launches > 3
+    assert triangles.pull_launches is not None
+
+
 @quiet_judge
 def test_a_matrix_that_all_samples_share_is_no_sample():
     def f(a):

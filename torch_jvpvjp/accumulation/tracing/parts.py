@@ -12,14 +12,15 @@ from torch import Tensor
 
 from .._torch import FakeTensorMode, jvp_of, load_jvp_rules, unharmed
 from ..bending import smooth_target
-from ..count import FOURIER, fma_of_fourier
+from ..count import FOURIER, FmaCounter, fma_of_fourier
 from ..measure import Profile
 from ..rules.registry import Call, Local, Meta, Operand, local_derivatives
 from ..structure import Dense, Structure
-from .samples import samples_of
+from .samples import fma_of_tangent, samples_of
 from .tape import Ref, Tape, TapeOp, fill
 
 _RUNS: dict[tuple[Any, str], bool] = {}  # which derivatives PyTorch has, by op
+_LAUNCHES: dict[tuple[Any, str], int] = {}  # how many ops they launch, as far as is known
 
 
 _aten = torch.ops.aten
@@ -38,6 +39,9 @@ _LINEAR = frozenset({
 
 
 _BILINEAR = frozenset({_aten.mm.default, _aten.bmm.default, _aten.mv.default, _aten.dot.default})
+
+
+_FEW_LAUNCHES = 3  # of each operand, where nothing is known
 
 
 class Arc(NamedTuple):
@@ -99,8 +103,8 @@ class Part:
         """The fma of carrying one tangent or one cotangent through the op where it has no closed form.
 
         Matrix products, convolutions and attention count half their flops for each operand, four times that of complex
-        numbers; Fourier transforms as in `FmaCounter`; any other op one fma for each real number of its largest tensor
-        and operand.
+        numbers; Fourier transforms as in `FmaCounter`; linear algebra as in `fma_of_tangent`; any other op one fma for
+        each real number of its largest tensor and operand.
         """
         from torch.utils.flop_counter import flop_registry  # imports Triton where there is one, which is slow
 
@@ -117,6 +121,9 @@ class Part:
             )
             flops = flop_registry[packet](*args, **kwargs, out_val=out[0] if len(out) == 1 else out)
             return count * flops * (4 if self.metas[self.outputs[0]].dtype.is_complex else 1) // 2
+        of_matrices = fma_of_tangent(self.op, self.metas, self.outputs[0])
+        if of_matrices is not None:
+            return of_matrices
         if packet in FOURIER:
             return fma_of_fourier(self.metas[self.op.active[0]].shape, self.op.args[1])
         if packet is not None and self._moves():
@@ -146,16 +153,22 @@ class Part:
         key = self.op.target, derivative.__name__
         if key not in _RUNS:
             load_jvp_rules()
-            with unharmed(), FakeTensorMode():
+            with unharmed(), FakeTensorMode(), FmaCounter() as counter:
                 made = {i: torch.empty(m.shape, dtype=m.dtype, device=m.device) for i, m in self.metas.items()}
                 try:
                     derivative(self.function(made.__getitem__), tuple(made[index] for index in self.op.active))
-                    _RUNS[key] = True
+                    _RUNS[key], _LAUNCHES[key] = True, counter.launched
                 except NotImplementedError:
                     _RUNS[key] = False
                 except Exception:  # noqa: BLE001 (a fake tensor may be refused where a real one is not)
                     _RUNS[key] = True
         return _RUNS[key]
+
+    def launches(self, *, forwards: bool) -> int:
+        """Return how many ops the derivative of an op without closed form launches, the axis of vectors moved twice."""
+        derivative = self._push_fake if forwards else self._pull_fake
+        known = _LAUNCHES.get((self.op.target, derivative.__name__)) if self._runs(derivative) else None
+        return _FEW_LAUNCHES * len(self.op.active) if known is None else known + 2
 
     @staticmethod
     def _push_fake(function: Callable[..., Any], primals: tuple[Tensor, ...]) -> None:

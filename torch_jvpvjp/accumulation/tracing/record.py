@@ -365,7 +365,7 @@ _APART = {
 # What PyTorch itself makes of an operand before an op sees it, of a conjugate view or beside a tangent that is zero. By
 # a user's call the result requires grad.
 _BELOW_AUTOGRAD = frozenset({_aten.clone.default, _aten.expand.default, _aten._to_copy.default})
-_STEPS = frozenset(STEPS)
+_STEPS = frozenset(STEPS) - {_aten.angle.default, _aten.sgn.default}  # which are none of complex numbers
 _SLICES = {_aten.slice.Tensor: 1, _aten.slice_scatter.default: 2}
 # Ops that write only what a tensor says of its shape, with the overload of their twin where it goes by another name.
 _SHAPED = {"squeeze_": "", "unsqueeze_": "", "t_": "", "transpose_": "int"}

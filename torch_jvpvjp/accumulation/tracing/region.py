@@ -44,7 +44,6 @@ _FAST_WITH_DENSE = (
 )  # fmt: skip
 
 
-_OPS_OF_OPEN = 3
 _OPS_OF_FACTORED = {"kronecker": 3, "row-kronecker": 3, "low-rank": 3, "identity-plus": 4, "stacked": 2, "pattern": 4}
 
 
@@ -273,22 +272,27 @@ class Region:
             self.backward(symbols, Dense(1, self.parts[-1].meta(self.target).numel))
         return symbols.fma
 
-    @property
-    def launches(self) -> int:
+    def launches(self, *, forwards: bool) -> int:
         """The number of ops that carrying a block takes.
 
         One for each local Jacobian, more for one kept as factors; one for its values where a formula makes them; one
         for each sum where paths meet; and, for an op without closed form, its derivative with the axis of the vectors
         brought in front and back. A black box was counted.
+
+        Args:
+            forwards: Whether tangents are carried.
+
+        Returns:
+            The number.
         """
         profile = self.parts[0].profile
         if profile is not None:
-            return profile.jvp_launches
+            return profile.jvp_launches if forwards else profile.vjp_launches
         count, uses = 0, Counter[int]()
         for part in self.parts:
             uses.update(part.op.active)
             if part.arcs is None:
-                count += _OPS_OF_OPEN * len(part.op.active)
+                count += part.launches(forwards=forwards)
             for arc in part.arcs or ():
                 structure = arc.local.structure
                 if not isinstance(structure, Identity):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +32,21 @@ from ..structures.base import csr
 from .tape import TapeOp
 
 _aten = torch.ops.aten
-_OF_MATRICES = frozenset({
-    _aten._linalg_det.default, _aten._linalg_eigh.default, _aten._linalg_slogdet.default, _aten._linalg_svd.default,
-    _aten.cholesky.default, _aten.cholesky_inverse.default, _aten.linalg_cholesky_ex.default, _aten.linalg_eig.default,
-    _aten.linalg_inv_ex.default, _aten.linalg_lu.default, _aten.linalg_lu_factor_ex.default,
-    _aten.linalg_matrix_exp.default, _aten.linalg_qr.default, _aten._linalg_eigvals.default,
-})  # fmt: skip
+# Each with the n³ that one tangent takes by PyTorch's formula: Q̇ and Ṙ are four products or solves, and the exponential
+# of a matrix has its tangent in that of one twice as large, some six products of (2n)³.
+_OF_MATRICES: dict[Any, int] = {
+    _aten._linalg_det.default: 1, _aten._linalg_eigh.default: 2, _aten._linalg_slogdet.default: 1,
+    _aten._linalg_svd.default: 4, _aten.cholesky.default: 3, _aten.cholesky_inverse.default: 3,
+    _aten.linalg_cholesky_ex.default: 3, _aten.linalg_eig.default: 3, _aten.linalg_inv_ex.default: 2,
+    _aten.linalg_lu.default: 3, _aten.linalg_lu_factor_ex.default: 3, _aten.linalg_matrix_exp.default: 48,
+    _aten.linalg_qr.default: 4, _aten._linalg_eigvals.default: 3,
+}  # fmt: skip
 _OF_PAIRS = frozenset({
     _aten._cdist_forward.default, _aten.bmm.default, _aten.cholesky_solve.default, _aten.linalg_lu_solve.default,
+    _aten.linalg_solve_triangular.default, _aten.triangular_solve.default,
+})  # fmt: skip
+_SOLVES = frozenset({
+    _aten._linalg_solve_ex.default, _aten.cholesky_solve.default, _aten.linalg_lu_solve.default,
     _aten.linalg_solve_triangular.default, _aten.triangular_solve.default,
 })  # fmt: skip
 _MOST_LISTED = 1_000_000  # entries of a pattern that is looked at
@@ -62,6 +70,20 @@ def _batch_axes(op: TapeOp, metas: dict[int, Meta], output: int) -> int:
         of_vectors = len(right) == 1 or (len(right) == len(matrix) - 1 and right == matrix[:-1])
         return len(metas[output].shape) - (1 if of_vectors else 2)
     return 0
+
+
+def fma_of_tangent(op: TapeOp, metas: dict[int, Meta], output: int) -> int | None:
+    """Return the fma of one tangent or cotangent of an op of linear algebra; None for any other.
+
+    Those of solves are a solve and a product with the right sides, of n² each for a column.
+    """
+    complexity = 4 if metas[output].dtype.is_complex else 1
+    shape = metas[op.operands[0]].shape
+    if op.target in _OF_MATRICES:
+        return complexity * _OF_MATRICES[op.target] * shape.numel() * min(shape[-2:])
+    if op.target in _SOLVES:
+        return complexity * len(op.active) * metas[output].shape.numel() * metas[op.operands[0]].shape[-1]
+    return None
 
 
 @lru_cache(maxsize=1024)

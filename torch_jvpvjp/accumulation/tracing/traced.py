@@ -157,8 +157,8 @@ def factor_of(region: Region, most: int, constants: Container[int]) -> Factor:
         given=given,
         forming_cost=closed.fma if closed is not None and not given else None,
         shared=_is_shared(region, constants),
-        launches=region.launches,
-        pull_launches=None if first.profile is None else first.profile.vjp_launches,
+        launches=region.launches(forwards=True),
+        pull_launches=None if all(part.arcs is not None for part in region.parts) else region.launches(forwards=False),
     )
 
 
