@@ -1,5 +1,6 @@
 """Bad input is refused, by name, and nothing is returned."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,16 +14,34 @@ X = torch.ones(3)
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        ([1.0, 2.0], r"x \(leaf 0\) must be a floating tensor, got float"),
+        ([1.0, 2.0], r"x \(leaf 0\) must be a floating tensor, got float; convert it by torch.as_tensor"),
+        (np.ones(3), "x must be a floating tensor, got ndarray; convert it by torch.as_tensor"),
         (torch.ones(3, dtype=torch.int64), r"x must be a floating tensor, got torch.int64; convert it"),
         (torch.ones(3, dtype=torch.complex64), "x must be a floating tensor, got torch.complex64"),
         (None, "x must be a floating tensor, got NoneType"),
     ],
-    ids=["list", "integer", "complex", "none"],
+    ids=["list", "array", "integer", "complex", "none"],
 )
 def test_x_must_be_a_floating_tensor(function, x, message):
     with pytest.raises(TypeError, match=message):
         function(torch.sin, x)
+
+
+def test_axes_of_a_batch_are_counted():
+    with pytest.raises(TypeError, match="batch_dims must be an integer, got None"):
+        jacobian(torch.sin, X, batch_dims=None)
+
+
+def test_x_that_the_first_stage_does_not_take_is_no_result_of_another():
+    with pytest.raises(ValueError, match=r"stage 1 \(Linear\) must take .* dtype torch.float32, which x is, got"):
+        plan_jacobian(nn.Linear(4, 3), X)
+
+
+def test_a_chain_is_made_of_several_callables():
+    with pytest.raises(TypeError, match=r"functions must be several callables, got Linear; write Chain.from_module\(f"):
+        Chain(nn.Linear(3, 2))
+    with pytest.raises(TypeError, match=r"functions must be several callables, got .*; write Chain\(\[f\]\)"):
+        Chain(torch.sin)
 
 
 def test_an_executed_plan_checks_x_again():
@@ -35,6 +54,7 @@ def test_an_executed_plan_checks_x_again():
 
 FUNCTIONS = {
     "no callable": (3, TypeError, "f must be a callable, or a list or tuple of callables, got int"),
+    "class": (nn.Linear, TypeError, r"f must be a module, got its class Linear; make one by Linear\(...\)"),
     "not all callable": ([torch.sin, 3], TypeError, r"functions\[1\] must be callable, got int"),
     "empty": ([], ValueError, "functions must hold at least one callable"),
     "number out": (lambda v: 3.0, TypeError, "what <lambda> returns must be a floating tensor, got float"),

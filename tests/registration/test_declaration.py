@@ -27,6 +27,14 @@ def test_name_must_have_a_namespace() -> None:
         differentiable_op("square")
 
 
+def test_a_declaration_without_its_name_says_how_it_is_written() -> None:
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    with pytest.raises(ValueError, match=r"write @differentiable_op\('mylib::plain'\)"):
+        differentiable_op(plain)  # pyright: ignore[reportArgumentType]
+
+
 def test_a_second_op_of_the_same_name_is_refused() -> None:
     name = fresh_name("twice")
     differentiable_op(name)(square)

@@ -326,6 +326,8 @@ def stages_of(caller: str, f: Differentiable) -> tuple[Callable[..., Any], ...]:
         return f.functions
     if isinstance(f, (list, tuple)):
         return Chain(f).functions
+    if isinstance(f, type) and issubclass(f, nn.Module):
+        raise TypeError(f"{caller}: f must be a module, got its class {f.__name__}; make one by {f.__name__}(...).")
     if not callable(f):
         raise TypeError(f"{caller}: f must be a callable, or a list or tuple of callables, got {type(f).__name__}.")
     return (f,)
@@ -347,7 +349,7 @@ def _options(caller: str, **given: Any) -> Options:
     """
     for name, least in (("batch_dims", 0), ("chunk_size", 1)):
         value = given[name]
-        if value is None:
+        if value is None and name == "chunk_size":
             continue
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{caller}: {name} must be an integer, got {value!r}.")

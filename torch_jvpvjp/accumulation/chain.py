@@ -31,6 +31,9 @@ class Chain:
     """
 
     def __init__(self, functions: Iterable[Function]) -> None:
+        if not isinstance(functions, Iterable):
+            way = "Chain.from_module(f)" if isinstance(functions, nn.Module) else "Chain([f])"
+            raise TypeError(f"Chain: functions must be several callables, got {type(functions).__name__}; write {way}.")
         self.functions: tuple[Function, ...] = tuple(functions)
         self.factors: tuple[Factor, ...] | None = None  # known at once only to a chain that is made from sizes
         if not self.functions:

@@ -109,9 +109,10 @@ def _run(stage: BlackBox, point: Point, index: int, value: Callable[[], Tensor])
         profile = _profile_by_autograd(stage, value())
         if profile is not None:
             return profile
+        given = "which the stage before it returns" if index else "which x is"
         raise ValueError(
             f"Chain: stage {index + 1} ({stage.label}) must take a tensor of shape {tuple(point.shape)} and dtype "
-            f"{point.dtype}, which the stage before it returns, got an error: {error}."
+            f"{point.dtype}, {given}, got an error: {error}."
         ) from error
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, is_dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
@@ -83,6 +84,13 @@ class Side:
             return [vector]
         pieces = torch.split(vector, self.sizes)
         return [piece.reshape(leaf.shape).to(leaf.dtype) for piece, leaf in zip(pieces, self.leaves, strict=True)]
+
+
+def _way_out(leaf: Any) -> str:
+    """Return how a leaf that is no tensor becomes one."""
+    if is_dataclass(leaf):
+        return "; register the class by torch.export.register_dataclass"
+    return "; convert it by torch.as_tensor" if isinstance(leaf, (float, np.ndarray, np.generic)) else ""
 
 
 def assembled(matrix: Tensor, output: Side, source: Side, batch: Sequence[int] = ()) -> Any:
@@ -224,8 +232,9 @@ def side_of(caller: str, name: str, tree: Any, batch_dims: int) -> tuple[Side, l
     for place, tensor in enumerate(tensors):
         path = name if len(tensors) == 1 else f"{name} (leaf {place})"
         if not isinstance(tensor, Tensor):
-            way = "; register the class by torch.export.register_dataclass" if is_dataclass(tensor) else ""
-            raise TypeError(f"{caller}: {path} must be a floating tensor, got {type(tensor).__name__}{way}.")
+            raise TypeError(
+                f"{caller}: {path} must be a floating tensor, got {type(tensor).__name__}{_way_out(tensor)}."
+            )
         if not tensor.is_floating_point():
             way = "split it into real and imaginary part" if tensor.is_complex() else "convert it, as by x.double()"
             raise TypeError(f"{caller}: {path} must be a floating tensor, got {tensor.dtype}; {way}.")

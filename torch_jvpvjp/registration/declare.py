@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 from .conventions import PrimalConvention
@@ -65,7 +66,8 @@ def differentiable_op(
         TypeError: If it decorates something else than a function, or an annotation is missing or not representable.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"differentiable_op: the name must look like 'namespace::name', got {name!r}.")
+        way = f"; write @differentiable_op('mylib::{name.__name__}')" if isinstance(name, FunctionType) else ""
+        raise ValueError(f"differentiable_op: the name must look like 'namespace::name', got {name!r}{way}.")
     if tuple(mutates_args):
         raise ValueError(
             f"differentiable_op {name!r}: mutates_args={tuple(mutates_args)!r} was asked for, but an in-place op has "
