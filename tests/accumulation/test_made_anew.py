@@ -48,6 +48,20 @@ def test_the_plan_is_that_of_the_function_as_it_is(change, options):
         assert_same(jacobian(net, x, **options), judged(net, x))
 
 
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("sides", [("left",), ("right",), ("left", "right")], ids=" ".join)
+def test_a_plan_with_seeds_sees_what_its_stages_refer_to(change, sides):
+    net, x = Net().to(F64), randn(5)
+    seeds = {side: seed for side, seed in (("left", randn(2, 4)), ("right", randn(5, 3))) if side in sides}
+    plan = Chain([net]).plan(x, **seeds)
+    for name, value in change.items():
+        setattr(net, name, value)
+    for _ in range(2):
+        expected = judged(net, x)
+        expected = seeds["left"] @ expected if "left" in seeds else expected
+        assert_same(plan(x), expected @ seeds["right"] if "right" in seeds else expected)
+
+
 def test_options_and_limits_stay():
     net, x = Net().to(F64), randn(5)
     plan = plan_jacobian(net, x, objective="fma", strategy="reverse", memory_limit=10_000)

@@ -139,4 +139,5 @@ def plan_at(stages: Sequence[Callable[..., Any]], x: Any, left: Any, right: Any,
         return (start, x, *seeds)
 
     product = seeded(composition, left is not None, right is not None)
-    return make_plan(Runtime("Chain.plan", [product], Options(wrt=0), arguments), x, **options)
+    # What is watched are the stages: what stands around them is ours, into which guards do not look.
+    return make_plan(Runtime("Chain.plan", [product], Options(wrt=0), arguments, watched=stages), x, **options)
