@@ -13,7 +13,8 @@ from torch_jvpvjp import ops
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.compiled,
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # PyTorch copies its own trees
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # PyTorch copies its own trees,
+    pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning"),  # and reads its own files
 ]
 WEIGHT, BIAS = torch.randn(6, 4), torch.randn(6)
 

@@ -19,6 +19,7 @@ from .promises import check_option, finished, finished_differentiably
 from .purity import Examination, explaining_transforms
 from .push import push_once
 from .registry import claim, find_op, register
+from .sharded import take_sharded
 from .signature import Signature
 from .slot import DerivativeSlot
 from .vmap import VmapRule, make_vmap_kernel
@@ -37,6 +38,7 @@ class DifferentiableOp:
         signature: Its arguments and results.
         convention: How its formula and kernels are called.
         overload: The dispatcher op.
+        library: In which that is defined.
         jvp: Decorator for the JVP rule ``(primals, tangents) -> (outputs, output tangents)``, and what stands on it.
         vjp: Decorator for the VJP rule ``(cotangents, inputs[, outputs]) -> input cotangents``, and what stands on it.
     """
@@ -63,15 +65,17 @@ class DifferentiableOp:
         self.__name__ = self.qualname.partition("::")[2]
         self.__doc__, self.__module__, self.__qualname__ = formula.__doc__, formula.__module__, formula.__qualname__
         self.__signature__ = inspect.signature(formula)
+        self.takes_sharded = False
         self._define()
         register(self)
+        take_sharded(self)
 
     def _define(self) -> None:
         """Define the dispatcher op and give it its kernels for every key that does not depend on a device."""
         namespace, _, name = self.qualname.partition("::")
-        self._library = torch.library.Library(namespace, "FRAGMENT")
+        self.library = torch.library.Library(namespace, "FRAGMENT")
         try:
-            self._library.define(self.signature.schema(name), tags=(torch.Tag.pt2_compliant_tag,))
+            self.library.define(self.signature.schema(name), tags=(torch.Tag.pt2_compliant_tag,))
         except RuntimeError as error:
             raise ValueError(
                 f"differentiable_op: PyTorch has an op {self.qualname!r} already, which was not declared here; choose "
@@ -79,12 +83,12 @@ class DifferentiableOp:
             ) from error
         packet = getattr(getattr(torch.ops, namespace), name)
         self.overload: Any = packet.default
-        self._library.impl(name, self._dispatched(self._run_reference), "CompositeExplicitAutograd")
-        self._library.impl(name, make_autograd_kernel(self), "Autograd", with_keyset=True)
-        self._library.impl(name, make_vmap_kernel(self), "FuncTorchBatched")
-        self._library.impl(name, self._dispatched(self.run_formula), "Batched")  # the vmap before functorch
-        register_autocast_kernels(self, self._library)
-        torch.library.register_fake(self.qualname, self._dispatched(self._run_fake), lib=self._library)
+        self.library.impl(name, self._dispatched(self._run_reference), "CompositeExplicitAutograd")
+        self.library.impl(name, make_autograd_kernel(self), "Autograd", with_keyset=True)
+        self.library.impl(name, make_vmap_kernel(self), "FuncTorchBatched")
+        self.library.impl(name, self._dispatched(self.run_formula), "Batched")  # the vmap before functorch
+        register_autocast_kernels(self, self.library)
+        torch.library.register_fake(self.qualname, self._dispatched(self._run_fake), lib=self.library)
 
     # ---- calling -----------------------------------------------------------------------------------------------
 
@@ -162,6 +166,7 @@ class DifferentiableOp:
             results = push_once(self, args)
             if results is not None:
                 return results
+        take_sharded(self)
         return self.unpacked(self.overload(*args))
 
     def unpacked(self, returned: Any) -> tuple[Tensor, ...]:
@@ -282,7 +287,7 @@ class DifferentiableOp:
         def register(function: Function) -> Function:
             self._kernels.add(devices, function)
             for key in keys:
-                self._library.impl(self.__name__, self._dispatched(self.compute), key)
+                self.library.impl(self.__name__, self._dispatched(self.compute), key)
             return function
 
         return register
@@ -379,7 +384,7 @@ class DifferentiableOp:
                 f"{self.qualname}: this op was declared again, and what is called here is the old one; call the new."
             )
 
-        private.destroy_library(self._library)
+        private.destroy_library(self.library)
         self.overload, self._call = refuse, refuse
 
     def __reduce__(self) -> Any:
