@@ -34,13 +34,14 @@ from .tape import TapeOp
 _aten = torch.ops.aten
 # Each with the n³ that one tangent takes by PyTorch's formula: Q̇ and Ṙ are four products or solves, and the exponential
 # of a matrix has its tangent in that of one twice as large, some six products of (2n)³.
-_OF_MATRICES: dict[Any, int] = {
-    _aten._linalg_det.default: 1, _aten._linalg_eigh.default: 2, _aten._linalg_slogdet.default: 1,
-    _aten._linalg_svd.default: 4, _aten.cholesky.default: 3, _aten.cholesky_inverse.default: 3,
-    _aten.linalg_cholesky_ex.default: 3, _aten.linalg_eig.default: 3, _aten.linalg_inv_ex.default: 2,
-    _aten.linalg_lu.default: 3, _aten.linalg_lu_factor_ex.default: 3, _aten.linalg_matrix_exp.default: 48,
-    _aten.linalg_qr.default: 4, _aten._linalg_eigvals.default: 3,
+_CUBES_OF_MATRICES = {
+    "_linalg_det": 1, "_linalg_eigh": 2, "_linalg_eigvals": 3, "_linalg_slogdet": 1, "_linalg_svd": 4, "cholesky": 3,
+    "cholesky_inverse": 3, "linalg_cholesky_ex": 3, "linalg_eig": 3, "linalg_inv_ex": 2, "linalg_lu": 3,
+    "linalg_lu_factor_ex": 3, "linalg_matrix_exp": 48, "linalg_qr": 4,
 }  # fmt: skip
+_OF_MATRICES: dict[Any, int] = {  # 2.15 has no `cholesky` any more
+    getattr(_aten, name).default: cubes for name, cubes in _CUBES_OF_MATRICES.items() if hasattr(_aten, name)
+}
 _OF_PAIRS = frozenset({
     _aten._cdist_forward.default, _aten.bmm.default, _aten.cholesky_solve.default, _aten.linalg_lu_solve.default,
     _aten.linalg_solve_triangular.default, _aten.triangular_solve.default,
