@@ -208,6 +208,12 @@ def test_transforms_of_a_batch_are_blocks():
     assert [type(factor.structure) for factor in plan.factors] == [Kronecker, BlockDiagonal]
 
 
+def test_a_transform_is_not_priced_as_a_matrix_that_is_there():
+    plan = plan_jacobian(lambda v: torch.fft.fft(v).abs(), torch.ones(64, dtype=F64))
+    assert plan.factors[0].forming_cost == 64 * plan.factors[0].jvp_cost
+    assert plan.fma <= plan.tangent_fma
+
+
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 def test_a_compiled_plan_has_complex_values_on_the_way():
     f, shape = FUNCTIONS["an analytic signal"]

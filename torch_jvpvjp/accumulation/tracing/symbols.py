@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..structure import Dense, Identity, Structure, addition, product
+from ..structure import Dense, Identity, Kronecker, Structure, addition, product
 from .parts import Arc, Part
 from .samples import in_samples
 
@@ -47,6 +47,7 @@ class Symbols:
         if through is not None and type(block) is Dense:
             self._count(block.n * through.fma)
             return Dense(arc.local.structure.m, block.n)
+        self._count_forming(arc, block)
         return self.multiply(arc.local.structure, block)
 
     def times_local(self, block: Structure, arc: Arc) -> Structure:
@@ -55,7 +56,14 @@ class Symbols:
         if through is not None and type(block) is Dense:
             self._count(block.m * through.fma)
             return Dense(block.m, arc.local.structure.n)
+        self._count_forming(arc, block)
         return self.multiply(block, arc.local.structure)
+
+    def _count_forming(self, arc: Arc, block: Structure) -> None:
+        """Count what a full matrix takes to form that vectors go through without, as through a Fourier transform."""
+        full = isinstance(arc.local.structure, (Dense, Kronecker)) and arc.local.through is not None
+        if full and isinstance(block, Identity):
+            self._count(arc.local.fma)
 
     def multiply(self, left: Structure, right: Structure) -> Structure:
         """Return the structure of the product, and count it."""
