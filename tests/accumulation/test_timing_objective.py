@@ -195,7 +195,7 @@ def test_launches_are_those_of_the_recorded_program(f, n) -> None:
 
 
 def test_a_plan_by_time_predicts_a_call_with_f_itself() -> None:
-    plan = plan_jacobian(torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Tanh()), torch.ones(8))
+    plan = plan_jacobian(torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Tanh()), torch.ones(2, 8))
     launch = device_model(torch.device("cpu"), torch.float32).launch
     assert plan.seconds == pytest.approx(plan.cost + 2 * launch)
     assert "s predicted, f itself included" in str(plan)
