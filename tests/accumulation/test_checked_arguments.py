@@ -113,7 +113,10 @@ def test_checks_of_pytorch_are_left_alone():
     assert definite.check is before
 
 
-@pytest.mark.parametrize("read", [int, lambda one: one.item(), lambda one: range(one)[-1], bool], ids=str)
+READERS = {"int": int, "item": lambda one: one.item(), "range": lambda one: range(one)[-1], "bool": bool}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 def test_a_whole_number_from_outside_is_read_anew_once_it_is_another(read):
     shifts = torch.tensor([1, 2, 3])
 
