@@ -55,7 +55,11 @@ def test_nan_infinity_and_large_numbers_as_in_pytorch(name: str, device: str) ->
         far += [float("inf"), -float("inf")]
     x = torch.tensor(far, device=device)
     x = x[x.abs() < 1e4] if name == "sin" else x
-    torch.testing.assert_close(ours(x), theirs(x), equal_nan=True)
+    found, expected = ours(x), theirs(x)
+    # of infinity oneDNN's gelu of float32, which PyTorch calls on some processors, makes NaN; that of float64 does not
+    exact = theirs(x.double()).float()
+    expected = torch.where(expected.isnan() & ~exact.isnan() & ~found.isnan(), exact, expected)
+    torch.testing.assert_close(found, expected, equal_nan=True)
     largest = torch.finfo(x.dtype).max
     for order in range(2, 4):
         nearly = torch.tensor([largest, -largest], device=device) if name != "sin" else x[:2]
