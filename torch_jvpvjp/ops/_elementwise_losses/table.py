@@ -75,7 +75,8 @@ def _js(x: Tensor, t: Tensor, log_target: bool) -> Tensor:
     if log_target:
         return _half(x.exp(), _log_ratio(x, t)) + _half(t.exp(), _log_ratio(t, x))
     p = x.exp()
-    return _half(p, x - _log_middle(p, t)) + 0.5 * (torch.xlogy(t, t) - _times(t, _log_middle(p, t)))
+    middle = _log_middle(p, t)
+    return _half(p, x - middle) + 0.5 * (torch.xlogy(t, t) - _times(t, middle))
 
 
 def _js_slope_x(x: Tensor, t: Tensor, log_target: bool) -> Tensor:
