@@ -7,6 +7,7 @@ import torch
 from jacobian_checks import assert_same, judged, randn
 
 from torch_jvpvjp.accumulation import jacobian, plan_jacobian
+from torch_jvpvjp.accumulation._torch_contexts import plain_kernels
 
 
 def _looking(v, w):
@@ -63,3 +64,15 @@ def test_a_recorded_plan_in_threads():
             if isinstance(result, Exception):
                 raise result
             assert_same(result, judged(function, point))
+
+
+def test_recording_in_threads_leaves_onednn_as_it_was():
+    enabled = torch._C._get_mkldnn_enabled()
+    first, second = plain_kernels(), plain_kernels()
+    first.__enter__()
+    second.__enter__()
+    assert not torch._C._get_mkldnn_enabled()
+    first.__exit__(None, None, None)  # one thread leaves while another is inside
+    assert not torch._C._get_mkldnn_enabled()
+    second.__exit__(None, None, None)
+    assert torch._C._get_mkldnn_enabled() == enabled

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from torch_jvpvjp import ops
 from torch_jvpvjp.testing import Sample, check_op
@@ -70,8 +71,11 @@ def test_every_public_op_has_a_row() -> None:
 
 
 @pytest.mark.parametrize(("name", "sample"), SAMPLES)
-def test_every_property(name: str, sample: Sample, device: str) -> None:
+def test_every_property(name: str, sample: Sample, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
+    if sample.name == "gelu":
+        # PyTorch's gelu of float32 errs by 1e-6 where oneDNN makes it, as on processors with AVX-512: not ours to judge
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     check_op(case.function, [sample], reference=case.reference, device=device, backends=())
 
 

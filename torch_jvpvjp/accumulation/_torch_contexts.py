@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
+from threading import Lock
 from typing import Any
 
 import torch
@@ -34,13 +35,31 @@ LISTS_OF_WEIGHTS = frozenset({"_flat_weights", "_flat_weight_refs"})
 @contextmanager
 def plain_kernels() -> Iterator[None]:
     """Let composite functions be the plain ops that each derivative is known of: no fused attention, no oneDNN LSTM."""
-    enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        with plain_attention():
-            yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
+    with _WITHOUT_ONEDNN, plain_attention():
+        yield
+
+
+class _WithoutOneDNN:
+    """Turns oneDNN off for the process, and on again, if it was, when the last of its threads has left."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._enabled = Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._enabled = torch._C._get_mkldnn_enabled()
+                torch._C._set_mkldnn_enabled(False)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                torch._C._set_mkldnn_enabled(self._enabled)
+
+
+_WITHOUT_ONEDNN = _WithoutOneDNN()
 
 
 @contextmanager
