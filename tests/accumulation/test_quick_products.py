@@ -141,3 +141,15 @@ def test_no_onednn_no_such_products(monkeypatch):
         assert _products(_recorded(lambda a, b: a @ b, A, B)) == [PLAIN]
     finally:
         onednn_is_quicker.cache_clear()
+
+
+def test_where_onednn_is_turned_off_later_it_is_not_called(quick):
+    program = _recorded(lambda a, b: a @ b, A, B)
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        assert _products(program) == [PLAIN]
+        assert _products(_recorded(lambda a, b: a @ b, A, B)) == [PLAIN]
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+    assert _products(program) == [ALONE]

@@ -240,8 +240,12 @@ def onednn_products() -> tuple[Any, Any] | None:
     "add", gives X Wᵀ + b + Y.
     """
     packet = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-    enabled = torch._C._get_mkldnn_enabled()
-    return (packet.default, packet.binary) if enabled and packet is not None else None
+    return None if packet is None else (packet.default, packet.binary)
+
+
+def onednn_is_on() -> bool:
+    """Return whether PyTorch may call oneDNN now."""
+    return torch._C._get_mkldnn_enabled()
 
 
 def outside_modes() -> AbstractContextManager[Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .._torch import onednn_products, outside_modes
+from .._torch import onednn_is_on, onednn_products, outside_modes
 from ..calls import ProgramCall
 from ..tracing.tape import Ref
 from .layout import Layout, Layouts
@@ -40,6 +40,8 @@ def with_quick_products(
     Returns:
         The calls.
     """
+    if not onednn_is_on():  # as the user, or another thread that records, wants it now
+        return list(calls)
     found: list[ProgramCall] = []
     for call in calls:
         factors = _factors(call, layouts)
