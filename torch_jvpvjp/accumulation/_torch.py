@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 __all__ = [
     "MISBATCHED_NODES", "FakeTensor", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes",
     "bare_op", "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_all_true", "is_builtin_node",
-    "is_fake", "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "onednn_products", "outside_modes",
+    "is_fake", "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "onednn_is_on", "onednn_products",
+    "outside_modes",
     "past_autograd", "recording_of", "same_forms", "set_grad_enabled", "unharmed", "updates_statistics", "vjp",
     "vjp_of", "vmapped", "wraps_transform",
 ]  # fmt: skip
