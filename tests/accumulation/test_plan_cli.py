@@ -81,3 +81,16 @@ def test_what_is_no_number_is_refused_by_the_parser(capsys):
         _run("--dims", "4,two")
     assert ended.value.code == 2
     assert "got '4,two'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--threads", "0"], "threads must be at least 1, got 0"), (["--objective", "luck"], "got 'luck'")],
+    ids=["threads", "objective"],
+)
+def test_arguments_that_are_wrong_for_every_chain_of_a_file_end_with_code_2(words, message, tmp_path, capsys):
+    file = tmp_path / "chain.json"
+    file.write_text(json.dumps([{"dims": [3, 4, 5]}, {"dims": [2, 2]}]))
+    assert _run(str(file), *words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count(message) == 1 and not captured.out

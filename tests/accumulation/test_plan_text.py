@@ -212,3 +212,13 @@ def test_boxes_of_a_drawing_do_not_overlap(dims):
 def test_a_long_chain_is_not_drawn(tmp_path):
     with pytest.raises(ValueError, match="at most 40 factors, got 41"):
         Chain.from_sizes([2] * 42).plan().plot(tmp_path / "long.png")
+
+
+def test_a_drawing_needs_a_path_of_a_known_format(tmp_path):
+    plan = Chain.from_sizes([2, 3, 4]).plan()
+    with pytest.raises(ValueError, match=r"Plan\.plot: path must end in one of .*\.png.*, got '.*plan\.doc'"):
+        plan.plot(tmp_path / "plan.doc")
+    with pytest.raises(TypeError, match=r"Plan\.plot: path must be a str or a Path, got int"):
+        plan.plot(5)
+    plan.plot(tmp_path / "plan")
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.png"]

@@ -42,6 +42,11 @@ def _products(program) -> list[str]:
     return [name for name in names if "mm" in name or "_linear_pointwise" in name]
 
 
+def _wide_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(256, 192), nn.Tanh(), nn.Linear(192, 96), nn.Tanh(), nn.Linear(96, 256))
+
+
 ALONE, ADDED = "mkldnn._linear_pointwise.default", "mkldnn._linear_pointwise.binary"
 PLAIN, PLAIN_SUM = "aten.mm.default", "aten.addmm.default"
 A, B, BIAS, TERM = _randn(192, 128), _randn(128, 192), _randn(192), _randn(192, 192)
@@ -96,8 +101,7 @@ def test_special_values_pass_through(quick):
 
 
 def test_a_jacobian_replayed_with_them_is_right(quick):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(256, 192), nn.Tanh(), nn.Linear(192, 96), nn.Tanh(), nn.Linear(96, 256))
+    net = _wide_net()
     plan, x = plan_jacobian(net, torch.zeros(256)), _randn(256)
     assert ALONE in _products(program_of(plan, x))
     expected = torch.func.jacrev(net.double())(x.double())
@@ -153,3 +157,30 @@ def test_where_onednn_is_turned_off_later_it_is_not_called(quick):
     finally:
         torch._C._set_mkldnn_enabled(enabled)
     assert _products(program) == [ALONE]
+
+
+def test_what_a_plan_holds_counts_the_code_that_onednn_keeps(monkeypatch):
+    peaks, x = {}, torch.zeros(256)
+    for quicker in (False, True):
+        monkeypatch.setattr(quick_products, "onednn_is_quicker", lambda threads, quicker=quicker: quicker)
+        plan = plan_jacobian(_wide_net(), x)
+        peaks[quicker] = plan.peak_bytes
+        kernels = len([name for name in _products(program_of(plan, x)) if name in {ALONE, ADDED}])
+        assert (kernels > 0) == quicker
+    code = kernels * quick_products._KERNEL_BYTES  # all shapes differ in this one
+    assert abs(peaks[True] - peaks[False] - code) < 4096  # some small values are made in another order
+
+
+def test_products_of_one_shape_share_a_kernel(quick):
+    program = _recorded(lambda a, b, c: (a @ b) @ (a @ b) @ (c @ c), A, B, TERM)
+    assert len(_products(program)) == 4
+    assert program.kernel_bytes == 2 * quick_products._KERNEL_BYTES
+
+
+def test_where_memory_is_limited_no_code_is_kept_for_speed(quick):
+    x, roomy = torch.zeros(256), plan_jacobian(_wide_net(), torch.zeros(256)).peak_bytes
+    tight = plan_jacobian(_wide_net(), x, memory_limit=roomy - quick_products._KERNEL_BYTES)
+    assert tight.peak_bytes <= roomy - quick_products._KERNEL_BYTES
+    assert {ALONE, ADDED}.isdisjoint(_products(program_of(tight, x)))
+    ample = plan_jacobian(_wide_net(), x, memory_limit=2 * roomy)
+    assert ALONE in _products(program_of(ample, x))

@@ -134,12 +134,13 @@ def _run_file(args: argparse.Namespace) -> int:
         The exit code.
 
     Raises:
-        ValueError: If arguments that FILE takes the place of are there too, or the file is not JSON, or --plot would
-            draw several chains.
+        ValueError: If an argument is wrong, or FILE takes its place, or the file is not JSON, or --plot would draw
+            several chains.
     """
     beside = [name for name in ("dims", *_COSTS) if getattr(args, name) is not None]
     if beside:
         raise ValueError(f"FILE must not be joined by --{beside[0].replace('_', '-')}; say it in the file.")
+    _plan(Chain.from_sizes([1, 1]), args)  # which nothing but a wrong argument can keep from being planned
     try:
         data = json.loads(Path(args.file).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

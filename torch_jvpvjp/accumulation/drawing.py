@@ -47,8 +47,23 @@ MOST_FACTORS = 40  # a wider picture than this would no longer be read
 
 
 def save_drawing(plan: Plan, path: str | Path) -> None:
-    """Draw a plan into an image file, whose suffix says the format."""
-    figure = draw(plan)
+    """Draw a plan into an image file.
+
+    Args:
+        plan: The plan.
+        path: The file, whose suffix says the format; .png is added where there is none.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        TypeError: If path is no path.
+        ValueError: If the chain is too long to be drawn, or the suffix is of no format.
+    """
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"Plan.plot: path must be a str or a Path, got {type(path).__name__}.")
+    figure, suffix = draw(plan), Path(path).suffix.removeprefix(".")
+    formats = sorted(figure.canvas.get_supported_filetypes())
+    if suffix and suffix.lower() not in formats:
+        raise ValueError(f"Plan.plot: path must end in one of .{', .'.join(formats)}, got {str(path)!r}.")
     figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
 
 

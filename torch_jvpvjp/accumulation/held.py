@@ -62,7 +62,7 @@ def _held_by(program: Program, inputs: Sequence[Tensor], fake: FakeTensorMode) -
     kept = list(program.fixed.values())
     with Footprint(fake, [*inputs, *kept]) as footprint:
         program.run(*inputs)
-    return footprint.peak + bytes_of(kept)
+    return footprint.peak + bytes_of(kept) + program.kernel_bytes
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

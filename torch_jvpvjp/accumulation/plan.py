@@ -100,10 +100,10 @@ class Plan:
     def peak_bytes(self) -> int | None:
         """Bytes that a call holds at most beyond x and parameters: primal values, tapes, sweeps, blocks, the result.
 
-        The first call and later ones, which replay what it did: indices and constants that are kept for them count.
-        Told by executing the plan once on tensors without data, when this is first asked for or memory is limited; a
-        plan prints it from then on. What an op needs for itself while it runs is counted for convolutions only. None
-        for a plan without a function, and for one that calls a part of it as it stands.
+        The first call and later ones, which replay what it did: indices, constants and code of products that are kept
+        for them count. Told by executing the plan once on tensors without data, when this is first asked for or memory
+        is limited; a plan prints it from then on. What an op needs for itself while it runs is counted for convolutions
+        only. None for a plan without a function, and for one that calls a part of it as it stands.
         """
         return None if self.runtime is None else self.runtime.peak_bytes(self)
 

@@ -33,6 +33,7 @@ from .replay import (
     by_hand,
     by_vectors,
     joined,
+    kernel_bytes,
     layout_of,
     run_together,
     with_own_results,
@@ -69,6 +70,9 @@ class Program:
         segments: The tasks of the plan, in the order in which the calls do them.
         together: The calls that are run instead, in which like calls are one; None for none.
         quickened: Gives the calls that run in the place of some; None for the same.
+
+    Attributes:
+        kernel_bytes: Bytes of code that libraries keep for it from its first run on.
     """
 
     def __init__(
@@ -87,7 +91,9 @@ class Program:
         self.random = any(RANDOM in call.target.tags for call in calls)
         self.replayed = calls if together is None else together
         self._quickened = quickened or (lambda calls: calls)
-        self.run = past_autograd(self._written(self._quickened(self.replayed)))
+        quick = self._quickened(self.replayed)
+        self.kernel_bytes = kernel_bytes(quick, layouts)
+        self.run = past_autograd(self._written(quick))
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the results for x and the constants, as tensors without grad; gradients must be off."""
@@ -230,7 +236,8 @@ class ProgramRecorder(TorchDispatchMode):
         used = {index for call in (*calls, *(more or ())) for index in call.operands} | set(numbers)
         every = fixed if together is None else fixed | together.fixed
         held = {index: tensor for index, tensor in every.items() if index in used}
-        quick = None if exact or not pure else lambda calls: with_quick_products(calls, layouts, self._next)
+        limited = self._most_folded == 0  # nothing is to be kept between calls: oneDNN keeps code
+        quick = None if exact or not pure or limited else lambda calls: with_quick_products(calls, layouts, self._next)
         return Program(calls, self._inputs, held, numbers, layouts, self._tasks, more, quick)
 
     def _is_alone(self, index: int) -> bool:

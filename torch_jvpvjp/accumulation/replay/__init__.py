@@ -9,13 +9,14 @@ from .layout import Layout, Layouts, layout_of
 from .one_row import by_vectors
 from .owned import with_own_results
 from .pieces import without_joins
-from .quick_products import with_quick_products
+from .quick_products import kernel_bytes, with_quick_products
 from .tidying import without_idle_moves
 from .together import Worth, run_together
 from .writing import Spelling, by_hand, written
 
 __all__ = [
-    "CompiledProgram", "Layout", "Layouts", "Spelling", "Worth", "by_hand", "by_vectors", "joined", "layout_of",
+    "CompiledProgram", "Layout", "Layouts", "Spelling", "Worth", "by_hand", "by_vectors", "joined",
+    "kernel_bytes", "layout_of",
     "run_together", "with_own_results", "with_quick_products", "with_samples_innermost", "without_double_copies",
     "without_idle_arithmetic", "without_idle_moves", "without_joins", "written",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ takes some microseconds to look up its kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from time import perf_counter
 from typing import Any
@@ -25,6 +25,8 @@ from .layout import Layout, Layouts
 _aten = torch.ops.aten
 LEAST_FMA = 1 << 22  # oneDNN takes half of the time there; between other work, which its code is cold after, still less
 _LEAST_INNER, _LEAST_SIDE = 4, 2  # an outer product, or one of a vector, is bound by memory
+_ONEDNN = "mkldnn"  # the namespace of its ops
+_KERNEL_BYTES = 600 << 10  # of the code that oneDNN makes for one shape and keeps, as measured at shapes of all kinds
 
 
 def with_quick_products(
@@ -54,6 +56,22 @@ def with_quick_products(
         layouts.add(found[-1])
         found.append(_product(term, left, transposed, call, layouts))
     return found
+
+
+def kernel_bytes(calls: Iterable[ProgramCall], layouts: Layouts) -> int:
+    """The bytes of code that oneDNN keeps for the products among some calls: one kernel for each shape.
+
+    Args:
+        calls: What `with_quick_products` has returned.
+        layouts: How each value lies in memory.
+
+    Returns:
+        Bytes.
+    """
+    products = [call for call in calls if call.target.namespace == _ONEDNN]
+    return _KERNEL_BYTES * len({
+        (call.target, *((layouts[index].shape, layouts[index].stride) for index in call.operands)) for call in products
+    })
 
 
 def _product(term: int | None, left: int, transposed: int, call: ProgramCall, layouts: Layouts) -> ProgramCall:
@@ -98,7 +116,7 @@ def compilable(call: ProgramCall) -> tuple[Any, Any]:
 
     PyTorch's compiler knows the products of oneDNN for weights that it has frozen only; it calls these ops as they are.
     """
-    if call.target.namespace != "mkldnn":
+    if call.target.namespace != _ONEDNN:
         return call.target, call.args
     ops = _compilable_ops()
     return (ops.onednn_sum if call.target._overloadname == "binary" else ops.onednn_product).default, call.args[:3]
