@@ -1,6 +1,8 @@
 """RMS norm: the facts particular to it (every property is checked in test_every_op)."""
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,8 +12,39 @@ from torch import Tensor
 
 from torch_jvpvjp import ops
 from torch_jvpvjp.ops.rms_norm import op
+from torch_jvpvjp.testing import check_op
+from torch_jvpvjp.testing.cases import CASES
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # ---- facts particular to the op --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(INTERPRETED, reason="on a CPU, where PyTorch's function may stand for the op")
+@pytest.mark.parametrize("rows", [5, 5000])
+def test_small_and_large_tensors_are_recorded_by_different_nodes_and_differentiated_alike(rows: int) -> None:
+    x, w = torch.randn(rows, 16, requires_grad=True), torch.randn(16, requires_grad=True)
+    y = ops.rms_norm(x, (16,), w, 1e-3)
+    assert ("torch_jvpvjp" in type(y.grad_fn).__name__) == (rows == 5000)
+    exact = [t.detach().double().requires_grad_() for t in (x, w)]
+    inverse = torch.rsqrt(exact[0].square().mean(-1, keepdim=True) + 1e-3)
+    found = [_twice(y, (x, w)), _twice(exact[0] * inverse * exact[1], exact)]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+def _twice(y: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of a sum of powers, and those of the sum of their squares."""
+    first = torch.autograd.grad(y.pow(3).sum(), tensors, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), tensors)
+    return [g.detach() for g in (*first, *second)]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="on a CPU, where PyTorch's function may stand for the op")
+def test_every_property_of_the_node_that_large_tensors_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[ops.rms_norm.__module__], "_SMALL", 0)
+    case = CASES["rms_norm"]
+    check_op(case.function, case.samples[:1], reference=case.reference, backends=())
 
 
 def test_rows_have_unit_rms(device: str) -> None:

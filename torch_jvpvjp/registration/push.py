@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
 _forward_ad = private.forward_ad
-_LEVEL, _JVP = 1, private.TransformType.Jvp  # the only interpreter there may be
+_LEVEL, _JVP, _GRAD = 1, private.TransformType.Jvp, private.TransformType.Grad  # the only interpreter there may be
 _wrapped, _unwrap, _wrap = private.is_functorch_wrapped_tensor, private.unwrap_level, private.wrap_level
 
 
@@ -75,6 +75,12 @@ def is_pushed_alone(tensors: Iterable[Tensor | None]) -> bool:
         if tensor is not None and not _is_plain(_unwrap(tensor, _LEVEL) if _wrapped(tensor) else tensor):
             return False
     return True
+
+
+def is_pulled_alone() -> bool:
+    """Whether one level of `torch.func.grad`, `vjp` or `jacrev` without `vmap` is all that is open."""
+    top = private.peek_interpreter_stack()
+    return top is not None and top.level() == _LEVEL and top.key() == _GRAD and _forward_ad._current_level < 0
 
 
 def has_plain_tangent(tensor: Tensor) -> bool:
