@@ -92,8 +92,10 @@ def test_a_function_that_goes_on_after_a_check_has_failed():
     x = 1 + torch.rand(3, dtype=F64)
     plan = plan_jacobian(f, x)
     assert_same(plan(x), judged(f, x))
+    assert_same(plan(-x), judged(f, -x))
+    batch = plan_jacobian(f, x[None], batch_dims=1)  # whose values are not looked at
     with pytest.raises(ValueError, match="plan_jacobian: f must go on as it did where it was recorded"):
-        plan(-x)
+        batch(-x[None])
     jacobian(f, x)
     assert_same(jacobian(f, -x), judged(f, -x))
     assert_same(plan_jacobian(f, -x)(-x), judged(f, -x))

@@ -35,7 +35,7 @@ def _asked(v):
 
 
 def _asked_where_it_looks(v):
-    return _asked(v) if v.sum() > -1e9 else v
+    return _asked(v) if float(v.detach().sum()) > -1e9 else v
 
 
 FUNCTIONS = {

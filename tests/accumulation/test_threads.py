@@ -11,7 +11,7 @@ from torch_jvpvjp.accumulation._torch_contexts import plain_kernels
 
 
 def _looking(v, w):
-    return v.sin() * w.sum() if v.sum() > -1e9 else v  # looks at data: a black box
+    return v.sin() * w.sum() if float(v.detach().sum()) > -1e9 else v  # looks at data: a black box
 
 
 def _in_threads(call, points, calls=15):

@@ -24,7 +24,7 @@ __all__ = [
     "is_fake", "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "onednn_is_on", "onednn_products",
     "outside_modes",
     "past_autograd", "recording_of", "same_forms", "set_grad_enabled", "unharmed", "updates_statistics", "vjp",
-    "vjp_of", "vmapped", "wraps_transform",
+    "vjp_of", "vmapped", "wraps_derivative", "wraps_transform",
 ]  # fmt: skip
 
 
@@ -321,6 +321,12 @@ def wraps_transform(tensor: Tensor) -> bool:
     """Return whether a tensor belongs to a `torch.func` transform or carries a tangent of forward mode."""
     functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
     return functorch.is_functorch_wrapped_tensor(tensor) or forward_ad._current_level >= 0
+
+
+def wraps_derivative(tensor: Tensor) -> bool:
+    """Return whether a tensor belongs to a transform other than `functionalize`, or carries a tangent."""
+    is_functional: Any = getattr(torch, "_is_functional_tensor")  # noqa: B009 (the stubs do not know it)
+    return wraps_transform(tensor) and (forward_ad._current_level >= 0 or not is_functional(tensor))
 
 
 is_all_true: Any = getattr(torch, "_is_all_true")  # noqa: B009 (the stubs do not know it)

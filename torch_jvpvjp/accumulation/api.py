@@ -50,7 +50,8 @@ def jacobian(
 
     The first call for a function decides from sizes whether planning pays. If it does not, the Jacobian is taken by
     tangents or by adjoints, whichever are fewer. Plans are kept by function, shapes, dtypes and device, as long as
-    nothing that the function refers to has changed, so that later calls reuse them.
+    nothing that the function refers to has changed, so that later calls reuse them. Where control flow of f looks at
+    data, every call finds out which way it goes at x; a plan is for one of them.
 
     Args:
         f: A function, an nn.Module, a Chain, or a list of functions to be composed, the first applied first.
@@ -157,9 +158,11 @@ def plan_jacobian(
     The function is run once on a tensor without data, to see what it does; nothing it computes is used. Python values
     that it refers to (closed-over numbers, module attributes) are read at that time, and the plan notices when they
     change: calls then record the function again, and plan anew, as this plan was made, if it has become another chain.
-    Whether a tensor requires grad is watched where the function's own code asks for it. A function that looks
-    at data, or refers to what cannot be watched for changes, is called as it stands and is a single stage;
-    `explain=True` says which and why.
+    Whether a tensor requires grad is watched where the function's own code asks for it. A function whose control flow
+    looks at data is recorded as it goes at x, with what it has seen; a call in which it sees something else records and
+    plans the way that it takes there, and keeps it beside the first. A function that hands fractions made of x to
+    Python otherwise than by `.item()`, or refers to what cannot be watched for changes, is called as it stands and is a
+    single stage; `explain=True` says which and why.
 
     Args:
         f: As in `jacobian`, like all that is not listed here.
@@ -249,10 +252,11 @@ def gauss_newton(
     stages = stages_of("gauss_newton", f)
     function = Runtime("gauss_newton", stages, Options())
     traced = function.tracing(x).traced
-    if traced.opaque:
-        why = "; ".join(f"{name}: {reason}" for name, reason in traced.refusals.items())
+    if traced.opaque or traced.looks:
+        why = "; ".join(f"{name}: {reason}" for name, reason in traced.refusals.items()) or "it looks at data"
         raise ValueError(
-            f"gauss_newton: f must be recordable, got one that is not ({why}); multiply jacobian(f, x) by hand instead."
+            f"gauss_newton: f must be recordable for every x, got one that is not ({why}); multiply jacobian(f, x) by "
+            f"hand instead."
         )
     if hessian is not None:
         for axis in (0, 1):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .tracing.checks import what_is_checked
+from .tracing.checks import values_of
 
 if TYPE_CHECKING:
     from .tracings import Tracing
@@ -26,12 +26,12 @@ def check_passes(tracing: Tracing, arguments: Any, leaves: Sequence[Tensor], ext
     Raises:
         ValueError: If a check does not pass, and f goes on all the same.
     """
-    subject = tracing.subject
-    if not tracing.traced.tape.checked:
+    subject, tape = tracing.subject, tracing.traced.tape
+    if not tape.checked:
         return
 
     def of_one(source: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        return what_is_checked(tracing.traced.tape, source, tracing.constants | tracing.given(others))
+        return values_of(tape, tape.checked, source, tracing.constants | tracing.given(others))
 
     with torch.no_grad():
         source = subject.source_of(leaves)

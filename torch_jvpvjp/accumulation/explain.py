@@ -28,6 +28,12 @@ def stages_text(plan: Plan) -> str:
         table.add_row(f"F{place}", factor.label, f"{factor.n:,} → {factor.m:,}", *_cells(factor))
     refusals = {} if plan.runtime is None else plan.runtime.refusals()
     notes = [f"{name} is called as it stands: {reason}." for name, reason in refusals.items()]
+    if plan.runtime is not None and plan.runtime.conditions:
+        count = plan.runtime.conditions
+        notes.append(
+            f"It looks at data, {'once' if count == 1 else f'{count:,} times'}: where it sees something else, it is "
+            f"recorded and planned anew."
+        )
     count = len(plan.factors)
     with console.capture() as capture:
         console.print(f"{count} stage{'s' * (count != 1)}", table, *notes, sep="\n", markup=False, highlight=False)

@@ -16,7 +16,8 @@ from .memory import read_memory
 from .options import Options
 from .plan import Plan
 from .planning import plan_factors
-from .runtime import Planning, Runtime
+from .remaking import Planning
+from .runtime import Runtime
 from .samples import check_batch, check_samples
 from .seeds import check_seed, seeded
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ._torch import inside_transform, set_grad_enabled, wraps_transform
+from .branches import Branches
 from .calls import MOST_FOLDED
 from .checks import check_passes
 from .execute import Execution, as_jacobian, count_chunks, execute
@@ -20,31 +21,19 @@ from .nesting import is_differentiated
 from .options import Options
 from .program import ProgramRecorder
 from .progress import bar
+from .remaking import Planning, fitted_or_remade
 from .repeating import alike, marks, repeated
 from .replay import Worth
 from .shortcut import Shortcut
 from .sparse import is_sparse
 from .subject import Subject
-from .tracings import Tracing, fitted, trace_subject
+from .tracings import Tracing, trace_subject
 from .verifying import Stopwatch, verification
 
 if TYPE_CHECKING:
+    from .factor import Factor
     from .plan import Plan
     from .timing import Verification
-
-
-class Planning(NamedTuple):
-    """How the plan of a function was made, so that it can be made anew where the function has become another chain.
-
-    Attributes:
-        plan: Makes it, of the function and a point.
-        options: The options of the function before a limit on memory chose chunks.
-        layout: What the arguments looked like, in words: trees of arguments cannot be pickled.
-    """
-
-    plan: Callable[[Runtime, Any], Plan]
-    options: Options
-    layout: str
 
 
 class Runtime:
@@ -73,7 +62,8 @@ class Runtime:
         self.watching = self.stages if watched is None else tuple(watched)
         self.only_recorded = False  # whether a function that cannot be recorded is refused
         self.planning = planning
-        self._tracings: dict[Any, Tracing] = {}
+        self._tracings: dict[Any, Tracing] = {}  # the last that was used for tensors of a kind
+        self._branches: dict[Any, Branches] = {}  # all of those that look at data
         self._shortcut: Shortcut | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -85,20 +75,40 @@ class Runtime:
         x = self.arguments(x)
         key = _key(x)
         known = self._tracings.get(key)
-        if known is None or not known.holds():
-            subject = Subject(self.caller, self.stages, x, self.options.wrt, self.options.batch_dims)
-            known = self._tracings[key] = trace_subject(
-                subject, self.watching, self.options.sparse, only_recorded=self.only_recorded
-            )
+        if key in self._branches:
+            known = self._branches[key].of(x)
+            if known is not self._branches[key].unrecorded:
+                self._tracings[key] = known
+        elif known is None or not known.holds():
+            known = self._traced(x)
+            self._keep(key, known)
         return known
+
+    def _traced(self, x: Any, as_it_stands: str | None = None) -> Tracing:
+        subject = Subject(self.caller, self.stages, x, self.options.wrt, self.options.batch_dims)
+        refuses = self.only_recorded and as_it_stands is None
+        return trace_subject(
+            subject, self.watching, self.options.sparse, only_recorded=refuses, as_it_stands=as_it_stands
+        )
+
+    def _keep(self, key: Any, tracing: Tracing) -> None:
+        self._tracings[key] = tracing
+        self._branches.pop(key, None)
+        if tracing.conditions is not None:
+            self._branches[key] = Branches(tracing, self._traced)
 
     def adopt(self, x: Any, tracing: Tracing) -> None:
         """Take over the tracing of another runtime of the same function."""
-        self._tracings[_key(self.arguments(x))] = tracing
+        self._keep(_key(self.arguments(x)), tracing)
 
     def refusals(self) -> dict[str, str]:
         """Return why functions could not be recorded, by their names."""
         return {name: why for known in self._tracings.values() for name, why in known.traced.refusals.items()}
+
+    @property
+    def conditions(self) -> int:
+        """How many times the function looks at data, where it was called last."""
+        return max((len(known.traced.tape.conditions) for known in self._tracings.values()), default=0)
 
     def is_for(self, stages: Sequence[Callable[..., Any]], options: Options) -> bool:
         """Return whether this is that function with those options, or with more that a plan may choose by itself."""
@@ -134,6 +144,8 @@ class Runtime:
         runtime._tracings = {
             key: replace(tracing, program=None, compiled=None) for key, tracing in self._tracings.items()
         }
+        for key in self._branches:
+            runtime._keep(key, runtime._tracings[key])
         return runtime
 
     def __call__(self, plan: Plan, x: Any) -> Any:
@@ -158,10 +170,16 @@ class Runtime:
             finally:
                 set_grad_enabled(grad)
         tracing = self.tracing(x)
+        branches = self._branches.get(_key(self.arguments(x))) if self._branches else None
+        with nullcontext() if branches is None else branches.paying(tracing):
+            return self.called(plan, tracing, x)
+
+    def called(self, plan: Plan, tracing: Tracing, x: Any) -> Any:
+        """Return the Jacobian at x of the function as it was traced, by a plan for it as it is now or was before."""
         subject, traced = tracing.subject, tracing.traced
-        plan = self._fitted(plan, tracing, x)
-        if plan.runtime is not self and tracing.remade:
-            return plan(x)
+        plan = fitted_or_remade(self, plan, tracing, x)
+        if plan.runtime is not None and plan.runtime is not self and tracing.remade:
+            return plan(x) if tracing.conditions is None else plan.runtime.called(plan, tracing, x)
         leaves, extras = subject.bind_leaves(self.arguments(x))
         check_passes(tracing, self.arguments(x), leaves, extras)
         outside = self.options.create_graph or is_differentiated() or any(map(wraps_transform, leaves))
@@ -175,37 +193,10 @@ class Runtime:
             matrix = self.executed(plan, tracing, subject.source_of(leaves), extras, how)
         return tracing.planted(tracing.parts(matrix if outside else matrix.detach()))
 
-    def _fitted(self, plan: Plan, tracing: Tracing, x: Any) -> Plan:
-        """The plan for the function as it is now: a new one where that is another chain than it was.
-
-        Args:
-            plan: The plan.
-            tracing: The function, taken apart.
-            x: The point.
-
-        Returns:
-            The plan, or the one that takes its place.
-
-        Raises:
-            ValueError: If the plan was made for another function, or for other shapes.
-        """
-        try:
-            return fitted(self.caller, plan, tracing)
-        except ValueError:
-            made_for = None if self.planning is None else self.planning.layout
-            if made_for is None or made_for != repr(tracing.subject.layout):
-                raise
-        assert self.planning is not None
-        compiled = {"compile": self.options.compile, "compile_mode": self.options.compile_mode}
-        runtime = self.with_options(replace(self.planning.options, **compiled))
-        runtime.adopt(x, tracing)
-        tracing.fitted, tracing.remade = (plan, self.planning.plan(runtime, x)), True
-        return tracing.fitted[1]
-
     def verify(self, plan: Plan, x: Any, runs: int = 11) -> Verification:
         """Return predicted and measured time of each step at x; the median of some runs counts."""
         tracing = self.tracing(x)
-        plan = self._fitted(plan, tracing, x)
+        plan = fitted_or_remade(self, plan, tracing, x)
         if plan.runtime is not self and tracing.remade:
             return plan.verify(x)
         leaves, extras = tracing.subject.bind_leaves(self.arguments(x))
@@ -236,7 +227,9 @@ class Runtime:
         Returns:
             Bytes; None if only a call can tell.
         """
-        tracing = next(iter(self._tracings.values()), None)
+        # By now the function may go another way than where the plan was made.
+        known, sizes = self._tracings.values(), _sizes(plan.factors)
+        tracing = next((one for one in known if _sizes(one.traced.factors) == sizes), None)
         if tracing is None or tracing.traced.opaque:
             return None
         # Two chunks hold what all of them do, each being like the one before.
@@ -332,7 +325,7 @@ class Runtime:
         subject = tracing.subject
         bare = subject.source.bare and subject.output is not None and subject.output.bare
         elsewhere = self.options.batch_dims or self.options.sparse or subject.in_parameters or subject.extras
-        elsewhere = elsewhere or tracing.traced.tape.checked
+        elsewhere = elsewhere or tracing.traced.tape.checked or tracing.conditions is not None
         return bare and not elsewhere and self.arguments is _as_given and subject.has_one_argument
 
     def executed(
@@ -375,6 +368,10 @@ class Runtime:
         return torch.stack([
             self._of_sample(plan, tracing, x, other, how) for x, other in zip(sources, others, strict=True)
         ])
+
+
+def _sizes(factors: Sequence[Factor]) -> list[tuple[int, int]]:
+    return [(factor.n, factor.m) for factor in factors]
 
 
 def _as_given(x: Any) -> Any:

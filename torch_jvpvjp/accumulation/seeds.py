@@ -71,8 +71,22 @@ class GaussNewton:
         self._tracing: Tracing
 
     def arguments(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return what `product` is called with: v = 0, x and H."""
+        """What `product` is called with.
+
+        Args:
+            x: The point.
+
+        Returns:
+            v = 0, x and H.
+
+        Raises:
+            ValueError: If f has come to look at data, which what is recorded of the product would not see.
+        """
         self._tracing = self.function.tracing(x)
+        if self._tracing.conditions is not None:
+            raise ValueError(
+                "gauss_newton: f must not look at data, which it does by now; multiply jacobian(f, x) by hand instead."
+            )
         start = torch.zeros_like(x).reshape(-1)
         return (start, x) if self.hessian is None else (start, x, self.hessian)
 

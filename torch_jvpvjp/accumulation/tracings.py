@@ -13,6 +13,7 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from ._torch import inside_transform, same_forms, wraps_transform
 from .carrying import random_state, set_random_state
+from .conditions import Conditions, sees_values
 from .guards import Guards, Opaque
 from .program import Program
 from .sparse import Sparsity
@@ -52,6 +53,8 @@ class Tracing:
         remade: Whether that was made anew, for another chain.
         form: The tree that the parts of the Jacobian stand in, once known.
         apart: Whether the samples of a batch go one after another, since PyTorch gets them wrong all at once.
+        conditions: What the function looked at where it was recorded; None if it did not look at data.
+        seconds: What it took to record it, and to plan it anew.
     """
 
     subject: Subject
@@ -71,6 +74,8 @@ class Tracing:
     remade: bool = False
     form: TreeSpec | None = None
     apart: bool = False
+    conditions: Conditions | None = None
+    seconds: float = 0.0
 
     def holds(self) -> bool:
         """Return whether the function is still what was traced, but for the values of tensors that are no indices."""
@@ -107,7 +112,12 @@ class Tracing:
 
 
 def trace_subject(
-    subject: Subject, watching: Sequence[Callable[..., Any]], sparse: bool | str, *, only_recorded: bool = False
+    subject: Subject,
+    watching: Sequence[Callable[..., Any]],
+    sparse: bool | str,
+    *,
+    only_recorded: bool = False,
+    as_it_stands: str | None = None,
 ) -> Tracing:
     """A subject taken apart, watched, and compared with what PyTorch says of it.
 
@@ -116,6 +126,7 @@ def trace_subject(
         watching: The functions whose change makes a recording stale.
         sparse: Whether a sparse result is asked for, so that irregular patterns are kept.
         only_recorded: Whether a function that cannot be recorded is refused.
+        as_it_stands: Why it is not to be recorded; None if it is.
 
     Returns:
         The tracing.
@@ -125,7 +136,7 @@ def trace_subject(
         NotRecordable: If it is refused.
     """  # noqa: DOC502 (raised further down)
     with torch.inference_mode(mode=False), Unwritten() as unwritten:  # autograd, which records, takes no others
-        return _traced_and_watched(subject, watching, sparse, unwritten, only_recorded=only_recorded)
+        return _traced_and_watched(subject, watching, sparse, unwritten, only_recorded, as_it_stands)
 
 
 def _traced_and_watched(
@@ -133,10 +144,11 @@ def _traced_and_watched(
     watching: Sequence[Callable[..., Any]],
     sparse: bool | str,
     unwritten: Unwritten,
-    *,
-    only_recorded: bool,
+    only_recorded: bool,  # noqa: FBT001 (as it was given)
+    as_it_stands: str | None,
 ) -> Tracing:
     guards, unwatchable = _watched(subject, watching)
+    seen = not subject.batch_dims and sees_values([subject.sample, *subject.extras])
     unwritten.keep(watching, () if guards is None else guards.tensors)
 
     def settle() -> None:
@@ -151,10 +163,11 @@ def _traced_and_watched(
                 subject.functions,
                 subject.sample,
                 keep_patterns=bool(sparse),
-                as_it_stands=unwatchable,
+                as_it_stands=as_it_stands or unwatchable,
                 settle=settle,
                 varying=subject.extras,
                 only_recorded=only_recorded,
+                seen=seen,
             )
         except BaseException:
             if guards is not None:
@@ -182,6 +195,7 @@ def _traced_and_watched(
         guards = Guards([stage for stage in watching if label_of(stage) not in traced.refusals])
     if guards is not None:
         guards.watch_gradients(constants.values())
+    conditions = Conditions(traced.tape.outcome) if traced.tape.conditions else None
     outside = [*constants.values(), *subject.parameters, *(guards.tensors if guards is not None else ())]
     forms = same_forms(list({id(tensor): tensor for tensor in outside}.values()))
     subject.forget()
@@ -189,7 +203,9 @@ def _traced_and_watched(
         index: extra for index, extra in zip(extras, subject.extras, strict=True) if index is not None
     }
     apart = traced.by_autograd
-    return Tracing(subject, traced, constants, extras, guards, forms, Unchanged(traced.numbers), apart=apart)
+    return Tracing(
+        subject, traced, constants, extras, guards, forms, Unchanged(traced.numbers), apart=apart, conditions=conditions
+    )
 
 
 def _watched(subject: Subject, watching: Sequence[Callable[..., Any]]) -> tuple[Guards | None, str | None]:
@@ -254,18 +270,18 @@ def _steps_of(factor: Factor) -> tuple[Any, ...]:
 
 
 def _check_fit(caller: str, plan: Plan, traced: Traced) -> None:
+    why = " (f looks at data, and may go another way here than where the plan was made)" if traced.looks else ""
     if len(plan.factors) != max(len(traced.factors), 1):
         raise ValueError(
-            f"{caller}: plan must be for a chain of {len(traced.factors)} stages, got one for {len(plan.factors)}; "
-            f"make "
-            f"a new one by plan_jacobian(f, x)."
+            f"{caller}: plan must be for a chain of {len(traced.factors)} stages, got one for "
+            f"{len(plan.factors)}{why}; make a new one by plan_jacobian(f, x)."
         )
     for place, (planned, found) in enumerate(zip(plan.factors, traced.factors, strict=False)):
         if (planned.n, planned.m, planned.structure) != (found.n, found.m, found.structure):
             expected, came = (f"{factor.n} → {factor.m} entries, {factor.jacobian.name}" for factor in (planned, found))
             raise ValueError(
                 f"{caller}: the plan must fit the function, but it expects {expected}, at factor F{place + 1} and "
-                f"{found.label} takes {came}; make the plan for this function and this x by plan_jacobian(f, x)."
+                f"{found.label} takes {came}{why}; make the plan for this function and this x by plan_jacobian(f, x)."
             )
 
 

@@ -1,7 +1,7 @@
-"""Checks of arguments that a function makes on its way, as `torch.distributions` does: asked anew in every call.
+"""What a function looks at on its way: asked anew in every call.
 
-Which way a function goes must not depend on values, but for a check that raises: a recording goes the way of what
-passed, and before it is used what was checked is computed again.
+A recording goes the way that f went where it was recorded, and before it is used what decided that is computed again:
+the conditions, and where values were not to be seen, the checks of `torch.distributions`, which are taken to pass.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ def checks_of(ops: Sequence[TapeOp], checked: Sequence[int]) -> list[TapeOp]:
     return kept[::-1]
 
 
-def what_is_checked(tape: Tape, x: Tensor, constants: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
-    """Return what a function raises for unless it is true.
+def values_of(tape: Tape, wanted: Sequence[int], x: Tensor, constants: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+    """Return some of what a function looks at.
 
     Args:
         tape: What was recorded of it.
+        wanted: What was checked, or its conditions.
         x: The point.
         constants: The tensors from outside.
 
@@ -39,4 +40,4 @@ def what_is_checked(tape: Tape, x: Tensor, constants: Mapping[int, Tensor]) -> t
         for index, result in zip(op.outputs, op.call(values.__getitem__), strict=True):
             if index is not None and result is not None:
                 values[index] = result
-    return tuple(values[index] for index in tape.checked)
+    return tuple(values[index] for index in wanted)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from .._torch import is_all_true, wraps_transform
+from .._torch import is_all_true, wraps_derivative, wraps_transform
+from .read_numbers import MAKING, ReadNumber, has_read_numbers, with_tensors
 
 
 class NotRecordable(Exception):
@@ -21,25 +22,38 @@ class Intercepted(TorchFunctionMode):
     """Refuses to hand the entries of a tensor from outside to Python, which no op shows: it has data, unlike x.
 
     What writes into memory of its own, or has a derivative that PyTorch has wrong, is replaced by what does not. What
-    `torch.distributions` raises for unless all of it is true is `checked`: it is taken to be true.
+    `torch.distributions` raises for unless all of it is true is `checked`: it is taken to be true, unless there are
+    answers to what f looks at.
+
+    Args:
+        answers: Whether there are: what Python makes of a tensor is then asked for as truths and whole numbers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, answers: bool) -> None:
         super().__init__()
         self.checked: list[Tensor] = []
+        self.refusal: NotRecordable | None = None  # which f may have caught
+        self._answers, self._has_read = answers, False
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._has_read and has_read_numbers(args, kwargs):
+            args, kwargs = with_tensors(func, args, kwargs)
+            return args[0].clone() if func in MAKING else func(*args, **kwargs)
+        if self._answers and func in _LISTING and args[0].numel() <= _MOST_LISTED:
+            return self._listed(args[0])
         reads = func in _READING
         if func in _FROM_LISTS and args and not isinstance(args[0], Tensor):
             reads = any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[0]))
         if func in _SPLITTING:  # at indices that a tensor holds
             reads = any(isinstance(leaf, Tensor) for leaf in (*args[1:], *kwargs.values()))
         if reads:
-            raise NotRecordable(f"it reads the entries of a tensor, by {func.__name__}")
-        if func is is_all_true and not wraps_transform(args[0]):
+            self._refuse(f"it reads the entries of a tensor, by {func.__name__}")
+        if self._answers and func in _ASKING:
+            return _ASKING[func](*args, **kwargs)
+        if func is is_all_true and not self._answers and not wraps_transform(args[0]):
             self.checked.append(args[0])
             return True
         if func is torch.nn.functional.pad:
@@ -49,6 +63,62 @@ class Intercepted(TorchFunctionMode):
             base, rows, dim, start = as_slice(*args, **kwargs)
             return torch.slice_scatter(base, rows.unsqueeze(dim), dim, start, start + 1)
         return func(*args, **kwargs)
+
+    def _refuse(self, reason: str) -> NoReturn:
+        self.refusal = NotRecordable(reason)
+        raise self.refusal
+
+    def _listed(self, tensor: Tensor) -> Any:
+        """Return the entries of a tensor as Python has them, fractions as numbers that were read."""
+        if tensor.dim():
+            return [self._listed(row) for row in tensor.unbind()]
+        if not tensor.is_floating_point() or wraps_derivative(tensor):
+            return tensor.item()
+        self._has_read = True
+        return ReadNumber(tensor.detach().to(torch.float64, copy=True), self._refuse)
+
+
+def _truth(input: Tensor) -> bool:
+    """Return whether a number is not 0."""
+    return bool(input if input.dtype is torch.bool or input.numel() != 1 else input.detach() != 0)
+
+
+def _fraction(input: Tensor) -> float:
+    """Return a number."""
+    return float(input.detach())  # PyTorch warns of one that requires grad
+
+
+def _whole(input: Tensor) -> int:
+    """Return a number without its fraction."""
+    if input.numel() != 1 or not input.is_floating_point():
+        return int(input)
+    fraction = input.detach()
+    if not bool(fraction.abs() < _MOST_WHOLE):  # of NaN too, where int() raises
+        raise NotRecordable("it makes a whole number of what is none, or too large")
+    return int(fraction.trunc().to(torch.int64))
+
+
+def _equal(input: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors hold the same."""
+    if input.shape != other.shape:
+        return False
+    return bool((input == other).all()) if input.dtype == other.dtype else torch.equal(input, other)
+
+
+def _close(input: Tensor, other: Tensor, *how: Any, **named: Any) -> bool:
+    """Return whether two tensors hold nearly the same."""
+    return bool(torch.isclose(input, other, *how, **named).all())
+
+
+_MOST_WHOLE, _MOST_LISTED = 2.0**62, 100
+_LISTING: frozenset[Any] = frozenset({Tensor.item, Tensor.tolist})
+# What asks for the values of tensors, with what asks for no more of them than is used.
+_ASKING: dict[Any, Any] = {
+    Tensor.__bool__: _truth, Tensor.is_nonzero: _truth, torch.is_nonzero: _truth, Tensor.__int__: _whole,
+    Tensor.__float__: _fraction,
+    torch.equal: _equal, Tensor.equal: _equal,
+    torch.allclose: _close, Tensor.allclose: _close,
+}  # fmt: skip
 
 
 def _wrapped(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor | None:  # noqa: ARG001 (as the function)

@@ -1,16 +1,17 @@
 """Recording a function: it runs once on a fake tensor, and every op that it reaches is written down.
 
-A fake tensor has no data, so whatever looks at data (control flow, `.item()`, NumPy) raises and the function is not
-recorded; nothing that depends on values can end up in a tape by mistake. The tensor requires grad, so PyTorch itself
-says
-which values the derivative passes through: a detached value, or one computed under `torch.no_grad`, does not require
-it.
+A fake tensor has no data, so nothing that depends on values can end up in a tape by mistake. What looks at data
+(control flow, `.item()`) is answered by what the tape gives at the point, and the answer noted as a condition of the
+recording; see `values`. Where that cannot be (NumPy, a fraction that becomes a Python number) it raises and the
+function is not recorded. The tensor requires grad, so PyTorch itself says which values the derivative passes through: a
+detached value, or one computed under `torch.no_grad`, does not require it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,38 +21,51 @@ from torch.utils._pytree import tree_leaves
 
 from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node, memory_of
 from .._torch_contexts import bases_without_writing, checks_without_branches, plain_kernels, quietly
+from ..rules.indexing import unrecorded
 from ..rules.linear_entrywise import STEPS
 from ..rules.registry import Meta
+from .active import between, differentiable, with_active
 from .checks import checks_of
 from .intercepted import Intercepted, NotRecordable, as_slice
 from .known import Numbers
+from .op_arguments import SLICES, argument, clamped, fits_into
 from .results import Results
 from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, with_refs
+from .values import Answers
 
 MOST_OPS = 20_000  # a longer tape would take minutes to plan
 
 
-def record(function: Callable[[Tensor], Any], meta: Meta, varying: Sequence[Tensor] = ()) -> Tape:
+def record(
+    function: Callable[[Tensor], Any],
+    meta: Meta,
+    varying: Sequence[Tensor] = (),
+    point: Callable[[], Tensor] | None = None,
+) -> Tape:
     """The tape of a function of one tensor.
 
     Args:
         function: A function of one floating tensor that returns one.
         meta: Shape, dtype and device of its input.
         varying: Tensors from outside that are others in each call.
+        point: Gives the value of that tensor for a function that looks at data; None where it is not to be seen.
 
     Returns:
         The tape.
 
     Raises:
-        NotRecordable: If the function looks at data, mutates what it should not, or has derivatives of its own.
+        NotRecordable: If the function looks at data that it cannot be told, mutates what it should not, or has
+            derivatives of its own.
     """
     try:
-        recorder = _run(function, meta, varying, by_autograd=True)
+        recorder = _run(function, meta, varying, point, by_autograd=True)
         if recorder.mutation is None:
             return recorder.finish()
+        if recorder.stopped:
+            _check_derivatives(_called(function, recorder.point))
         # Once more, with every in-place op written as one that is not. Autograd cannot look through that, so what is
         # active is then told by grad mode and `detach`.
-        recorder = _run(torch.func.functionalize(function), meta, varying, by_autograd=False)
+        recorder = _run(torch.func.functionalize(function), meta, varying, point, by_autograd=False)
     except NotRecordable:
         raise
     except Exception as error:
@@ -61,14 +75,30 @@ def record(function: Callable[[Tensor], Any], meta: Meta, varying: Sequence[Tens
     return recorder.finish()
 
 
-def _run(function: Callable[[Tensor], Any], meta: Meta, varying: Sequence[Tensor], *, by_autograd: bool) -> _Recorder:
+def _run(
+    function: Callable[[Tensor], Any],
+    meta: Meta,
+    varying: Sequence[Tensor],
+    point: Callable[[], Tensor] | None,
+    *,
+    by_autograd: bool,
+) -> _Recorder:
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.enable_grad():
         x = torch.empty(meta.shape, dtype=meta.dtype, device=meta.device)
-        recorder = _Recorder(x.requires_grad_(by_autograd), fake, varying, by_autograd)
+        recorder = _Recorder(x.requires_grad_(by_autograd), fake, varying, by_autograd, point)
         # In their plain form attention and LSTMs have every derivative; fused, they have no forward mode nor rule here.
         with plain_kernels(), quietly(), bases_without_writing(), checks_without_branches():
-            with Intercepted() as intercepted, recorder:
-                recorder.y = function(x)
+            with Intercepted(answers=point is not None) as intercepted, recorder:
+                try:
+                    recorder.y = function(x)
+                except Exception:
+                    if not recorder.stopped:
+                        raise
+        if recorder.stopped:
+            return recorder
+        refusal = recorder.refusal or intercepted.refusal
+        if refusal is not None:
+            raise refusal
         recorder.tape.checked = list(map(recorder._number, intercepted.checked))
     y = recorder.y
     if not isinstance(y, Tensor) or not y.is_floating_point():
@@ -79,12 +109,25 @@ def _run(function: Callable[[Tensor], Any], meta: Meta, varying: Sequence[Tensor
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes every op down as it passes; `mutation` names the first that writes into a tensor."""
+    """Writes every op down as it passes; `mutation` names the first that writes into a tensor.
 
-    def __init__(self, x: Tensor, fake: FakeTensorMode, varying: Sequence[Tensor], by_autograd: bool) -> None:
+    A run that is only looked at, after a mutation, is `stopped` where f looks at data: no values are known any more.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        fake: FakeTensorMode,
+        varying: Sequence[Tensor],
+        by_autograd: bool,
+        point: Callable[[], Tensor] | None,
+    ) -> None:
         super().__init__()
         self.tape = Tape()
         self.mutation: str | None = None
+        self.stopped = False
+        self.refusal: NotRecordable | None = None  # which f may have caught
+        self._point, self._varying = point, varying
         self.y: Any = None
         self._from_outside = Numbers(self.tape, varying)
         self._fake, self._by_autograd = fake, by_autograd
@@ -105,6 +148,8 @@ class _Recorder(TorchDispatchMode):
         if func is _aten.zeros.default and kwargs.get("device") == _NOWHERE:
             # PyTorch takes a tangent of zeros without data that was expanded for one on no device.
             kwargs = {**kwargs, "device": self.tape.metas[self.tape.source].device}
+        if func is _aten._local_scalar_dense.default and (self.mutation is None or self._point is not None):
+            return self._number_in(args[0])
         if func.namespace == "prim" or self.mutation is not None:
             return func(*args, **kwargs)  # a query for a device or a layout, or a run that is only looked at
         if func is _aten.select_scatter.default and not self._by_autograd:
@@ -116,13 +161,9 @@ class _Recorder(TorchDispatchMode):
             dim, *ends = args[2:] or (0,)  # autograd takes no complex ones
             written = self.__torch_dispatch__(func, types, (*pairs, dim % args[0].dim(), *ends))
             return self.__torch_dispatch__(_aten.view_as_complex.default, types, (written,))
-        if func is _aten.rrelu_with_noise.default and not _argument(func, args, kwargs, "training"):
-            slope = sum(_argument(func, args, kwargs, name) for name in ("lower", "upper")) / 2
+        if func is _aten.rrelu_with_noise.default and not argument(func, args, kwargs, "training"):
+            slope = sum(argument(func, args, kwargs, name) for name in ("lower", "upper")) / 2
             return self.__torch_dispatch__(_aten.leaky_relu.default, types, (args[0], slope))
-        if func is _aten._local_scalar_dense.default:
-            known = self._from_outside.read(self._number(args[0]))
-            if known is not None:
-                return known
         recorded, unseen, hidden = func, False, not torch.is_grad_enabled()
         if func._schema.is_mutable:
             hidden = hidden and func._schema.name.removeprefix("aten::") not in _SHAPED
@@ -134,8 +175,8 @@ class _Recorder(TorchDispatchMode):
                 self.mutation = str(func)
                 return func(*args, **kwargs)
             recorded = alike
-        if func in _SLICES:
-            args = _clamped(func, args)
+        if func in SLICES:
+            args = clamped(func, args)
         recorded = _APART[func] if func in _APART else recorded
         active: list[int] = []
 
@@ -158,15 +199,40 @@ class _Recorder(TorchDispatchMode):
             active = [index for index in active if refs[1] == Ref(index)]  # nothing is left of what is written over
         carries = torch.is_grad_enabled() and func is not _aten.detach.default and func not in _STEPS
         if not self._by_autograd and active and carries:
-            self._carried.update(index for index in outputs if index is not None and _differentiable(self.tape, index))
+            self._carried.update(index for index in outputs if index is not None and differentiable(self.tape, index))
         if active and func in _BELOW_AUTOGRAD:
-            self._below.update(index for index in outputs if index is not None and _differentiable(self.tape, index))
+            self._below.update(index for index in outputs if index is not None and differentiable(self.tape, index))
         self.tape.ops.append(TapeOp(recorded, refs, named, outputs, tuple(dict.fromkeys(active))))
         if before is not None:
             self._keep_derivative(args[0], before)
         if len(self.tape.ops) > MOST_OPS:
             raise NotRecordable(f"it takes more than {MOST_OPS:,} ops")
         return out
+
+    @property
+    def point(self) -> Tensor:
+        """The value of the source."""
+        if self._point is None:
+            raise NotRecordable("it looks at data, which is not to be seen here")
+        with unrecorded():
+            return self._point().detach().contiguous()
+
+    @cached_property
+    def _answers(self) -> Answers:
+        return Answers(self.tape, self.point, self._varying)
+
+    def _number_in(self, tensor: Tensor) -> Any:
+        """Return the number that f is told a tensor holds."""
+        if self.mutation is not None:
+            self.stopped = True
+            raise NotRecordable("it looks at data after a write")
+        index = self._number(tensor)
+        known = self._from_outside.read(index)
+        try:
+            return self._answers.number(index) if known is None else known
+        except Exception as error:
+            self.refusal = error if isinstance(error, NotRecordable) else NotRecordable(f"it looks at data: {error}")
+            raise self.refusal from error
 
     def _is_active(self, args: tuple[Any, ...]) -> bool:
         """Return whether the first argument of an op is a tensor that depends on x as derivatives see it."""
@@ -217,7 +283,7 @@ class _Recorder(TorchDispatchMode):
         if name in {"copy_", "fill_", "zero_"} and (name != "copy_" or self._is_active(args)):
             return None  # what was there before is gone, and with it what it depended on
         alone = self._is_alone(target)
-        return overload if alone and all(_fits_into(operand.dtype, target.dtype) for operand in operands) else None
+        return overload if alone and all(fits_into(operand.dtype, target.dtype) for operand in operands) else None
 
     def _split(self, pieces: Iterable[Tensor | None]) -> None:
         """Take note of pieces that share no entry, made of what is not used again, as `unsafe_split` makes them."""
@@ -274,20 +340,26 @@ class _Recorder(TorchDispatchMode):
             tape.result = tape.new_value(tape.metas[tape.source])
             tape.ops.append(TapeOp(_aten.alias.default, (Ref(tape.source),), {}, (tape.result,), (tape.source,)))
             self._carried.add(tape.result)
-        differentiable = self.y.requires_grad if self._by_autograd else tape.result in self._carried
-        between = _between(tape, differentiable)
+        moves = self.y.requires_grad if self._by_autograd else tape.result in self._carried
+        on_the_way = between(tape, moves)
         needed = {tape.result}
         kept: list[TapeOp] = []
         for op in reversed(tape.ops):
             if not needed.isdisjoint(op.outputs):
                 needed.update(op.operands)
-                kept.append(_with_active(op, between))
-        tape.checks = checks_of(tape.ops, tape.checked)
+                kept.append(with_active(op, on_the_way))
+        tape.checks = checks_of(tape.ops, [*tape.checked, *tape.conditions])
         tape.ops = kept[::-1]
         drawn = [op.name for op in kept if op.active and op.draws and op.target not in _DROPS]
         if drawn:
             raise NotRecordable(f"{drawn[0]} draws random numbers and is differentiated")
         return tape
+
+
+def _called(function: Callable[[Tensor], Any], point: Tensor) -> Any:
+    """Return what a function gives at a point, as autograd records it."""
+    with torch.enable_grad():
+        return function(point.clone().requires_grad_().view_as(point))
 
 
 def _check_derivatives(y: Tensor) -> None:
@@ -304,55 +376,9 @@ def _check_derivatives(y: Tensor) -> None:
             raise NotRecordable(f"{node.name()} has a derivative of its own")
 
 
-def _between(tape: Tape, differentiable: bool) -> set[int]:
-    """Return the values that lie between x and y: active, and used on the way to y."""
-    reaching: set[int] = {tape.result} if differentiable else set()
-    for op in reversed(tape.ops):
-        if reaching.intersection(index for index in op.outputs if index is not None):
-            reaching.update(op.active)
-    between = {tape.source} & reaching
-    for op in tape.ops:
-        if between.intersection(op.active):
-            between.update(index for index in op.outputs if index in reaching)
-    return between
-
-
-def _with_active(op: TapeOp, between: set[int]) -> TapeOp:
-    reaches = between.intersection(index for index in op.outputs if index is not None)
-    active = tuple(index for index in op.active if index in between) if reaches else ()
-    return TapeOp(op.target, op.args, op.kwargs, op.outputs, active)
-
-
-def _differentiable(tape: Tape, index: int) -> bool:
-    dtype = tape.metas[index].dtype
-    return dtype.is_floating_point or dtype.is_complex
-
-
-def _fits_into(dtype: torch.dtype, target: torch.dtype) -> bool:
-    """Return whether an operand does not change the dtype of what an op returns, which writing never does."""
-    exact = not dtype.is_floating_point and not dtype.is_complex
-    return dtype == target or (exact and target.is_floating_point)
-
-
-def _argument(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
-    """Return what an op is called with under a name, its default if it is not said."""
-    place, argument = next((p, a) for p, a in enumerate(func._schema.arguments) if a.name == name)
-    return args[place] if place < len(args) else kwargs.get(name, argument.default_value)
-
-
 def _place(tensor: Tensor) -> Any:
     """Return which entries of its memory a tensor looks at."""
     return tensor.storage_offset(), tensor.shape, tensor.stride()
-
-
-def _clamped(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments of a slice with its end no more than the size, which 2^63 − 1 stands for."""
-    place = _SLICES[func]  # of dim
-    full = [*args, *(argument.default_value for argument in func._schema.arguments[len(args) : place + 3])]
-    size = args[0].shape[full[place]]
-    if full[place + 2] is not None:
-        full[place + 2] = min(full[place + 2], size)
-    return tuple(full)
 
 
 _aten = torch.ops.aten
@@ -366,7 +392,6 @@ _APART = {
 # a user's call the result requires grad.
 _BELOW_AUTOGRAD = frozenset({_aten.clone.default, _aten.expand.default, _aten._to_copy.default})
 _STEPS = frozenset(STEPS) - {_aten.angle.default, _aten.sgn.default}  # which are none of complex numbers
-_SLICES = {_aten.slice.Tensor: 1, _aten.slice_scatter.default: 2}
 # Ops that write only what a tensor says of its shape, with the overload of their twin where it goes by another name.
 _SHAPED = {"squeeze_": "", "unsqueeze_": "", "t_": "", "transpose_": "int"}
 _DROPS = frozenset({_aten.native_dropout.default})  # it returns its mask, which its derivative is known by

@@ -82,7 +82,9 @@ class Tape:
         source: The value x.
         result: The value y.
         checked: Values that f raises for unless they are true; see `checks`.
-        checks: The ops that make these, in order.
+        conditions: Values that f looked at on its way; see `values`.
+        outcome: What these were where it was recorded.
+        checks: The ops that make what is checked and the conditions, in order.
         looked_at: Tensors from outside whose whole numbers f has handed to Python.
     """
 
@@ -93,6 +95,8 @@ class Tape:
     source: int = 0
     result: int = 0
     checked: list[int] = field(default_factory=list)
+    conditions: list[int] = field(default_factory=list)
+    outcome: list[Tensor] = field(default_factory=list)
     checks: list[TapeOp] = field(default_factory=list)
     looked_at: list[Tensor] = field(default_factory=list)
 

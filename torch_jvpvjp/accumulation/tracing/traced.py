@@ -51,6 +51,11 @@ class Traced:
         return bool(self.refusals)
 
     @property
+    def looks(self) -> bool:
+        """Whether it is a recording for those points alone at which the function goes the same way."""
+        return bool(self.tape.conditions)
+
+    @property
     def by_autograd(self) -> bool:
         """Whether a part of it is differentiated by autograd, which `vmap` does not go around."""
         return any(isinstance(op.target, ByAutograd) for op in self.tape.ops)
@@ -70,6 +75,7 @@ def trace(
     settle: Callable[[], object] | None = None,
     varying: Sequence[Tensor] = (),
     only_recorded: bool = False,
+    seen: bool = False,
 ) -> Traced:
     """Take the composition of some functions apart.
 
@@ -83,6 +89,7 @@ def trace(
         settle: What is called before a function that was not recorded is run in another way.
         varying: Tensors from outside that are others in each call.
         only_recorded: Whether one function that cannot be recorded is refused, and not looked at any further.
+        seen: Whether a recording may look at the values of x, where a function does.
 
     Returns:
         What was found.
@@ -98,7 +105,7 @@ def trace(
     try:
         if as_it_stands is not None:
             raise NotRecordable(as_it_stands)
-        tape = record(_composed(functions), meta, varying)
+        tape = record(_composed(functions), meta, varying, (lambda: x) if seen else None)
     except NotRecordable as whole:
         if only_recorded and len(functions) == 1:
             raise
@@ -108,7 +115,7 @@ def trace(
             at, reason = tape.metas[tape.result], str(whole)
             if len(functions) > 1 and as_it_stands is None:
                 try:
-                    _append(tape, record(function, at, varying))
+                    _append(tape, record(function, at, varying, _point(functions[:place], x, seen and not refusals)))
                     continue
                 except NotRecordable as alone:
                     reason = str(alone)
@@ -233,6 +240,16 @@ def _composed(functions: Sequence[Function]) -> Function:
     return functions[0] if len(functions) == 1 else composition
 
 
+def _point(functions: Sequence[Function], x: Tensor, seen: bool) -> Callable[[], Tensor] | None:
+    """Return what gives the value that some functions make of x; None where it is not to be seen."""
+
+    def value() -> Tensor:
+        with torch.no_grad():
+            return _composed(functions)(x.clone()) if functions else x
+
+    return value if seen else None
+
+
 def _append(tape: Tape, following: Tape) -> None:
     """Continue a tape with the tape of a function of its result."""
     numbers = {following.source: tape.result}
@@ -253,11 +270,15 @@ def _append(tape: Tape, following: Tape) -> None:
         active = tuple(numbers[index] for index in op.active)
         return TapeOp(op.target, renumbered(op.args), renumbered(dict(op.kwargs)), outputs, active)
 
-    before = list(tape.ops)
-    tape.ops += map(moved, following.ops)
-    if following.checked:  # what they check is made of what came before, too
-        tape.checked += [numbers[index] for index in following.checked]
-        tape.checks = checks_of([*before, *map(moved, following.checks)], tape.checked)
+    known = dict.fromkeys((*tape.ops, *tape.checks))  # what checks alone need comes behind, and stays in order
+    here = {op: moved(op) for op in dict.fromkeys((*following.ops, *following.checks))}
+    tape.ops += [here[op] for op in following.ops]
+    tape.checked += [numbers[index] for index in following.checked]
+    tape.conditions += [numbers[index] for index in following.conditions]
+    tape.outcome += following.outcome
+    looked_at = [*tape.checked, *tape.conditions]
+    if looked_at:  # what they look at is made of what came before, too
+        tape.checks = checks_of([*known, *here.values()], looked_at)
     tape.looked_at += following.looked_at
     tape.result = numbers[following.result]
 

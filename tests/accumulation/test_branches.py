@@ -1,0 +1,470 @@
+"""Functions whose control flow looks at data: the way taken is recorded, and every call finds out which one it is."""
+
+import math
+import threading
+
+import pytest
+import torch
+from jacobian_checks import F64, assert_same, judged, quiet_judge, randn
+from torch import nn
+
+from torch_jvpvjp.accumulation import Chain, Plan, gauss_newton, jacobian, plan_jacobian
+from torch_jvpvjp.accumulation import branches as ways
+
+N = 6
+WEIGHT = torch.linspace(-1, 1, N * N, dtype=F64).reshape(N, N).sin()
+OTHER = torch.linspace(0, 3, N * N, dtype=F64).reshape(N, N).cos()
+
+
+def _slope(y):
+    return torch.tanh(WEIGHT @ y) - y / 2
+
+
+def adaptive_steps(x):
+    y, t, dt = x, 0.0, 0.25
+    while t < 1 - 1e-12:
+        dt = min(dt, 1 - t)
+        first = _slope(y)
+        second = _slope(y + dt * first)
+        if (dt / 2 * (second - first)).norm() < 0.05:
+            y, t, dt = y + dt / 2 * (first + second), t + dt, 1.5 * dt
+        else:
+            dt /= 2
+    return y
+
+
+def controlled_steps(x):
+    """The next step is a number that was read, which goes on into the values."""
+    y, t, dt = x, 0.0, 0.25
+    while t < 1 - 1e-12:
+        dt = min(dt, 1 - t)
+        first = _slope(y)
+        second = _slope(y + dt * first)
+        error = (dt / 2 * (second - first)).norm().item()
+        if error < 0.05:
+            y, t = y + dt / 2 * (first + second), t + dt
+        dt = dt * min(5.0, max(0.2, 0.9 * (0.05 / error) ** 0.5))
+    return y
+
+
+def newton(x):
+    z = torch.zeros_like(x)
+    residual = z + 0.3 * torch.tanh(WEIGHT @ z) - x
+    while residual.norm() > 1e-10:
+        slope = 1 - torch.tanh(WEIGHT @ z) ** 2
+        z = z - torch.linalg.solve(torch.eye(N, dtype=F64) + 0.3 * slope[:, None] * WEIGHT, residual)
+        residual = z + 0.3 * torch.tanh(WEIGHT @ z) - x
+    return z
+
+
+def clipped(x):
+    x = torch.tanh(WEIGHT @ x)
+    if x.norm() > 1:
+        x = x / x.norm()
+    return torch.tanh(OTHER @ x)
+
+
+def line_search(x):
+    def value(z):
+        return (torch.tanh(WEIGHT @ z) ** 2).sum() + 0.1 * (z * z).sum()
+
+    y = x
+    for _ in range(2):
+        bent = torch.tanh(WEIGHT @ y)
+        g, step = 2 * WEIGHT.T @ ((1 - bent**2) * bent) + 0.2 * y, 1.0
+        while value(y - step * g) > value(y) - 1e-4 * step * (g * g).sum() and step > 1e-6:
+            step /= 2
+        y = y - step * g
+    return y
+
+
+def refusing(x):
+    if (x < -3).any():
+        raise ValueError("x must not be below -3")
+    if not torch.isfinite(x).all():
+        raise FloatingPointError
+    return torch.sin(WEIGHT @ x)
+
+
+def piecewise(x):
+    size = (x * x).mean()
+    if size.item() > 0.8:
+        return torch.sin(WEIGHT @ x)
+    return torch.tanh(OTHER @ torch.tanh(WEIGHT @ x)) if size.item() > 0.3 else x**3
+
+
+def bisection(x):
+    low, high, wanted = torch.zeros((), dtype=F64), torch.full((), 10.0, dtype=F64), (x * x).sum()
+    for _ in range(8):
+        middle = (low + high) / 2
+        low, high = (low, middle) if middle**3 + middle > wanted else (middle, high)
+    middle = (low + high) / 2
+    return (middle - (middle**3 + middle - wanted) / (3 * middle**2 + 1)) * x
+
+
+def counted(x):
+    y = x
+    for _ in range(int(x.abs().sum() / 2) + 1):
+        y = torch.tanh(WEIGHT @ y) + y
+    return y
+
+
+def scaled(x):
+    largest = x.abs().max().item()
+    return torch.tanh(WEIGHT @ (x / largest)) * largest
+
+
+def written(x):
+    y = x.clone()
+    y[0] = y.norm().item()
+    if y[0] > 1:
+        y[1:] *= 2
+    return y * x
+
+
+def listed(x):
+    first, *_, last = x.tolist()
+    return WEIGHT @ x * (first if first > last else last + 1)
+
+
+def picked(x):
+    return x[x.argmax()] * x
+
+
+def rounded(x):
+    size = x.norm().item()
+    return x * (round(size) + math.ceil(size) * size + math.floor(size)) + torch.tensor(size, dtype=F64)
+
+
+def bounded(x):
+    size = x.mean().item()
+    return torch.where(x > size, x.clamp(max=2 * size + 1), size) * (-size if -size == abs(size) else 2 - size)
+
+
+def compared(x):
+    return x.sin() if torch.equal(x.sort().values[:2], x[:2]) or torch.allclose(x, x.abs()) else x * x
+
+
+FUNCTIONS = [
+    adaptive_steps, controlled_steps, newton, clipped, line_search, refusing, piecewise, bisection, counted, scaled,
+    written, listed, picked, rounded, bounded, compared,
+]  # fmt: skip
+named = {function.__name__: function for function in FUNCTIONS}
+
+
+def _points():
+    return [scale * randn(N) for scale in (1, 0.2, 1.5, 0.05, 0.6)]
+
+
+def _recorded(plan):
+    return not plan.runtime.refusals()
+
+
+@quiet_judge
+@pytest.mark.parametrize("options", [{}, {"create_graph": True}, {"memory_limit": 100_000}], ids=str)
+@pytest.mark.parametrize("f", named.values(), ids=named)
+def test_every_call_has_the_jacobian_of_the_way_that_is_taken_there(f, options):
+    points = _points()
+    plan = plan_jacobian(f, points[0], **options)
+    assert _recorded(plan)
+    for x in (*points, *reversed(points), *points):
+        assert_same(plan(x).detach(), judged(f, x))
+        assert_same(jacobian(f, x, objective="fma"), judged(f, x))
+    copied = Plan.from_json(plan.to_json())
+    assert_same(jacobian(f, points[0], plan=copied), judged(f, points[0]))
+
+
+@pytest.mark.parametrize("f", [clipped, piecewise, scaled, counted, controlled_steps], ids=lambda f: f.__name__)
+def test_second_derivatives(f):
+    x = randn(N).requires_grad_()
+    plan = plan_jacobian(f, x, create_graph=True)
+    for point in (x, (0.1 * x).detach().requires_grad_(), x):
+        found = torch.autograd.grad(plan(point).sin().sum(), point)[0]
+        assert_same(found, torch.func.grad(lambda v: torch.func.jacrev(f)(v).sin().sum())(point))
+
+
+@pytest.mark.parametrize("f", [clipped, piecewise, counted], ids=lambda f: f.__name__)
+def test_compiled_calls(f):
+    x = randn(N)
+    plan = plan_jacobian(f, x).compile()
+    for point in (x, x, 0.1 * x, 0.1 * x, x, 0.1 * x):
+        assert_same(plan(point), judged(f, point))
+
+
+def test_what_f_raises_is_raised_and_does_no_harm():
+    x = randn(N).clamp(min=-2)
+    plan = plan_jacobian(refusing, x)
+    for _ in range(2):
+        assert_same(plan(x), judged(refusing, x))
+        for call in (plan, lambda v: jacobian(refusing, v), lambda v: plan_jacobian(refusing, v)):
+            with pytest.raises(ValueError, match="x must not be below -3"):
+                call(x - 9)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """The points at which functions were recorded."""
+    from torch_jvpvjp.accumulation import runtime
+
+    calls, own = [], runtime.trace_subject
+
+    def counting(subject, *args, **options):
+        calls.append(options["as_it_stands"])
+        return own(subject, *args, **options)
+
+    monkeypatch.setattr(runtime, "trace_subject", counting)
+    return calls
+
+
+def test_two_ways_are_recorded_once_each(traced):
+    x = torch.ones(N, dtype=F64)
+    plan = plan_jacobian(clipped, x)
+    for _ in range(5):
+        for point in (x, 0.01 * x):
+            assert_same(plan(point), judged(clipped, point))
+    assert traced == [None, None]
+
+
+def test_a_function_that_never_goes_the_same_way_is_called_as_it_stands(traced, monkeypatch):
+    def f(v):
+        return v * int(1000 * v.norm())
+
+    plan = plan_jacobian(f, randn(N))
+    for _ in range(4):
+        x = randn(N)
+        assert_same(plan(x), judged(f, x))
+    assert traced[:3] == [None, None, None]
+    assert traced[3] is not None
+    x = randn(N)
+    (branches,) = plan.runtime._branches.values()
+    branches.paid = 1e9  # what calls have taken is now more than what a recording takes
+    assert_same(plan(x), judged(f, x))
+    assert traced[-1] is None
+    assert_same(plan(x), judged(f, x))
+
+
+def test_a_way_that_cannot_be_recorded_is_no_hindrance_to_those_that_can():
+    def f(v):
+        return v * float(v.detach().sum()) if v.sum() > 0 else (WEIGHT @ v).sin() * v
+
+    x = torch.ones(N, dtype=F64)
+    plan = plan_jacobian(f, -x)
+    for point in (x, -x, x, -2 * x, 2 * x, 3 * x, -x):
+        assert_same(plan(point), judged(f, point))
+    assert _recorded(plan)
+
+
+def test_many_ways_are_kept_and_told_apart(traced):
+    def f(v):
+        for place in range(N):
+            v = v.sin() if v[place] > 0 else v * v + v
+        return v
+
+    points = [randn(N) for _ in range(30)]
+    plan = plan_jacobian(f, points[0])
+    (branches,) = plan.runtime._branches.values()
+    for x in (*points, *points):
+        branches.paid = 1e9
+        assert_same(plan(x), judged(f, x))
+    assert len(branches._found) <= ways._MOST
+
+
+def test_other_arguments_decide_too():
+    def f(v, w):
+        return v * w.sum() if w.norm() > v.norm() else v.sin() * w
+
+    x = randn(N)
+    plan = plan_jacobian(f, (x, x + 1), wrt=0)
+    assert _recorded(plan)
+    for scale in (1, 5, 0.1, 5, 0.1):
+        given = (x, scale * x)
+        assert_same(plan(given), judged(lambda v, w=given[1]: f(v, w), x))
+
+
+def test_tensors_from_outside_decide_too():
+    threshold = torch.tensor(0.5, dtype=F64)
+    power = torch.tensor(2.0, dtype=F64)
+
+    def f(v):
+        return v ** float(power) if v.norm() > threshold else v.sin()
+
+    x = randn(N)
+    plan = plan_jacobian(f, x)
+    assert _recorded(plan)  # a fraction that does not depend on x may be handed to Python
+    for value, exponent in ((0.5, 2), (100.0, 2), (0.5, 3), (0.5, 2)):
+        threshold.fill_(value)
+        power.fill_(exponent)
+        assert_same(plan(x), judged(f, x))
+
+
+def test_parameters_and_trees():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(N, N), nn.Linear(N, 2)
+
+        def forward(self, given):
+            y = self.first(given["x"])
+            if y.sum() > 0:
+                y = y.tanh()
+            return {"y": self.second(y), "n": y.norm()}
+
+    net = Gated().to(F64)
+    plan = plan_jacobian(net, {"x": randn(N)})
+    for _ in range(6):
+        x = {"x": randn(N)}
+        assert_same(plan(x), judged(net, x))
+    plan = plan_jacobian(net, ({"x": randn(N)},), wrt="parameters")
+    parameters = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    for _ in range(6):
+        x = {"x": randn(N)}
+        judge = torch.func.jacrev(lambda given, x=x: torch.func.functional_call(net, given, (x,)))
+        assert_same(plan((x,)), judge(parameters))
+
+
+def test_stages_of_a_chain_and_a_stage_that_cannot_be_recorded():
+    def secret(v):
+        return v * v if float(v.detach().sum()) > 0 else v  # a float stays with Python
+
+    plan = plan_jacobian([torch.sin, clipped, secret, piecewise], randn(N))
+    assert list(plan.runtime.refusals()) == ["secret", "piecewise"]
+    for x in _points():
+        expected = judged(lambda v: piecewise(secret(clipped(v.sin()))), x)
+        assert_same(plan(x), expected)
+
+
+def test_seeds():
+    x, left, right = randn(N), randn(2, N), randn(N, 3)
+    plan = Chain([clipped, piecewise]).plan(x, left=left, right=right)
+    for point in (x, 0.1 * x, x):
+        assert_same(plan(point), left @ judged(lambda v: piecewise(clipped(v)), point) @ right)
+    with pytest.raises(ValueError, match="f must be recordable for every x, got one that is not"):
+        gauss_newton(clipped, x)
+
+
+def test_inside_of_transforms_values_are_not_seen():
+    x = randn(N)
+    plan = plan_jacobian(clipped, x)
+    found = torch.func.jacrev(lambda v: jacobian(clipped, v))(x)
+    assert_same(found, torch.func.jacrev(torch.func.jacrev(clipped))(x))
+    assert_same(
+        torch.func.jvp(plan, (0.1 * x,), (x,))[1], torch.func.jvp(torch.func.jacrev(clipped), (0.1 * x,), (x,))[1]
+    )
+    assert_same(plan(x), judged(clipped, x))
+    with pytest.raises(RuntimeError, match="data-dependent"):
+        torch.func.vmap(plan)(torch.stack([x, 0.1 * x]))
+
+
+def test_samples_of_a_batch_cannot_go_each_its_own_way():
+    with pytest.raises((RuntimeError, ValueError, NotImplementedError)):
+        plan_jacobian(clipped, randn(3, N), batch_dims=1)(randn(3, N))
+
+
+def test_a_jacobian_inside_of_a_function_that_is_planned():
+    def inner(v):
+        return v.sin() if v.sum() > 0 else v * v
+
+    def f(v):
+        return jacobian(inner, v) @ v
+
+    for x in (randn(3), -randn(3), randn(3)):
+        assert_same(jacobian(f, x, objective="fma"), judged(lambda v: torch.func.jacrev(inner)(v) @ v, x))
+
+
+def test_a_plan_that_was_loaded_says_why_it_does_not_fit():
+    def f(v):
+        return v.sin() if v.sum() > 0 else (WEIGHT @ v).tanh()
+
+    x = torch.ones(N, dtype=F64)
+    loaded = Plan.from_json(plan_jacobian(f, x, objective="fma").to_json())
+    assert_same(jacobian(f, x, plan=loaded), judged(f, x))
+    with pytest.raises(ValueError, match="f looks at data, and may go another way here"):
+        jacobian(f, -x, plan=loaded)
+    assert_same(jacobian(f, x, plan=loaded), judged(f, x))
+
+
+def test_explained_and_verified(capsys):
+    x = torch.ones(N, dtype=F64)
+    plan = plan_jacobian(piecewise, x, explain=True)
+    assert "It looks at data, once" in capsys.readouterr().out
+    for point in (x, 0.6 * x):
+        assert len(plan.verify(point).rows) > 0
+    assert plan.verify(0.6 * x).rows != plan.verify(x).rows
+
+
+def test_threads():
+    points = _points()
+    plan = plan_jacobian(piecewise, points[0])
+    expected, failures = [judged(piecewise, x) for x in points], []
+
+    def work():
+        try:
+            for _ in range(10):
+                for x, one in zip(points, expected, strict=True):
+                    assert_same(plan(x), one)
+        except BaseException as error:  # noqa: BLE001 (of another thread)
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+REFUSED = {
+    "a float": lambda v: v * float(v.detach().max()),
+    "mathematics": lambda v: v * math.sqrt(v.norm().item()),
+    "a remainder": lambda v: v * (v.norm().item() % 1),
+    "a text": lambda v: v * float(f"{v.norm().item():.3f}"),
+    "a set": lambda v: v if v.norm().item() in {0.5, 2} else v.sin(),
+    "another function": lambda v: torch.lerp(v, v.sin(), v.norm().item()),
+    "caught": lambda v: v * _caught(v),
+    "half precision": lambda v: (v.half() * v.norm().item()).double(),
+    "NumPy": lambda v: v * torch.from_numpy(v.detach().numpy()),
+    "random numbers": lambda v: v if torch.rand(()) < 0.5 else 1 * v,
+}
+
+
+def _caught(v):
+    try:
+        return math.exp(-v.norm().item())
+    except Exception:  # noqa: BLE001 (as users write it)
+        return 2.0
+
+
+@quiet_judge
+@pytest.mark.parametrize("f", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_followed_is_called_as_it_stands(f):
+    x = randn(N)
+    plan = plan_jacobian(f, x)
+    assert not _recorded(plan)
+    for point in (x, 0.1 * x, 3 * x):
+        if f is not REFUSED["NumPy"]:
+            assert_same(plan(point), judged(f, point), tolerance=1e-2 if f is REFUSED["half precision"] else 1e-10)
+
+
+def test_a_power_or_quotient_that_python_refuses():
+    def f(v):
+        try:
+            return v / (1.0 / v[0].item()) * v[1].item() ** 0.5
+        except (ZeroDivisionError, TypeError):
+            return v * v
+
+    x = torch.tensor([1.0, 2, 3], dtype=F64)
+    plan = plan_jacobian(f, x)
+    for point in (x, torch.tensor([0.0, 2, 3], dtype=F64), x):
+        assert_same(plan(point), judged(f, point))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_results_have_the_dtype_that_a_number_of_python_leaves(dtype):
+    def f(v):
+        return torch.stack([v.sum() * v.max().item(), v.max().item() - v[0], v[1] / v.max().item(), v[0]])
+
+    x = torch.rand(3, dtype=dtype)
+    plan = plan_jacobian(f, x)
+    assert _recorded(plan)
+    assert plan(x).dtype == dtype
+    assert_same(plan(2 * x), torch.func.jacrev(f)(2 * x), tolerance=1e-5 if dtype == torch.float32 else 1e-10)

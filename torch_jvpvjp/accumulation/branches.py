@@ -1,0 +1,104 @@
+"""The ways that a function goes by what it sees at a point, each recorded, and which of them is that of a call.
+
+A recording notes what the function looked at, in order. Up to the first answer that is another one two recordings of a
+function are the same ops, so where one is not for a point, its answers there tell which of the others may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from .conditions import sees_values
+
+if TYPE_CHECKING:
+    from .tracings import Tracing
+
+_MOST = 16  # ways that are kept
+_AT_ONCE = 2  # ways that are recorded beside the first before calls must have paid for one
+
+
+class Branches:
+    """The recordings of a function for tensors of one kind, the one that was used last in front.
+
+    A new way is recorded once calls in ways that are not have taken as long as the last recording with its plan did, so
+    that a function which never goes the same way twice takes no more than twice what it takes as it stands.
+
+    Args:
+        first: The first recording.
+        record: Records the function at x, or says of it why it is called as it stands.
+
+    Attributes:
+        unrecorded: The function as it stands, for ways that are not recorded.
+    """
+
+    def __init__(self, first: Tracing, record: Callable[..., Tracing]) -> None:
+        self._found: tuple[Tracing, ...] = (first,)
+        self._record = record
+        self.unrecorded: Tracing | None = None
+        self._made, self._last = 0, first
+        self.paid = 0.0  # seconds of calls in ways that are not recorded, since the last recording
+
+    def of(self, x: Any) -> Tracing:
+        """Return the function as it goes at x, which is recorded there if it is worth it."""
+        if not sees_values([leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]):
+            return self._as_it_stands(x)
+        self._found = tuple(one for one in self._found if one.holds())
+        found = self._at(x)
+        if found is None and self._affords:
+            begin = perf_counter()
+            found = self._last = self._record(x)
+            found.seconds = perf_counter() - begin
+            self._made, self.paid = self._made + 1, 0.0
+            if found.traced.opaque and found.conditions is None:  # a way that cannot be recorded
+                self.unrecorded = found
+                return found
+        if found is None:
+            return self._as_it_stands(x)
+        if not self._found or self._found[0] is not found:
+            self._found = (found, *(one for one in self._found if one is not found))[:_MOST]
+        return found
+
+    @contextmanager
+    def paying(self, tracing: Tracing) -> Iterator[None]:
+        """Count the seconds of a call, if it is of the function as it stands."""
+        begin = perf_counter()
+        yield
+        if tracing is self.unrecorded:
+            self.paid += perf_counter() - begin
+
+    @property
+    def _affords(self) -> bool:
+        return not self._found or self._made < _AT_ONCE or self.paid > self._last.seconds
+
+    def _at(self, x: Any) -> Tracing | None:
+        if not self._found:
+            return None
+        left = list(self._found)
+        leaves, extras = left[0].subject.bind_leaves(x)
+        while left:
+            tracing = left.pop(0)
+            if tracing.conditions is None:  # it does not look at data any more
+                return tracing
+            seen = tracing.conditions.at(tracing, leaves, extras)
+            place = tracing.conditions.differ_first(seen)
+            if place is None:
+                return tracing
+            left = [one for one in left if _may_be(one, seen[: place + 1])]
+        return None
+
+    def _as_it_stands(self, x: Any) -> Tracing:
+        if self.unrecorded is None or not self.unrecorded.holds():
+            self.unrecorded = self._record(x, "it goes another way by what it sees in most calls")
+        return self.unrecorded
+
+
+def _may_be(tracing: Tracing, seen: Tensor) -> bool:
+    known = tracing.conditions
+    return known is None or torch.equal(known.outcome[: len(seen)], seen)

@@ -1,0 +1,74 @@
+"""What decides which way a function goes, computed anew at a point to tell whether a recording is for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ._torch import inside_transform, is_fake, wraps_transform
+from .program import Program, ProgramRecorder
+from .tracing.checks import values_of
+from .tracing.values import encoded
+
+if TYPE_CHECKING:
+    from .tracings import Tracing
+
+
+def sees_values(tensors: Sequence[Tensor]) -> bool:
+    """Return whether the values of some tensors are there and may be looked at."""
+    return not inside_transform() and not any(wraps_transform(one) or is_fake(one) for one in tensors)
+
+
+class Conditions:
+    """The conditions of a recording: it is for those points alone where all of them are what they were.
+
+    They are computed by a straight line of ATen calls without the Jacobian, recorded when they are first asked, and
+    come as one vector of whole numbers, so that a device is waited for once.
+
+    Args:
+        outcome: What they were.
+    """
+
+    def __init__(self, outcome: Sequence[Tensor]) -> None:
+        self.outcome = encoded(outcome).cpu()
+        self._program: Program | None = None
+        self._recorded = False
+
+    def at(self, tracing: Tracing, leaves: Sequence[Tensor], extras: Sequence[Tensor]) -> Tensor:
+        """Return what they are at a point, given as the tensors that the Jacobian is taken in, and the others."""
+        with torch.no_grad(), torch.inference_mode(mode=False):
+            given = [_own(one) for one in (*leaves, *extras)]
+            inputs = [*given, *tracing.constants.values()]
+            if self._program is not None:
+                (found,) = self._program(*inputs)
+                return found.cpu()
+            if self._recorded:
+                return _computed(tracing, given, len(leaves)).cpu()
+            recorder = ProgramRecorder(inputs)
+            with recorder:
+                found = _computed(tracing, given, len(leaves))
+            if not any(op.opaque for op in tracing.traced.tape.checks):  # whose ops are those of one point
+                self._program = recorder.program(recorder.numbers([found]), exact=True)
+            self._recorded = True
+            return found.cpu()
+
+    def differ_first(self, found: Tensor) -> int | None:
+        """Return the first of them that is not what it was; None if there is none."""
+        if torch.equal(found, self.outcome):
+            return None
+        return int((found != self.outcome).to(torch.uint8).argmax())
+
+
+def _computed(tracing: Tracing, given: Sequence[Tensor], count: int) -> Tensor:
+    tape, source = tracing.traced.tape, tracing.subject.source_of(given[:count])
+    constants = tracing.constants | tracing.given(given[count:])
+    return encoded(values_of(tape, tape.conditions, source.contiguous(), constants))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return a tensor as the recording takes it, one of its own where it is given twice."""
+    tensor = tensor.detach().contiguous()
+    return tensor.clone() if tensor.is_inference() else tensor.view_as(tensor)
