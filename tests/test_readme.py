@@ -31,6 +31,14 @@ def test_the_example_of_the_ops_runs() -> None:
 
 
 @pytest.mark.slow
+def test_the_example_of_a_model_that_is_there_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = (block for block in blocks if "tj.nn.patched()" in block)
+    kinds = "print(tuple(y_dot.shape), type(model[1]) is tj.nn.LayerNorm)"
+    assert _python("-c", f"import torch\nimport torch_jvpvjp as tj\n{code}\n{kinds}") == "(2, 16, 32) True\n"
+
+
+@pytest.mark.slow
 def test_the_examples_on_jacobians_run_and_print_what_stands_below_them() -> None:
     first, second = _section("Jacobians in the best order", "python")
     printed, _ = _section("Jacobians in the best order", "text")

@@ -1,6 +1,6 @@
 """PyTorch ops with fused kernels for every derivative, and optimal accumulation of whole Jacobians."""
 
-from . import ops, testing
+from . import nn, ops, testing
 from ._version import __version__
 from .accumulation import Chain, InfeasiblePlanError, Plan, gauss_newton, jacobian, plan_jacobian
 from .checkpoint import checkpoint
@@ -16,6 +16,7 @@ __all__ = [
     "differentiable_op",
     "gauss_newton",
     "jacobian",
+    "nn",
     "ops",
     "plan_jacobian",
     "testing",

@@ -137,6 +137,10 @@ with_interpreters = _lookup("torch._functorch.pyfunctorch.temporarily_restore_in
 is_legacy_batched = _lookup("torch._C._functorch.is_legacy_batchedtensor")
 
 
+# What subclasses of Tensor such as FakeTensor and DTensor have for a __torch_function__.
+leaves_functions_alone = _lookup("torch._C._disabled_torch_function_impl")
+
+
 def saved_by(node: Any, *names: str) -> tuple[Any, ...]:
     """What one of PyTorch's own nodes keeps for its backward, as part of the graph that it is in.
 
