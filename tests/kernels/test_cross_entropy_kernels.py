@@ -98,12 +98,12 @@ def check_all(
     low = torch.float64 if dtype == torch.float64 else torch.float32
 
     got = cross_entropy_forward(x, target, x_dot, target_dot, options, block_limit=limit)
-    for number, expected in zip(got, (loss, lse, *moved), strict=True):
+    for number, expected in zip(got, (loss, lse, torch.zeros_like(lse), *moved), strict=True):
         close(number if number is None else number.expand(expected.shape), expected, low)
     plain = cross_entropy_forward(x, target, None, None, options, block_limit=limit)
     close(plain[0], loss[:k], low)
-    assert plain[2] is None and plain[3] is None
-    for saved in (plain[1], None):
+    assert plain[3] is None and plain[4] is None
+    for saved in (plain[1:3], None):
         x_bar, q_bar = cross_entropy_vjp(a, d, x, target, saved, options, needs_target=probabilities, block_limit=limit)
         close(x_bar, first[0], dtype)
         if probabilities:
@@ -147,17 +147,17 @@ def test_parts_of_the_classes_add_up(limit: int | None, smoothing: float) -> Non
     x, c, e = 2 * draw(0, 1, 3, n, 1), draw(1, 1, 3, 1), draw(2, 1, 3, 1)
     target = torch.tensor([[[4], [IGNORED], [22]]], device=DEVICE)
     whole = Options(None, IGNORED, smoothing, 2.0)
-    loss, lse, _, _ = cross_entropy_forward(x, target, None, None, whole)
-    x_bar, _ = cross_entropy_vjp(c, e, x, target, lse, whole)
+    loss, lse, rest, _, _ = cross_entropy_forward(x, target, None, None, whole)
+    x_bar, _ = cross_entropy_vjp(c, e, x, target, (lse, rest), whole)
     total, lses, bars = torch.zeros_like(loss), [], []
     for first, stop in zip(cuts, cuts[1:], strict=False):
         part, options = x[:, :, first:stop], whole._replace(first=first, classes=n)
-        part_loss, part_lse, _, _ = cross_entropy_forward(part, target, None, None, options, block_limit=limit)
+        part_loss, part_lse, _, _, _ = cross_entropy_forward(part, target, None, None, options, block_limit=limit)
         here = ((target >= first) & (target < stop)).double()
         sigma = ((1 - smoothing) * here + smoothing * (stop - first) / n) * (target != IGNORED)
         total += part_loss + sigma * (lse - part_lse)
         lses.append(part_lse)
-        bars.append(cross_entropy_vjp(c, e, part, target, lse, options, block_limit=limit)[0])
+        bars.append(cross_entropy_vjp(c, e, part, target, (lse, rest), options, block_limit=limit)[0])
     close(total, loss, torch.float64)
     together = torch.logsumexp(torch.stack(lses), 0)
     close(torch.where(target == IGNORED, 0, together), lse, torch.float64)
@@ -182,19 +182,33 @@ def test_zero_sizes_launch_nothing() -> None:
     with count_launches() as count:
         for k, outer in ((0, 2), (2, 0)):
             x, target = torch.empty(k, outer, 3, 1, device=DEVICE), torch.empty(k, outer, 1, device=DEVICE).long()
-            loss, lse, loss_dot, _ = cross_entropy_forward(x, target, x, None, options)
+            loss, lse, rest, loss_dot, _ = cross_entropy_forward(x, target, x, None, options)
             assert loss_dot is not None and loss.shape == lse.shape == loss_dot.shape == (k, outer, 1)
-            x_bar, q_bar = cross_entropy_vjp(lse, None, x, target, lse, options)
+            x_bar, q_bar = cross_entropy_vjp(lse, None, x, target, (lse, rest), options)
             assert x_bar is not None and x_bar.shape == x.shape and q_bar is None
     assert count.total == 0
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes in NumPy
-def test_an_ignored_row_is_zero_whatever_stands_in_it() -> None:
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("limit", [None, 2])
+def test_an_ignored_row_is_zero_whatever_stands_in_it(limit: int | None, cap: float | None) -> None:
     x = torch.tensor([[float("nan"), 1.0, 2.0], [float("inf"), 1.0, 2.0]], device=DEVICE).reshape(1, 2, 3, 1)
     target = torch.full((1, 2, 1), IGNORED, device=DEVICE)
-    number = torch.full((1, 2, 1), float("inf"), device=DEVICE)
-    loss, lse, _, _ = cross_entropy_forward(x, target, None, None, options_for(3, False))
-    x_bar, _ = cross_entropy_vjp(number, number, x, target, None, options_for(3, False))
-    for got in (loss, lse, x_bar):
+    number, options = torch.full((1, 2, 1), float("inf"), device=DEVICE), Options(None, IGNORED, 0.0, cap)
+    loss, lse, rest, loss_dot, lse_dot = cross_entropy_forward(x, target, x, None, options, block_limit=limit)
+    bars = [cross_entropy_vjp(number, number, x, target, s, options, block_limit=limit)[0] for s in (None, (lse, rest))]
+    wants, numbers = (True, False, True, False, True), (number,) * 4
+    second = cross_entropy_second_order(x, target, x, None, numbers, options, wants=wants, block_limit=limit)
+    for got in (loss, lse, rest, loss_dot, lse_dot, *bars, second[0], second[2], *second[4:]):
         assert got is not None and torch.equal(got, torch.zeros_like(got))
+
+
+@pytest.mark.parametrize("limit", [None, 8])
+def test_what_log_sum_exp_lacks_as_rounded(limit: int | None) -> None:
+    x = 1000 + 3 * draw(0, 1, 5, 21, 1, dtype=torch.float32)
+    target = torch.randint(3, 21, (1, 5, 1), device=DEVICE)
+    _, lse, rest, _, _ = cross_entropy_forward(x, target, None, None, options_for(21, False), block_limit=limit)
+    exact = torch.logsumexp(x.double(), 2)
+    assert (lse - exact).abs().max() > 1e-6  # or there would be nothing to keep
+    torch.testing.assert_close(lse.double() + rest.double(), exact, rtol=0, atol=1e-6)

@@ -60,6 +60,19 @@ def test_ignored_classes_may_be_any_class(device: str) -> None:
         torch.testing.assert_close(got, F.cross_entropy(x, target, ignore_index=2, reduction=reduction))
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes in NumPy
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_an_ignored_row_has_no_derivative_whatever_stands_in_it(softcap: float | None, device: str) -> None:
+    x = torch.randn(3, 4, device=device)
+    x[0, 1], x[1, 2] = float("nan"), INF
+    target = torch.tensor([-100, -100, 2], device=device)
+    f = lambda t: ops.cross_entropy(t, target, softcap=softcap, z_loss=0.1)  # noqa: E731
+    x_bar, x_bar_dot = torch.func.jvp(torch.func.grad(f), (x,), (torch.ones_like(x),))
+    pulled = torch.func.grad(lambda t, d: torch.func.jvp(f, (t,), (d,))[1], argnums=(0, 1))(x, torch.ones_like(x))
+    for got in (x_bar, x_bar_dot, *pulled):
+        assert got[2].isfinite().all() and torch.equal(got[:2], torch.zeros_like(got[:2]))
+
+
 def test_a_mean_over_nothing_is_nan_and_a_sum_is_zero(device: str) -> None:
     x, target = torch.randn(2, 3, device=device), torch.full((2,), -100, device=device)
     assert ops.cross_entropy(x, target).isnan() and F.cross_entropy(x, target).isnan()

@@ -15,9 +15,11 @@ With c, e the cotangents of ℓ, L, and a, d those of ℓ̇, L̇, and h = a σ +
     q̄ = w (1 − ε) [c (L − z) + a (L̇ − ż)]
 
 Neither p nor the one-hot τ is ever in memory: a row is read once for the primal and JVP (the online sum of
-exponentials), once for the VJP where L is known, twice for the second order. A row whose class is ignored gives zeros
-whatever its logits; one whose class does not exist gives NaN. Tensors are (groups K, outer O, classes n, inner I), one
-number for each row (K, O, I), see `softmax._tiles`. Arithmetic is float64 if the logits are, else float32.
+exponentials), once for the VJP where L is known, twice for the second order. What is known of L is L and what it lacks
+as rounded: exp(z − L) alone is as wrong as L is, whose rounding is relative to L. A row whose class is ignored is not
+read and gives zeros whatever its logits; one whose class does not exist gives NaN. Tensors are (groups K, outer O,
+classes n, inner I), one number for each row (K, O, I), see `softmax._tiles`. Arithmetic is float64 if the logits are,
+else float32.
 """
 
 from __future__ import annotations

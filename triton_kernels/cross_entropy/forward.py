@@ -32,6 +32,7 @@ from ._targets import (
     load_logits,
     load_tangent,
     lost,
+    rounding,
     target_weights,
 )
 
@@ -43,8 +44,9 @@ def _forward_kernel(
     w_ptr,  # (n,) or None
     x_dot_ptr,  # (groups·tangents, outer, n, inner) or None
     q_dot_ptr,  # (groups·tangents, outer, n, inner) or None
-    loss_ptr,  # (groups, outer, inner), contiguous, like the next
+    loss_ptr,  # (groups, outer, inner), contiguous, like the next two
     lse_ptr,
+    rest_ptr,
     loss_dot_ptr,  # (groups·tangents, outer, inner), contiguous, or None, like the next
     lse_dot_ptr,
     groups,
@@ -75,7 +77,7 @@ def _forward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Primal and tangents: ℓ = Σ τ (L − z), L = log Σ exp z, and ℓ̇, L̇.
+    """Primal and tangents: ℓ = Σ τ (L − z), L = log Σ exp z and what it lacks as rounded, and ℓ̇, L̇.
 
     One program: BLOCK_M rows of one group and all their tangents: one a group or, if MANY, one group with `tangents` of
     them. Moves size bytes an element of x, q, ẋ and q̇, each once; long rows read x and q once more for each tangent if
@@ -152,6 +154,8 @@ def _forward_kernel(
     loss = sigma * reach + below
     tl.store(loss_ptr + row, tl.where(counts, loss, 0.0).to(loss_ptr.dtype.element_ty), mask=valid)
     tl.store(lse_ptr + row, tl.where(counts, finite + reach, 0.0).to(lse_ptr.dtype.element_ty), mask=valid)
+    rest = rounding(finite, reach)
+    tl.store(rest_ptr + row, tl.where(counts, rest, 0.0).to(rest_ptr.dtype.element_ty), mask=valid)
 
     if TANGENTS:
         for k in range(0, tangents if MANY else 1):
@@ -213,8 +217,8 @@ def cross_entropy_forward(
     options: Options,
     *,
     block_limit: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Compute ℓ and L, and ℓ̇ and L̇ if there is a tangent, one launch.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Compute ℓ, L and its rest, and ℓ̇ and L̇ if there is a tangent, one launch.
 
     Where all groups of x and target share their memory, a program reads their rows for all tangents. Where columns are
     a part of all classes, sums are over that part: L is log Σ exp z of it, and ℓ = Σ τ (L − z) over it.
@@ -228,8 +232,8 @@ def cross_entropy_forward(
         block_limit: Longest row to take in one pass, for tests.
 
     Returns:
-        ℓ and L, (K or 1, O, I) with as many groups as x and target have; ℓ̇ and L̇, (K, O, I), or None; float64 for
-        float64 logits, else float32.
+        ℓ, L and what L as rounded lacks of log Σ exp z, (K or 1, O, I) with as many groups as x and target have; ℓ̇ and
+        L̇, (K, O, I), or None; float64 for float64 logits, else float32.
     """
     _, outer, n, inner = x.shape
     primal_groups = group_count(x, target)
@@ -242,10 +246,10 @@ def cross_entropy_forward(
     def empty(k: int) -> Tensor:
         return torch.empty((k, outer, inner), dtype=partial_dtype(x.dtype), device=x.device)
 
-    loss, lse = empty(1 if many else groups), empty(1 if many else groups)
+    loss, lse, rest = (empty(1 if many else groups) for _ in range(3))
     loss_dot, lse_dot = (empty(groups), empty(groups)) if has_tangents else (None, None)
     if groups * outer * inner == 0:
-        return loss, lse, loss_dot, lse_dot
+        return loss, lse, rest, loss_dot, lse_dot
     x, x_dot, target_dot = adjacent(x), adjacent(x_dot), adjacent(target_dot)  # pyright: ignore[reportAssignmentType]
     wide = target.dim() == 4
     target = adjacent(target) if wide else target  # pyright: ignore[reportAssignmentType]
@@ -263,6 +267,7 @@ def cross_entropy_forward(
         target_dot,
         loss,
         lse,
+        rest,
         loss_dot,
         lse_dot,
         grid_groups,
@@ -286,5 +291,5 @@ def cross_entropy_forward(
         **config.tiling(),
     )
     if many and primal_groups > 1:
-        loss, lse = loss.expand(primal_groups, outer, inner), lse.expand(primal_groups, outer, inner)
-    return loss, lse, loss_dot, lse_dot
+        loss, lse, rest = (t.expand(primal_groups, outer, inner) for t in (loss, lse, rest))
+    return loss, lse, rest, loss_dot, lse_dot

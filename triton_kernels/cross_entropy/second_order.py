@@ -120,13 +120,16 @@ def _second_order_kernel(
     top = tl.full([BLOCK_M, 1], float("-inf"), ACC)
     sums = tl.zeros([BLOCK_M, 1], ACC)
     sigma = tl.zeros([BLOCK_M, 1], ACC)
-    mean = tl.zeros([BLOCK_M, 1], ACC)  # Σ exp(z − top) ż
+    # L̇ is origin + Σ exp(z − top) (ż − origin) / Σ exp(z − top), with ż of the largest logit for an origin: where p is
+    # nearly 1 there, ż − L̇ is small, and would be rounded as ż and L̇ are.
+    origin = tl.zeros([BLOCK_M, 1], ACC)
+    mean = tl.zeros([BLOCK_M, 1], ACC)
     aimed = tl.zeros([BLOCK_M, 1], ACC)  # Σ τ ż
     sigma_dot = tl.zeros([BLOCK_M, 1], ACC)  # Σ τ̇
     below_dot = tl.zeros([BLOCK_M, 1], ACC)  # Σ τ̇ (top − z)
     for start in range(0, stop, BLOCK_N):
         col = column_numbers(start, BLOCK_N)
-        inside = valid & (col < n)
+        inside = counts & (col < n)  # nothing of an ignored row is read, whatever stands there
         at = column_offsets(col, inner, INNER)
         z, slope, curve = load_logits(x_rows + at, inside, cap, CAPPED, ACC)
         w = load_class_weights(w_ptr, col, inside, ACC)
@@ -139,9 +142,16 @@ def _second_order_kernel(
         new = finite_top(top, False)
         powers = tl.exp(z - new)
         z_dot = slope * x_dot
-        sums_here, mean_here = row_sums(powers, powers * z_dot)
+        if x_dot_ptr is not None:
+            at_top = tl.max(tl.where(z == top, z_dot, float("-inf")), axis=1, keep_dims=True)
+            moved = tl.where(at_top == float("-inf"), origin, at_top)  # the largest is not in this tile
+            mean = (mean + (origin - moved) * sums) * shrink
+            sums_here, mean_here = row_sums(powers, powers * (z_dot - moved))
+            mean += mean_here
+            origin = moved
+        else:
+            sums_here = row_sum(powers)
         sums = sums * shrink + sums_here
-        mean = mean * shrink + mean_here
         sigma += aimed_sum(tau, powers)
         if loss_dot_ptr is not None:
             aimed += row_sum(tau * z_dot)
@@ -151,21 +161,24 @@ def _second_order_kernel(
             if loss_dot_ptr is not None:
                 below_dot += sigma_dot * (new - old) + row_sum(lost(tau_dot, new - z, inside, PROBABILITIES))
             sigma_dot += row_sum(tau_dot)
-    sums = tl.where(valid, sums, 1.0)
+    sums = tl.where(counts, sums, 1.0)
     reach = tl.log(sums)
-    lse = finite_top(top, False) + reach
-    lse_dot = mean / sums
+    finite = finite_top(top, False)
+    lead = mean / sums  # L̇ − origin
+    lse_dot = origin + lead
     if loss_dot_ptr is not None:
         loss_dot = sigma * lse_dot - aimed + sigma_dot * reach + below_dot
         tl.store(loss_dot_ptr + row, tl.where(counts, loss_dot, 0.0).to(loss_dot_ptr.dtype.element_ty), mask=valid)
     if lse_dot_ptr is not None:
         tl.store(lse_dot_ptr + row, tl.where(counts, lse_dot, 0.0).to(lse_dot_ptr.dtype.element_ty), mask=valid)
-    first_along = a * sigma + d  # h
-    second_along = c * sigma + e + a * sigma_dot  # G
+    # p is exp(z − top) / Σ exp(z − top): exp(z − L) would be as wrong as L is, whose rounding is relative to L.
+    first_along = (a * sigma + d) / sums  # h
+    level = (c * sigma + e + a * sigma_dot) / sums - first_along * lead  # G − h (L̇ − origin)
 
     for start in range(0, stop, BLOCK_N):
         col = column_numbers_back(start, n, BLOCK_N, ONE_PASS)
-        inside = valid & (col < n)
+        inside = counts & (col < n)
+        there = valid & (col < n)
         at = column_offsets(col, inner, INNER)
         if not ONE_PASS:
             z, slope, curve = load_logits(x_rows + at, inside, cap, CAPPED, ACC)
@@ -175,25 +188,25 @@ def _second_order_kernel(
             )
             x_dot = load_tangent(x_dot_ptr, x_dot_row + at, inside, ACC)
             q_dot = load_tangent(q_dot_ptr, q_dot_row + at, inside, ACC)
-        p = tl.where(counts & inside, tl.exp(z - lse), 0.0)
+        power = tl.exp(z - finite)
         z_dot = slope * x_dot
-        pulled = first_along * p - a * tau
+        pulled = first_along * power - a * tau
         if x_first_ptr is not None:
-            tl.store(x_first_ptr + out_rows + at, (pulled * slope).to(x_first_ptr.dtype.element_ty), mask=inside)
+            tl.store(x_first_ptr + out_rows + at, (pulled * slope).to(x_first_ptr.dtype.element_ty), mask=there)
         if x_second_ptr is not None:
-            second = second_along * p + first_along * p * (z_dot - lse_dot) - c * tau
+            second = (level + first_along * (z_dot - origin)) * power - c * tau
             if q_dot_ptr is not None:
                 second -= a * sharp * w * q_dot
             second *= slope
             if CAPPED:
                 second += pulled * curve * x_dot
-            tl.store(x_second_ptr + out_rows + at, second.to(x_second_ptr.dtype.element_ty), mask=inside)
+            tl.store(x_second_ptr + out_rows + at, second.to(x_second_ptr.dtype.element_ty), mask=there)
         if q_first_ptr is not None:
-            q_first = sharp * w * a * tl.where(inside, lse - z, 0.0)
-            tl.store(q_first_ptr + out_rows + at, q_first.to(q_first_ptr.dtype.element_ty), mask=inside)
+            q_first = sharp * w * a * tl.where(inside, (finite - z) + reach, 0.0)
+            tl.store(q_first_ptr + out_rows + at, q_first.to(q_first_ptr.dtype.element_ty), mask=there)
         if q_second_ptr is not None:
-            q_second = sharp * w * (c * tl.where(inside, lse - z, 0.0) + a * (lse_dot - z_dot))
-            tl.store(q_second_ptr + out_rows + at, q_second.to(q_second_ptr.dtype.element_ty), mask=inside)
+            q_second = sharp * w * (c * tl.where(inside, (finite - z) + reach, 0.0) + a * (lead - (z_dot - origin)))
+            tl.store(q_second_ptr + out_rows + at, q_second.to(q_second_ptr.dtype.element_ty), mask=there)
 
 
 def cross_entropy_second_order(

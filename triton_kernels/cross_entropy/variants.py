@@ -43,7 +43,7 @@ def _point_calls(
     target_dot: Tensor | None = x if probabilities else None
     yield partial(cross_entropy_forward, x, target, None, None, options)
     yield partial(cross_entropy_forward, x, target, x, target_dot, options)
-    yield partial(cross_entropy_vjp, number, number, x, target, number, options, needs_target=probabilities)
+    yield partial(cross_entropy_vjp, number, number, x, target, (number, number), options, needs_target=probabilities)
     if not second_order:
         return
     cotangents = (number, number, number, number)

@@ -33,6 +33,7 @@ def _vjp_kernel(
     t_ptr,  # (groups, outer, inner) int64, or (groups, outer, n, inner) if PROBABILITIES
     w_ptr,  # (n,) or None
     lse_ptr,  # (groups, outer, inner), or None: L is computed
+    rest_ptr,  # likewise, what L as rounded lacks
     c_ptr,  # (groups, outer, inner), cotangent of ℓ, or None
     e_ptr,  # (groups, outer, inner), cotangent of L, or None
     x_bar_ptr,  # (groups, outer, n, inner), contiguous, or None
@@ -91,7 +92,7 @@ def _vjp_kernel(
     if lse_ptr is None or SUMS or ONE_PASS:
         for start in range(0, stop, BLOCK_N):
             col = column_numbers(start, BLOCK_N)
-            inside = valid & (col < n)
+            inside = counts & (col < n)  # nothing of an ignored row is read, whatever stands there
             at = column_offsets(col, inner, INNER)
             if lse_ptr is None or ONE_PASS:
                 z, slope, _ = load_logits(x_rows + at, inside, cap, CAPPED, ACC)
@@ -105,16 +106,20 @@ def _vjp_kernel(
                 )
                 sigma += row_sum(tau)
     if lse_ptr is None:
-        lse = finite_top(top, False) + tl.log(tl.where(valid, sums, 1.0))
+        shift = finite_top(top, False)
+        reach = tl.log(tl.where(counts, sums, 1.0))
     else:
-        lse = tl.load(lse_ptr + group * lse_group + at_row, mask=valid, other=0.0).to(ACC)
+        shift = tl.load(lse_ptr + group * lse_group + at_row, mask=counts, other=0.0).to(ACC)
+        reach = tl.load(rest_ptr + group * lse_group + at_row, mask=counts, other=0.0).to(ACC)
     if not SUMS:
         sigma = weight_t + tl.where(counts, smooth * classes, 0.0) if SMOOTH else weight_t
-    along = c * sigma + e
+    # L = shift + reach, and neither is rounded to the precision of their sum: p = exp(z − shift) exp(−reach).
+    along = (c * sigma + e) * tl.exp(-reach)
 
     for start in range(0, stop, BLOCK_N):
         col = column_numbers_back(start, n, BLOCK_N, ONE_PASS)
-        inside = valid & (col < n)
+        inside = counts & (col < n)
+        there = valid & (col < n)
         at = column_offsets(col, inner, INNER)
         if not ONE_PASS:
             z, slope, _ = load_logits(x_rows + at, inside, cap, CAPPED, ACC)
@@ -123,12 +128,11 @@ def _vjp_kernel(
                 t_ptr, t_row + at, col, t, weight_t, w, counts, inside, sharp, smooth, PROBABILITIES, SMOOTH, ACC
             )
         if x_bar_ptr is not None:
-            p = tl.where(counts & inside, tl.exp(z - lse), 0.0)
-            x_bar = (along * p - lost(tau, c, inside, PROBABILITIES)) * slope
-            tl.store(x_bar_ptr + out_rows + at, x_bar.to(x_bar_ptr.dtype.element_ty), mask=inside)
+            x_bar = (along * tl.exp(z - shift) - lost(tau, c, inside, PROBABILITIES)) * slope
+            tl.store(x_bar_ptr + out_rows + at, x_bar.to(x_bar_ptr.dtype.element_ty), mask=there)
         if q_bar_ptr is not None:
-            q_bar = sharp * w * c * tl.where(inside, lse - z, 0.0)
-            tl.store(q_bar_ptr + out_rows + at, q_bar.to(q_bar_ptr.dtype.element_ty), mask=inside)
+            q_bar = sharp * w * c * tl.where(inside, (shift - z) + reach, 0.0)
+            tl.store(q_bar_ptr + out_rows + at, q_bar.to(q_bar_ptr.dtype.element_ty), mask=there)
 
 
 def cross_entropy_vjp(
@@ -136,7 +140,7 @@ def cross_entropy_vjp(
     e: Tensor | None,
     x: Tensor,
     target: Tensor,
-    lse: Tensor | None,
+    lse: tuple[Tensor, ...] | None,
     options: Options,
     *,
     needs_x: bool = True,
@@ -150,7 +154,8 @@ def cross_entropy_vjp(
         e: Cotangent of L, likewise.
         x: (K or 1, O, n, I).
         target: Classes (K or 1, O, I), int64, contiguous; or probabilities (K or 1, O, n, I).
-        lse: L over all classes, (K or 1, O, I), contiguous; None to have it computed, if the columns are all.
+        lse: L over all classes and what it lacks as rounded, as `cross_entropy_forward` gives them, (K or 1, O, I),
+            contiguous, both of as many groups; None to have them computed, if the columns are all.
         options: Weights of the classes and the like.
         needs_x: Whether to compute x̄.
         needs_target: Whether to compute q̄; for probabilities.
@@ -170,6 +175,7 @@ def cross_entropy_vjp(
     x = adjacent(x)  # pyright: ignore[reportAssignmentType]
     wide = target.dim() == 4
     target = adjacent(target) if wide else target  # pyright: ignore[reportAssignmentType]
+    known = (None, None) if lse is None else lse
     config = softmax_config(n, inner, x.element_size(), 4 + wide, block_limit)
     launch(
         _vjp_kernel,
@@ -178,7 +184,7 @@ def cross_entropy_vjp(
         x,
         target,
         options.weight,
-        lse,
+        *known,
         c,
         e,
         x_bar,
@@ -189,7 +195,7 @@ def cross_entropy_vjp(
         n,
         *outer_strides(x),
         *outer_strides(target),
-        group_stride(lse),
+        group_stride(known[0]),
         group_stride(c),
         group_stride(e),
         options.ignore_index,

@@ -76,7 +76,7 @@ def cross_entropy(
     rows_target = target if probabilities else target.unsqueeze(dim if input.dim() > 1 else -1)
     shaped = None if weight is None else weight.reshape(-1, *(1,) * (-dim - 1))
     args = (input, rows_target, shaped, dim, ignore_index, float(label_smoothing), softcap)
-    losses, lse = op(*args) if _is_compiling() else op.call_flat(args)
+    losses, lse = op(*args) if _is_compiling() else op.visible(op.call_flat(args))
     counts = None if probabilities else rows_target != ignore_index
     loss = reduced(losses, lse, dim, counts, rows_target, weight, reduction, z_loss)
     return loss if is_autocast(input.device.type) else loss.to(input.dtype)

@@ -1,4 +1,4 @@
-"""Cross-entropy on the CPU: PyTorch's log-softmax, classes picked instead of compared, results worked on in place."""
+"""Cross-entropy on the CPU: PyTorch's softmaxes, classes picked instead of compared, results worked on in place."""
 
 from typing import Any, NamedTuple
 
@@ -9,6 +9,10 @@ from .._arithmetic import total, wide
 from .._devices import triton_devices
 from .arguments import WrongClassError
 from .rules import op
+
+# −log p over |L|, beyond which their sum, the logit, would not give L to its own precision.
+_MOST_LOST = 3.0
+_SHORT = 64  # classes, fewer than which PyTorch's softmax is slow at
 
 
 class _Picked(NamedTuple):
@@ -99,17 +103,30 @@ def _forward(inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, _Picke
     dim, picked = inputs.dim, _pick(inputs)
     z, slope = _cap(wide(inputs.input, inputs.input), inputs.softcap)
     log_p = torch.log_softmax(z, dim)
-    first = z.narrow(dim, 0, 1) - log_p.narrow(dim, 0, 1)
-    if not first.isfinite().all():
-        first = torch.logsumexp(z, dim, keepdim=True)
-    lse = first if picked.counts is None else torch.where(picked.counts, first, 0)
-    return -_aim(picked, log_p, dim), lse, log_p, slope, picked
+    return -_aim(picked, log_p, dim), _log_sum(z, log_p, picked, dim), log_p, slope, picked
 
 
-def _primal(*args: Any) -> tuple[Tensor, Tensor]:
-    """ℓ and L."""
+def _log_sum(z: Tensor, log_p: Tensor, picked: _Picked, dim: int) -> Tensor:
+    """L = z − log p of the target's class, or the first, unless log p dwarfs L and rounds it away; 0 where ignored."""
+    z_there, log_p_there = (
+        t.narrow(dim, 0, 1) if picked.classes is None else t.gather(dim, picked.classes) for t in (z, log_p)
+    )
+    lse = z_there - log_p_there
+    kept = torch.add(log_p_there, lse.abs().clamp_(min=1), alpha=_MOST_LOST)
+    if lse.numel() and not kept.min() >= 0:  # NaN is lost, too
+        lost = ~(kept >= 0)
+        lost = lost if picked.counts is None else lost & picked.counts
+        lse[lost] = torch.logsumexp(z.movedim(dim, -1)[lost.squeeze(dim)], -1)
+    return lse if picked.counts is None else torch.where(picked.counts, lse, 0)
+
+
+def _primal(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """ℓ and L; no pullback here reads what L lacks."""
     inputs = op.signature.inputs_type(*args)
-    return _forward(inputs)[:2] if _is_plain(inputs) else op.formula(*args)
+    if not _is_plain(inputs):
+        return op.formula(*args)
+    loss, lse = _forward(inputs)[:2]
+    return loss, lse, torch.zeros_like(lse)
 
 
 def _jvp(primals: Any, tangents: Any) -> Any:
@@ -130,31 +147,44 @@ def _jvp(primals: Any, tangents: Any) -> Any:
         moved = moved if primals.weight is None else moved * wide(primals.weight, primals.input)
         by_target = moved.sum(dim, keepdim=True) * (primals.label_smoothing - 1)
         loss_dot = total(loss_dot, by_target)
-    return (loss, lse), (loss_dot, lse_dot)
+    return (loss, lse, torch.zeros_like(lse)), (loss_dot, lse_dot)
 
 
 def _vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """x̄ = ((c σ + e) p − c τ) z′ with p = exp(z − L) in place, q̄ = w (1 − ε) c (L − z)."""
-    x, dim, lse = inputs.input, inputs.dim, outputs[1]
-    if not _is_plain(inputs) or lse.dtype != wide(x[..., :0], x).dtype:
+    """x̄ = ((c σ + e) p − c τ) z′ in the place of p, q̄ = w (1 − ε) c (L − z)."""
+    x, dim = inputs.input, inputs.dim
+    if not _is_plain(inputs):
         return op.vjp.op.formula(cotangents, inputs, outputs, needs=needs)
     picked = _pick(inputs)
     z, slope = _cap(wide(x, x), inputs.softcap)
     c, e = (wide(t, x) for t in (cotangents.y0, cotangents.y1))
     if picked.counts is not None:  # a mean over nothing has ∞ there
         c, e = (None if t is None else torch.where(picked.counts, t, 0) for t in (c, e))
-    x_bar = q_bar = None
+    by_target = None if c is None or picked.tau is None or not needs[1] else c * (1 - inputs.label_smoothing)
+    x_bar = q_bar = mass = None
     if needs[0]:
         along = total(None if c is None else c * picked.sigma, e)
         assert along is not None
-        if picked.counts is not None:
-            lse = torch.where(picked.counts, lse, float("inf"))  # p = 0 where ignored
-        x_bar = torch.sub(z, lse).exp_().mul_(along)
+        slow = x.shape[dim] < _SHORT or (by_target is not None and x.stride(dim) != 1)  # two softmaxes, by lines
+        if slow and outputs[1].dtype == z.dtype:
+            x_bar = torch.sub(z, outputs[1]).exp_()  # as wrong as L, whose rounding is relative to L, ...
+            mass = x_bar.sum(dim, keepdim=True)  # ... and to be mended by this
+            x_bar.mul_(along / mass)
+        else:
+            x_bar = torch.softmax(z, dim).mul_(along)
         if c is not None:
             _subtract_target(x_bar, picked, c, dim)
-        x_bar = (x_bar if slope is None else x_bar.mul_(slope)).to(x.dtype)
-    if needs[1] and c is not None and picked.tau is not None:
-        q_bar = torch.sub(outputs[1], z).mul_(c * (1 - inputs.label_smoothing))
+        if slope is not None:
+            x_bar.mul_(slope)
+        if picked.counts is not None and not picked.counts.all():
+            x_bar.masked_fill_(~picked.counts, 0)  # whatever stands in an ignored row
+        x_bar = x_bar.to(x.dtype)
+    if by_target is not None:
+        if mass is None:
+            q_bar = torch.log_softmax(z, dim).mul_(-by_target)
+        else:
+            q_bar = torch.sub(outputs[1], z)
+            q_bar.add_(mass.log_()).mul_(by_target)
         q_bar = (q_bar if inputs.weight is None else q_bar.mul_(wide(inputs.weight, x))).to(inputs.target.dtype)
     return x_bar, q_bar
 

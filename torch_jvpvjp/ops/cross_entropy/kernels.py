@@ -38,45 +38,47 @@ def _options(inputs: Any) -> Any:
     return Options(weight, inputs.ignore_index, inputs.label_smoothing, inputs.softcap)
 
 
-def _primal(*args: Any) -> tuple[Tensor, Tensor]:
-    """One launch: ℓ and L."""
+def _primal(*args: Any) -> tuple[Tensor, ...]:
+    """One launch: ℓ, L and what L lacks."""
     from ...triton_kernels.cross_entropy import cross_entropy_forward
 
     inputs = op.signature.inputs_type(*args)
     if not _has_kernel(inputs):
         return op.formula(*args)
     laid, (x,), target = _laid(inputs)
-    loss, lse, _, _ = cross_entropy_forward(x, target, None, None, _options(inputs))
-    return laid.number_result(loss, inputs.input), laid.number_result(lse, inputs.input)
+    numbers = cross_entropy_forward(x, target, None, None, _options(inputs))[:3]
+    return tuple(laid.number_result(number, inputs.input) for number in numbers)
 
 
-def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """One launch: ℓ and L once, ℓ̇ and L̇ for every tangent."""
+def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """One launch: ℓ, L and what it lacks once, ℓ̇ and L̇ for every tangent."""
     from ...triton_kernels.cross_entropy import cross_entropy_forward
 
     if not _has_kernel(primals):
         return op.jvp.op.formula(primals, tangents)
     laid, (x, x_dot, q_dot), target = _laid(primals, tangents.input, tangents.target)
-    loss, lse, loss_dot, lse_dot = cross_entropy_forward(x, target, x_dot, q_dot, _options(primals))
+    *numbers, loss_dot, lse_dot = cross_entropy_forward(x, target, x_dot, q_dot, _options(primals))
     assert loss_dot is not None and lse_dot is not None
     moving = tangents.target if tangents.input is None else tangents.input
     return (
-        (laid.number_result(loss, primals.input), laid.number_result(lse, primals.input)),
+        tuple(laid.number_result(number, primals.input) for number in numbers),
         (laid.number_result(loss_dot, moving), laid.number_result(lse_dot, moving)),
     )
 
 
-def _vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """One launch: x̄ and q̄, with L read off the outputs."""
+def _vjp(
+    cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...], residuals: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """One launch: x̄ and q̄, with L read off the outputs and what it lacks off the residuals."""
     if not _has_kernel(inputs):
         return op.vjp.op.formula(cotangents, inputs, outputs, needs=needs)
     # A saved L is as good as a computed one if it has the precision of the computation.
     fine = outputs[1].dtype == (_FLOAT64 if inputs.input.dtype == _FLOAT64 else torch.float32)
-    return _pull(inputs, cotangents.y0, cotangents.y1, outputs[1] if fine else None, needs)
+    return _pull(inputs, cotangents.y0, cotangents.y1, (outputs[1], *residuals) if fine else None, needs)
 
 
 def _pull(
-    inputs: Any, c: Tensor | None, e: Tensor | None, lse: Tensor | None, needs: tuple[bool, ...]
+    inputs: Any, c: Tensor | None, e: Tensor | None, lse: tuple[Tensor, ...] | None, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     from ...triton_kernels.cross_entropy import cross_entropy_vjp
 
@@ -86,7 +88,7 @@ def _pull(
         laid.numbers(e),
         x,
         target,
-        laid.numbers(lse),
+        None if lse is None else tuple(laid.numbers(t) for t in lse),  # pyright: ignore[reportArgumentType]
         _options(inputs),
         needs_x=needs[0],
         needs_target=needs[1] and target.dim() == 4,

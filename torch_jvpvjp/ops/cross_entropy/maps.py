@@ -3,6 +3,9 @@
 One row x of n logits: z = x or κ tanh(x / κ), L = log Σ exp z, p = exp(z − L); τ the weights that its target gives the
 classes, σ = Σ τ. A row that is ignored has τ = 0 and p = 0. Tensors are in the dtype the op computes in and broadcast
 from the right; results are not yet summed over what was broadcast.
+
+L is the sum of the row's maximum t and r = log Σ exp(z − t), and rounded to the precision of t: at logits of 100 the
+rounding of L is a relative error of 100 eps in exp(z − L). So p is exp(z − t) / Σ exp(z − t), and L − z is (t − z) + r.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +24,8 @@ class Rows(NamedTuple):
         z: Logits, capped.
         slope: z′, or None for 1.
         curve: z″, or None for 0.
-        lse: L, not yet 0 for ignored rows.
+        top: t, the row's maximum, 0 where that is -∞.
+        reach: r = log Σ exp(z − t).
         p: Probabilities.
         tau: τ.
         per_probability: ∂τ/∂q = w (1 − ε).
@@ -32,12 +36,23 @@ class Rows(NamedTuple):
     z: Tensor
     slope: Tensor | None
     curve: Tensor | None
-    lse: Tensor
+    top: Tensor
+    reach: Tensor
     p: Tensor
     tau: Tensor
     per_probability: Tensor | float
     counts: Tensor | None
     dim: int
+
+    @property
+    def lse(self) -> Tensor:
+        """L, not yet 0 for ignored rows."""
+        return self.top + self.reach
+
+    @property
+    def gap(self) -> Tensor:
+        """L − z."""
+        return (self.top - self.z) + self.reach
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Σ over the classes."""
@@ -71,8 +86,33 @@ def rows_of(inputs: Any) -> Rows:
         tau = torch.where(counts, tau, 0)
     powers, sums, top = exponentials(z, False, dim)
     p = powers / sums
-    p = p if counts is None else torch.where(counts, p, 0)
-    return Rows(z, slope, curve, top + sums.log(), p, tau, per_probability, counts, dim)
+    if counts is not None:
+        p = torch.where(counts, p, 0)
+        if slope is not None and curve is not None:  # whatever stands in an ignored row
+            slope, curve = torch.where(counts, slope, 0), torch.where(counts, curve, 0)
+    return Rows(z, slope, curve, top, sums.log(), p, tau, per_probability, counts, dim)
+
+
+def rounding(a: Tensor, b: Tensor) -> Tensor:
+    """What a + b lacks of the sum of a and b (Knuth's two-sum); 0 where the sum is not finite.
+
+    Args:
+        a: One summand.
+        b: The other.
+
+    Returns:
+        The rest.
+    """
+    a, b = a.detach(), b.detach()
+    total = a + b
+    b_kept = total - a
+    rest = (a - (total - b_kept)) + (b - b_kept)
+    return torch.where(rest.isfinite(), rest, 0)
+
+
+def row_results(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """ℓ, L, and what L lacks of t + r, all 0 for an ignored row."""
+    return losses(rows), counted(rows, rows.lse), counted(rows, rounding(rows.top, rows.reach))
 
 
 def counted(rows: Rows, number: Tensor | None) -> Any:
@@ -82,7 +122,7 @@ def counted(rows: Rows, number: Tensor | None) -> Any:
 
 def losses(rows: Rows) -> Tensor:
     """ℓ = Σ τ (L − z); a class that no target aims at costs nothing even at -∞, unless probabilities say so."""
-    terms = rows.tau * (rows.lse - rows.z)
+    terms = rows.tau * rows.gap
     return rows.sum(terms if rows.counts is None else torch.where(rows.tau != 0, terms, 0))
 
 
@@ -99,7 +139,7 @@ def push(rows: Rows, x_dot: Tensor | None, q_dot: Tensor | None) -> tuple[Tensor
         lse_dot = rows.sum(rows.p * z_dot)
         by_x = rows.sum(rows.tau) * lse_dot - rows.sum(rows.tau * z_dot)
     if q_dot is not None:
-        by_q = rows.sum(rows.per_probability * q_dot * (rows.lse - rows.z))
+        by_q = rows.sum(rows.per_probability * q_dot * rows.gap)
     return total(by_x, by_q), lse_dot
 
 
@@ -109,7 +149,7 @@ def pull(rows: Rows, c: Tensor | None, e: Tensor | None) -> tuple[Tensor | None,
     c, e = counted(rows, c), counted(rows, e)  # a mean over nothing has ∞ there
     if c is not None:
         by_loss = c * (rows.sum(rows.tau) * rows.p - rows.tau)
-        q_bar = rows.per_probability * c * (rows.lse - rows.z)
+        q_bar = rows.per_probability * c * rows.gap
     x_bar = total(by_loss, None if e is None else e * rows.p)
     return None if x_bar is None else times_slope(rows, x_bar), q_bar
 
@@ -135,7 +175,8 @@ def bend(
     a, d = counted(rows, a), counted(rows, d)
     if x_dot is not None and (a is not None or d is not None):
         z_dot = times_slope(rows, x_dot)
-        apart = z_dot - rows.sum(rows.p * z_dot)  # ż − L̇
+        apart = z_dot - rows.sum(rows.p * z_dot)  # ż − L̇; where p is nearly 1 that is small, and rounded as ż is, ...
+        apart = apart - rows.sum(rows.p * apart)  # ... so it is centred again
         along: Any = total(None if a is None else a * rows.sum(rows.tau), d)
         x_part = times_slope(rows, along * rows.p * apart)
         if rows.curve is not None:

@@ -1,8 +1,9 @@
 """The reference of cross-entropy and its rules up to the second order.
 
-The op gives two numbers for each row: the loss ℓ before any reduction, and L = log Σ exp z, for the z-loss. Both keep
-the axis of the classes, with size 1, and are float32, float64 for float64 logits. In the dispatcher input and target
-have the same axes in front, tangents may have more: that is where vmap puts a batch.
+The op gives two numbers for each row: the loss ℓ before any reduction, and L = log Σ exp z, for the z-loss. Kernels of
+pullbacks get a third, what L as rounded lacks of it: exp(z − L) alone is as wrong as L is, which is relative to L and
+not to 1. All keep the axis of the classes, with size 1, and are float32, float64 for float64 logits. In the dispatcher
+input and target have the same axes in front, tangents may have more: that is where vmap puts a batch.
 """
 
 from collections.abc import Callable
@@ -15,10 +16,10 @@ from ...registration import DifferentiableOp, differentiable_op, expanding_rule
 from ...registration.vmap import align
 from .._arithmetic import cotangents_like, empty_like, total, wide
 from .._groups import sum_to
-from .maps import bend, counted, losses, pull, push, rows_of
+from .maps import bend, pull, push, row_results, rows_of
 
 
-@differentiable_op("torch_jvpvjp::cross_entropy_rows", non_differentiable=("weight",))
+@differentiable_op("torch_jvpvjp::rows_cross_entropy", residuals=("rest",), non_differentiable=("weight",))
 def op(
     input: Tensor,  # noqa: A002
     target: Tensor,
@@ -27,7 +28,7 @@ def op(
     ignore_index: int,
     label_smoothing: float,
     softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The reference: ℓ = Σ τ (L − z) and L = log Σ exp z, both 0 for an ignored row.
 
     Args:
@@ -40,27 +41,27 @@ def op(
         softcap: κ, or None.
 
     Returns:
-        ℓ and L, (*lead, 1, *inner).
+        ℓ and L, (*lead, 1, *inner), and for kernels what L lacks of log Σ exp z.
     """
     rows = rows_of(op.signature.inputs_type(input, target, weight, dim, ignore_index, label_smoothing, softcap))
-    return losses(rows), counted(rows, rows.lse)
+    return row_results(rows)
 
 
 @op.jvp
-def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
+def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, Tensor | None]]:
     """ℓ, L and ℓ̇, L̇."""
     rows = rows_of(primals)
     loss_dot, lse_dot = push(rows, *_tangents(primals, tangents.input, tangents.target))
     lead = tangents.target if tangents.input is None else tangents.input
     shape = _reduced(lead, primals.dim)
-    results = (losses(rows), counted(rows, rows.lse))
+    results = row_results(rows)
     zeros = results[0].new_zeros(shape)
     return results, (zeros if loss_dot is None else loss_dot, zeros if lse_dot is None else lse_dot)
 
 
 @op.vjp
 def _vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """x̄, q̄ = Jᵀ(ℓ̄, L̄); a kernel may read L off the outputs."""
+    """x̄, q̄ = Jᵀ(ℓ̄, L̄); a kernel may read L off the outputs, with its rest."""
     pulled = pull(rows_of(inputs), cotangents.y0, cotangents.y1)
     return _like(pulled, (inputs.input, inputs.target), needs)
 
@@ -126,7 +127,7 @@ def _batched_together(point: DifferentiableOp) -> Callable[..., Any]:
         if any(dims[i] is not None for i in (0, *range(7, len(dims)))):
             _expand(info, dims, values, range(7, len(dims)))
         results = point.unpacked(point.overload(*align(info, dims, values, expand=False)))
-        leads = [0, 0] if len(dims) == 7 else [0, 0, *[7 if values[7] is not None else 8] * 2]
+        leads = [0] * 3 if len(dims) == 7 else [0] * 3 + [7 if values[7] is not None else 8] * 2
         shaped, out_dims = [], []
         for result, position in zip(results, leads, strict=True):
             tensor, batch = values[position], dims[position]
@@ -169,15 +170,15 @@ def _fake(
     ignore_index: int,
     label_smoothing: float,
     softcap: float | None,
-) -> tuple[Tensor, Tensor]:
-    return _numbers(input, input, dim), _numbers(input, input, dim)
+) -> tuple[Tensor, ...]:
+    return tuple(_numbers(input, input, dim) for _ in range(3))
 
 
 @op.jvp.fake
 def _jvp_fake(primals: Any, tangents: Any) -> Any:
     x, dim = primals.input, primals.dim
     lead = tangents.target if tangents.input is None else tangents.input
-    return (_numbers(x, x, dim), _numbers(x, x, dim)), (_numbers(x, lead, dim), _numbers(x, lead, dim))
+    return tuple(_numbers(x, x, dim) for _ in range(3)), (_numbers(x, lead, dim), _numbers(x, lead, dim))
 
 
 @op.vjp.fake

@@ -83,7 +83,7 @@ def linear_cross_entropy(
         loss = native_loss("linear_cross_entropy", z, flat, None, ignore_index, reduction, float(label_smoothing))
         return loss.reshape(batch) if reduction == "none" else loss
     args = (rows, weight, bias, flat, ignore_index, float(label_smoothing), softcap, chunk_size)
-    losses, lse = op(*args) if autocast or _is_compiling() else op.call_flat(args)
+    losses, lse = op(*args) if autocast or _is_compiling() else op.visible(op.call_flat(args))
     counts = flat != ignore_index
     loss = reduced(losses.unsqueeze(-1), lse.unsqueeze(-1), -1, counts, flat, None, reduction, z_loss)
     loss = loss.reshape(batch) if reduction == "none" else loss

@@ -144,17 +144,17 @@ def row_arguments(inputs: Any, z: Tensor, start: int, stop: int) -> tuple[Any, .
     return z, target, None, -1, inputs.ignore_index, inputs.label_smoothing, inputs.softcap
 
 
-def row_losses(args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-    """ℓ and L of a chunk."""
-    losses, lse = _called(rows_op.overload, *args)
-    return losses, lse
+def row_losses(args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """ℓ, L and what L lacks as rounded, of a chunk."""
+    losses, lse, rest = _called(rows_op.overload, *args)
+    return losses, lse, rest
 
 
 def row_push(args: tuple[Any, ...], z_dot: Tensor | None) -> tuple[Tensor, ...]:
-    """ℓ, L, ℓ̇, L̇ of a chunk."""
+    """ℓ, L and what it lacks, ℓ̇, L̇ of a chunk."""
     if z_dot is None:
-        losses, lse = row_losses(args)
-        return losses, lse, torch.zeros_like(losses), torch.zeros_like(lse)
+        losses, lse, rest = row_losses(args)
+        return losses, lse, rest, torch.zeros_like(losses), torch.zeros_like(lse)
     return tuple(_called(rows_op.jvp.op.overload, *args, z_dot.to(args[0].dtype), None))
 
 
@@ -180,5 +180,8 @@ def row_bend(
     """The cotangents of Z and of Ż, with a, d those of ℓ̇, L̇ and c, e those of ℓ, L."""
     if z_dot is None or (a is None and d is None):
         return row_pull(args, c, e), row_pull(args, a, d)
-    second, _, first, _ = rows_op.jvp.vjp.op.overload(c, e, a, d, *args, z_dot, None, [True, False, True, False])
+    unread = z_dot.new_zeros(*z_dot.shape[:-1], 1)  # what L lacks: this point computes L itself
+    second, _, first, _ = rows_op.jvp.vjp.op.overload(
+        c, e, a, d, *args, z_dot, None, unread, [True, False, True, False]
+    )
     return second, first

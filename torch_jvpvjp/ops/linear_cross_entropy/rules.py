@@ -24,7 +24,7 @@ from .chunks import (
 )
 
 
-@differentiable_op("torch_jvpvjp::linear_cross_entropy_rows")
+@differentiable_op("torch_jvpvjp::rows_linear_cross_entropy", residuals=("rest",))
 def op(
     input: Tensor,  # noqa: A002
     weight: Tensor,
@@ -34,7 +34,7 @@ def op(
     label_smoothing: float,
     softcap: float | None,
     chunk_size: int | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The reference: ℓ and L of every row of X Wᵀ + b.
 
     Args:
@@ -48,34 +48,34 @@ def op(
         chunk_size: Rows of a chunk, or None.
 
     Returns:
-        ℓ and L, (N) each, both 0 for an ignored row.
+        ℓ, L, and for kernels what L as rounded lacks, (N) each, all 0 for an ignored row.
     """
     inputs = op.signature.inputs_type(input, weight, bias, target, ignore_index, label_smoothing, softcap, chunk_size)
     at = Factors(input, weight, bias)
     parts = [row_losses(row_arguments(inputs, logits(at.rows(*span)), *span)) for span in spans(inputs)]
-    losses, lse = (torch.cat(results).squeeze(-1) for results in zip(*parts, strict=True))
-    return losses, lse
+    losses, lse, rest = (torch.cat(results).squeeze(-1) for results in zip(*parts, strict=True))
+    return losses, lse, rest
 
 
 op.autocast("lower")
 
 
 @op.jvp
-def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """ℓ, L, ℓ̇, L̇ from Z and Ż."""
+def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
+    """ℓ, L and what it lacks, ℓ̇, L̇ from Z and Ż."""
     at, along = _point(primals), Factors(tangents.input, tangents.weight, tangents.bias)
     parts = []
     for span in spans(primals):
         chunk = at.rows(*span)
         args = row_arguments(primals, logits(chunk), *span)
         parts.append(row_push(args, logits_along(chunk, along.rows(*span))))
-    losses, lse, losses_dot, lse_dot = (torch.cat(results).squeeze(-1) for results in zip(*parts, strict=True))
-    return (losses, lse), (losses_dot, lse_dot)
+    *numbers, losses_dot, lse_dot = (torch.cat(results).squeeze(-1) for results in zip(*parts, strict=True))
+    return tuple(numbers), (losses_dot, lse_dot)
 
 
 @op.vjp
 def _vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """X̄ = Z̄ W, W̄ = Z̄ᵀ X, b̄ = Σ Z̄; a kernel may read L off the outputs."""
+    """X̄ = Z̄ W, W̄ = Z̄ᵀ X, b̄ = Σ Z̄; a kernel may read L off the outputs, with its rest."""
     at = _point(inputs)
     gathered = Gathered(at, needs)
     for span in spans(inputs):
@@ -130,7 +130,7 @@ def _vjp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[
         chunk, moved = at.rows(*span), along.rows(*span)
         args = row_arguments(inputs, logits(chunk), *span)
         z_dot = logits_along(chunk, moved)
-        parts.append(row_push(args, z_dot)[2:])
+        parts.append(row_push(args, z_dot)[3:])
         bars = _numbers(span, inputs.y0_bar, inputs.y1_bar)
         z_bar, z_dot_bar = row_bend(args, z_dot, bars[0], bars[1], None, None)
         second.add((z_bar, chunk), (z_dot_bar, moved))
@@ -154,14 +154,14 @@ def _fake(
     label_smoothing: float,
     softcap: float | None,
     chunk_size: int | None,
-) -> tuple[Tensor, Tensor]:
-    return _row(input), _row(input)
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _row(input), _row(input), _row(input)
 
 
 @op.jvp.fake
 def _jvp_fake(primals: Any, tangents: Any) -> Any:
     x = primals.input
-    return (_row(x), _row(x)), (_row(x), _row(x))
+    return (_row(x), _row(x), _row(x)), (_row(x), _row(x))
 
 
 @op.vjp.fake
