@@ -145,9 +145,14 @@ def compared(x):
     return x.sin() if torch.equal(x.sort().values[:2], x[:2]) or torch.allclose(x, x.abs()) else x * x
 
 
+def rooted(x):
+    """On its second way the first way's op does not take its operand."""
+    return torch.linalg.cholesky(torch.diag(x + 1)).sum(1) * x if x.min() > -1 else x[x.abs().argmax()] + x
+
+
 FUNCTIONS = [
     adaptive_steps, controlled_steps, newton, clipped, line_search, refusing, piecewise, bisection, counted, scaled,
-    written, listed, picked, rounded, bounded, compared,
+    written, listed, picked, rounded, bounded, compared, rooted,
 ]  # fmt: skip
 named = {function.__name__: function for function in FUNCTIONS}
 
@@ -167,8 +172,10 @@ def test_every_call_has_the_jacobian_of_the_way_that_is_taken_there(f, options):
     points = _points()
     plan = plan_jacobian(f, points[0], **options)
     assert _recorded(plan)
-    for x in (*points, *reversed(points), *points):
+    in_a_row = [x * (1 + place / 1000) for x in points for place in range(4)]
+    for x in (*points, *in_a_row, *reversed(points)):
         assert_same(plan(x).detach(), judged(f, x))
+    for x in points:
         assert_same(jacobian(f, x, objective="fma"), judged(f, x))
     copied = Plan.from_json(plan.to_json())
     assert_same(jacobian(f, points[0], plan=copied), judged(f, points[0]))
@@ -214,6 +221,26 @@ def traced(monkeypatch):
 
     monkeypatch.setattr(runtime, "trace_subject", counting)
     return calls
+
+
+def test_jacobian_records_another_way_once_calls_have_paid_for_it(traced, monkeypatch):
+    from torch_jvpvjp.accumulation import cache
+
+    monkeypatch.setattr(cache, "_PLANNING_SECONDS", -1e9)
+
+    def f(v):
+        return clipped(v)
+
+    x = torch.ones(N, dtype=F64)
+    for _ in range(3):
+        assert_same(jacobian(f, x), judged(f, x))
+    assert_same(jacobian(f, 0.01 * x), judged(f, 0.01 * x))
+    assert traced == [None, "it goes another way by what it sees in most calls"]
+    for _ in range(200):
+        jacobian(f, 0.01 * x)
+    assert traced[2:] == [None]
+    assert_same(jacobian(f, 0.01 * x), judged(f, 0.01 * x))
+    assert_same(jacobian(f, x), judged(f, x))
 
 
 def test_two_ways_are_recorded_once_each(traced):
@@ -381,6 +408,19 @@ def test_a_plan_that_was_loaded_says_why_it_does_not_fit():
     with pytest.raises(ValueError, match="f looks at data, and may go another way here"):
         jacobian(f, -x, plan=loaded)
     assert_same(jacobian(f, x, plan=loaded), judged(f, x))
+
+
+def test_a_plan_for_ways_that_another_function_has_not_is_refused():
+    def moved(v):
+        return v[0] + v
+
+    def solved(v):
+        return torch.linalg.cholesky(torch.diag(v.exp())).sum(1) * v
+
+    x = randn(3)
+    plan = Plan.from_json(plan_jacobian(moved, x, objective="fma").to_json())
+    with pytest.raises(ValueError, match="by a JVP or a VJP or a closed form, at factor F1 .* by a JVP or a VJP;"):
+        jacobian(solved, x, plan=plan)
 
 
 def test_explained_and_verified(capsys):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from .branches import AT_ONCE
 from .cache import remembered
 from .chain import Chain
 from .cost import Objective
@@ -114,6 +115,7 @@ def jacobian(
                 return without
         runtime = Runtime("jacobian", stages, options)
         runtime.only_recorded = free
+        runtime.at_once = 0 if free else AT_ONCE
         try:
             made = make_plan(runtime, x, objective=objective, strategy=strategy, memory_limit=memory_limit)
         except (NotImplementedError, NotRecordable):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .tracings import Tracing
 
 _MOST = 16  # ways that are kept
-_AT_ONCE = 2  # ways that are recorded beside the first before calls must have paid for one
+AT_ONCE = 2  # ways that are recorded beside the first before calls must have paid for one
 
 
 class Branches:
@@ -33,14 +33,15 @@ class Branches:
     Args:
         first: The first recording.
         record: Records the function at x, or says of it why it is called as it stands.
+        at_once: How many ways are recorded beside the first before calls must have paid for one.
 
     Attributes:
         unrecorded: The function as it stands, for ways that are not recorded.
     """
 
-    def __init__(self, first: Tracing, record: Callable[..., Tracing]) -> None:
+    def __init__(self, first: Tracing, record: Callable[..., Tracing], at_once: int) -> None:
         self._found: tuple[Tracing, ...] = (first,)
-        self._record = record
+        self._record, self._at_once = record, at_once
         self.unrecorded: Tracing | None = None
         self._made, self._last = 0, first
         self.paid = 0.0  # seconds of calls in ways that are not recorded, since the last recording
@@ -52,16 +53,17 @@ class Branches:
         self._found = tuple(one for one in self._found if one.holds())
         found = self._at(x)
         if found is None and self._affords:
-            begin = perf_counter()
             found = self._last = self._record(x)
-            found.seconds = perf_counter() - begin
             self._made, self.paid = self._made + 1, 0.0
             if found.traced.opaque and found.conditions is None:  # a way that cannot be recorded
                 self.unrecorded = found
                 return found
         if found is None:
             return self._as_it_stands(x)
-        if not self._found or self._found[0] is not found:
+        if self._found and self._found[0] is found:
+            found.in_a_row += 1
+        else:
+            found.in_a_row = 0
             self._found = (found, *(one for one in self._found if one is not found))[:_MOST]
         return found
 
@@ -75,7 +77,7 @@ class Branches:
 
     @property
     def _affords(self) -> bool:
-        return not self._found or self._made < _AT_ONCE or self.paid > self._last.seconds
+        return not self._found or self._made < self._at_once or self.paid > self._last.seconds
 
     def _at(self, x: Any) -> Tracing | None:
         if not self._found:

@@ -26,7 +26,8 @@ class Conditions:
     """The conditions of a recording: it is for those points alone where all of them are what they were.
 
     They are computed by a straight line of ATen calls without the Jacobian, recorded when they are first asked, and
-    come as one vector of whole numbers, so that a device is waited for once.
+    come as one vector of whole numbers, so that a device is waited for once. A program of the Jacobian may compute them
+    beside it.
 
     Args:
         outcome: What they were.
@@ -46,26 +47,27 @@ class Conditions:
                 (found,) = self._program(*inputs)
                 return found.cpu()
             if self._recorded:
-                return _computed(tracing, given, len(leaves)).cpu()
+                return self.computed(tracing, given, len(leaves)).cpu()
             recorder = ProgramRecorder(inputs)
             with recorder:
-                found = _computed(tracing, given, len(leaves))
+                found = self.computed(tracing, given, len(leaves))
             if not any(op.opaque for op in tracing.traced.tape.checks):  # whose ops are those of one point
                 self._program = recorder.program(recorder.numbers([found]), exact=True)
             self._recorded = True
             return found.cpu()
+
+    @staticmethod
+    def computed(tracing: Tracing, given: Sequence[Tensor], count: int) -> Tensor:
+        """Return what they are for so many leaves with extras behind them, op by op."""
+        tape, source = tracing.traced.tape, tracing.subject.source_of(given[:count])
+        constants = tracing.constants | tracing.given(given[count:])
+        return encoded(values_of(tape, tape.conditions, source.contiguous(), constants))
 
     def differ_first(self, found: Tensor) -> int | None:
         """Return the first of them that is not what it was; None if there is none."""
         if torch.equal(found, self.outcome):
             return None
         return int((found != self.outcome).to(torch.uint8).argmax())
-
-
-def _computed(tracing: Tracing, given: Sequence[Tensor], count: int) -> Tensor:
-    tape, source = tracing.traced.tape, tracing.subject.source_of(given[:count])
-    constants = tracing.constants | tracing.given(given[count:])
-    return encoded(values_of(tape, tape.conditions, source.contiguous(), constants))
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ def make_plan(
         NotImplementedError: If a stage has neither a JVP nor a VJP.
     """  # noqa: DOC502 (some are raised further down)
     tracing = runtime.tracing(x)
+    begin = perf_counter()
     if runtime.options.batch_dims:
         check_batch(runtime, x)
     again = partial(
@@ -95,6 +97,7 @@ def make_plan(
         made = ready_within(Limit(limit, memory_limit, runtime, tracing, x), planned, strategy, peak_entries)
     if runtime.options.batch_dims:
         check_samples(runtime, made, x)
+    tracing.seconds += perf_counter() - begin
     return made
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .options import Options
@@ -50,10 +49,8 @@ def fitted_or_remade(runtime: Runtime, plan: Plan, tracing: Tracing, x: Any) -> 
     except ValueError:
         if planning is None or planning.layout != repr(tracing.subject.layout):
             raise
-    begin = perf_counter()
     compiled = {"compile": runtime.options.compile, "compile_mode": runtime.options.compile_mode}
     other = runtime.with_options(replace(planning.options, **compiled))
     other.adopt(x, tracing)
     tracing.fitted, tracing.remade = (plan, planning.plan(other, x)), True
-    tracing.seconds += perf_counter() - begin
     return tracing.fitted[1]

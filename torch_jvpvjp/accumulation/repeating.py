@@ -10,10 +10,10 @@ from torch import Tensor
 from .program import Program
 
 
-def repeated(program: Program, inputs: Sequence[Tensor]) -> Sequence[Tensor] | None:
-    """Return what a program gives; None if it fails, as at a view that the memory of a value does not allow."""
+def repeated(program: Program, inputs: Sequence[Tensor], count: int) -> Sequence[Tensor] | None:
+    """Return what a program gives first; None if it fails, as at a view that the memory of a value does not allow."""
     try:
-        return program(*inputs)
+        return program(*inputs)[:count]
     except RuntimeError:
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ._torch import inside_transform, set_grad_enabled, wraps_transform
-from .branches import Branches
+from .branches import AT_ONCE, Branches
 from .calls import MOST_FOLDED
 from .checks import check_passes
 from .execute import Execution, as_jacobian, count_chunks, execute
@@ -61,6 +62,7 @@ class Runtime:
         self.arguments = arguments or _as_given
         self.watching = self.stages if watched is None else tuple(watched)
         self.only_recorded = False  # whether a function that cannot be recorded is refused
+        self.at_once = AT_ONCE  # ways by what it sees that are recorded at once
         self.planning = planning
         self._tracings: dict[Any, Tracing] = {}  # the last that was used for tensors of a kind
         self._branches: dict[Any, Branches] = {}  # all of those that look at data
@@ -86,16 +88,18 @@ class Runtime:
 
     def _traced(self, x: Any, as_it_stands: str | None = None) -> Tracing:
         subject = Subject(self.caller, self.stages, x, self.options.wrt, self.options.batch_dims)
-        refuses = self.only_recorded and as_it_stands is None
-        return trace_subject(
+        refuses, begin = self.only_recorded and as_it_stands is None, perf_counter()
+        traced = trace_subject(
             subject, self.watching, self.options.sparse, only_recorded=refuses, as_it_stands=as_it_stands
         )
+        traced.seconds = perf_counter() - begin
+        return traced
 
     def _keep(self, key: Any, tracing: Tracing) -> None:
         self._tracings[key] = tracing
         self._branches.pop(key, None)
         if tracing.conditions is not None:
-            self._branches[key] = Branches(tracing, self._traced)
+            self._branches[key] = Branches(tracing, self._traced, self.at_once)
 
     def adopt(self, x: Any, tracing: Tracing) -> None:
         """Take over the tracing of another runtime of the same function."""
@@ -166,9 +170,14 @@ class Runtime:
             grad = torch.is_grad_enabled()
             set_grad_enabled(False)
             try:
-                return shortcut.run(x, *shortcut.constants)[0]
+                if shortcut.outcome is None:
+                    return shortcut.run(x, *shortcut.constants)[0]
+                found = shortcut.unless_another_way(x)
             finally:
                 set_grad_enabled(grad)
+            if found is not None:
+                return found
+            self._shortcut = None
         tracing = self.tracing(x)
         branches = self._branches.get(_key(self.arguments(x))) if self._branches else None
         with nullcontext() if branches is None else branches.paying(tracing):
@@ -177,9 +186,14 @@ class Runtime:
     def called(self, plan: Plan, tracing: Tracing, x: Any) -> Any:
         """Return the Jacobian at x of the function as it was traced, by a plan for it as it is now or was before."""
         subject, traced = tracing.subject, tracing.traced
-        plan = fitted_or_remade(self, plan, tracing, x)
-        if plan.runtime is not None and plan.runtime is not self and tracing.remade:
-            return plan(x) if tracing.conditions is None else plan.runtime.called(plan, tracing, x)
+        given, plan = plan, fitted_or_remade(self, plan, tracing, x)
+        other = plan.runtime
+        if other is not None and other is not self and tracing.remade:
+            if tracing.conditions is None:
+                return plan(x)
+            found = other.called(plan, tracing, x)
+            self._shortcut = other._shortcut and other._shortcut._replace(steps=given.steps)
+            return found
         leaves, extras = subject.bind_leaves(self.arguments(x))
         check_passes(tracing, self.arguments(x), leaves, extras)
         outside = self.options.create_graph or is_differentiated() or any(map(wraps_transform, leaves))
@@ -228,8 +242,8 @@ class Runtime:
             Bytes; None if only a call can tell.
         """
         # By now the function may go another way than where the plan was made.
-        known, sizes = self._tracings.values(), _sizes(plan.factors)
-        tracing = next((one for one in known if _sizes(one.traced.factors) == sizes), None)
+        sizes = _sizes(plan.factors)
+        tracing = next((one for one in self._tracings.values() if _sizes(one.traced.factors) == sizes), None)
         if tracing is None or tracing.traced.opaque:
             return None
         # Two chunks hold what all of them do, each being like the one before.
@@ -248,15 +262,9 @@ class Runtime:
         tracing = next(iter(self._tracings.values()), None)
         if tracing is None:
             return 0.0
-        tape, outside = tracing.traced.tape, set(tracing.traced.tape.constants)
-        launches = 0
-        for op in tape.ops:
-            if outside.issuperset(op.operands):  # it is done once, when a call is recorded
-                outside.update(index for index in op.outputs if index is not None)
-            else:
-                launches += not getattr(op.target, "is_view", False)
+        tape = tracing.traced.tape
         meta = tape.metas[tape.result]
-        return launches * device_model(meta.device, meta.dtype).launch
+        return tape.launches * device_model(meta.device, meta.dtype).launch
 
     def _replayed(
         self, plan: Plan, tracing: Tracing, leaves: Sequence[Tensor], extras: Sequence[Tensor]
@@ -273,8 +281,10 @@ class Runtime:
         parts = run(*inputs)
         if self._is_plain(tracing):
             x, constants = leaves[0], tuple(tracing.constants.values())
-            self._shortcut = Shortcut(plan.steps, x.shape, x.dtype, x.device, constants, run, tracing)
-        return parts
+            outcome = tracing.conditions.outcome if tracing.conditions is not None else None
+            if outcome is None or (tracing.sees_beside and tracing.in_a_row >= _STEADY):
+                self._shortcut = Shortcut(plan.steps, x.shape, x.dtype, x.device, constants, run, tracing, outcome)
+        return parts[:-1] if tracing.sees_beside else parts
 
     def _recorded(self, plan: Plan, tracing: Tracing, given: Sequence[Tensor], count: int) -> Sequence[Tensor]:
         """Return the parts of the Jacobian at so many leaves with extras behind them; record how they are made."""
@@ -287,21 +297,26 @@ class Runtime:
         inputs = [*given, *tracing.constants.values()]
         recorder = ProgramRecorder(inputs, self._most_folded)
         how = Execution(self.options.chunk_size, before=recorder.begin)
+        seen: list[Tensor] = []
         with recorder:
             parts = made()
-        numbers = recorder.numbers(parts)
+            # Where nothing else is done in a call, the program gives the conditions behind the Jacobian.
+            tracing.sees_beside = self._is_plain(tracing) and self.options.together and tracing.conditions is not None
+            if tracing.conditions is not None and tracing.sees_beside:
+                seen = [tracing.conditions.computed(tracing, given, count)]
+        numbers = recorder.numbers([*parts, *seen])
         tracing.program = recorder.program(numbers, self._worth(given[0]))
         if tracing.program is None or tracing.program.random:  # what draws random numbers cannot be compared
             tracing.replayable = tracing.program is not None
             return parts
-        expected = marks(parts)
+        expected, width = marks(parts), len(parts)
         del parts  # two of them may not fit
-        again = repeated(tracing.program, inputs)
+        again = repeated(tracing.program, inputs, width)
         tracing.replayable = again is not None and alike(marks(again), expected)
         if not tracing.replayable:  # a block that is 0 but for rounding, which is not that of the recording
             tracing.program = recorder.program(numbers, exact=True)
             assert tracing.program is not None, "what was a program is none with fewer rewritings"
-            again = repeated(tracing.program, inputs)
+            again = repeated(tracing.program, inputs, width)
             tracing.replayable = again is not None and alike(marks(again), expected)
         how = Execution(self.options.chunk_size)
         return again if again is not None and tracing.replayable else made()
@@ -325,7 +340,7 @@ class Runtime:
         subject = tracing.subject
         bare = subject.source.bare and subject.output is not None and subject.output.bare
         elsewhere = self.options.batch_dims or self.options.sparse or subject.in_parameters or subject.extras
-        elsewhere = elsewhere or tracing.traced.tape.checked or tracing.conditions is not None
+        elsewhere = elsewhere or tracing.traced.tape.checked
         return bare and not elsewhere and self.arguments is _as_given and subject.has_one_argument
 
     def executed(
@@ -368,6 +383,9 @@ class Runtime:
         return torch.stack([
             self._of_sample(plan, tracing, x, other, how) for x, other in zip(sources, others, strict=True)
         ])
+
+
+_STEADY = 2  # calls in a row that went the same way, after which the next is taken to go that way until it is seen
 
 
 def _sizes(factors: Sequence[Factor]) -> list[tuple[int, int]]:

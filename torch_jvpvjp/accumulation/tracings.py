@@ -54,7 +54,9 @@ class Tracing:
         form: The tree that the parts of the Jacobian stand in, once known.
         apart: Whether the samples of a batch go one after another, since PyTorch gets them wrong all at once.
         conditions: What the function looked at where it was recorded; None if it did not look at data.
-        seconds: What it took to record it, and to plan it anew.
+        seconds: What it took to record and to plan it.
+        in_a_row: The calls before this one that went the same way, one after another.
+        sees_beside: Whether the program gives the conditions behind the Jacobian.
     """
 
     subject: Subject
@@ -76,6 +78,8 @@ class Tracing:
     apart: bool = False
     conditions: Conditions | None = None
     seconds: float = 0.0
+    in_a_row: int = 0
+    sees_beside: bool = False
 
     def holds(self) -> bool:
         """Return whether the function is still what was traced, but for the values of tensors that are no indices."""
@@ -277,12 +281,25 @@ def _check_fit(caller: str, plan: Plan, traced: Traced) -> None:
             f"{len(plan.factors)}{why}; make a new one by plan_jacobian(f, x)."
         )
     for place, (planned, found) in enumerate(zip(plan.factors, traced.factors, strict=False)):
-        if (planned.n, planned.m, planned.structure) != (found.n, found.m, found.structure):
-            expected, came = (f"{factor.n} → {factor.m} entries, {factor.jacobian.name}" for factor in (planned, found))
+        same = (planned.n, planned.m, planned.structure) == (found.n, found.m, found.structure)
+        if not same or not _ways(planned) <= _ways(found):
+            expected, came = (_described(factor, ways=same) for factor in (planned, found))
             raise ValueError(
                 f"{caller}: the plan must fit the function, but it expects {expected}, at factor F{place + 1} and "
                 f"{found.label} takes {came}{why}; make the plan for this function and this x by plan_jacobian(f, x)."
             )
+
+
+def _described(factor: Factor, *, ways: bool) -> str:
+    by = f", by {' or '.join(sorted(_ways(factor)))}" if ways else ""
+    return f"{factor.n} → {factor.m} entries, {factor.jacobian.name}{by}"
+
+
+def _ways(factor: Factor) -> set[str]:
+    """Return how a plan may go through a factor."""
+    closed = factor.given or factor.forming_cost is not None
+    ways = {"a JVP": factor.jvp_cost is not None, "a VJP": factor.vjp_cost is not None, "a closed form": closed}
+    return {name for name, there in ways.items() if there}
 
 
 def _outside(traced: Traced, subject: Subject) -> tuple[dict[int, Tensor], list[int | None]]:

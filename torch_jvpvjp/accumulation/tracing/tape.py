@@ -105,6 +105,17 @@ class Tape:
         self.metas.append(meta)
         return len(self.metas) - 1
 
+    @property
+    def launches(self) -> int:
+        """How many ops are launched in each call: no views, nor what constants alone tell, which is done once."""
+        outside, count = set(self.constants), 0
+        for op in self.ops:
+            if outside.issuperset(op.operands):
+                outside.update(index for index in op.outputs if index is not None)
+            else:
+                count += not getattr(op.target, "is_view", False)
+        return count
+
     def active_ops(self) -> Iterator[TapeOp]:
         """Yield the ops that the Jacobian is carried through."""
         return (op for op in self.ops if op.active)
