@@ -61,8 +61,8 @@ def vjp_of(function: Callable[..., Tensor], *primals: Tensor) -> tuple[Tensor, C
 def load_jvp_rules() -> None:
     """Import PyTorch's rules for JVPs, quietly."""
     # The first JVP of a process imports this module, which scripts its rules and so warns of PyTorch's own doing; where
-    # warnings are errors, that JVP would fail.
-    with warnings.catch_warnings():
+    # warnings are errors, that JVP would fail. Filters are the process's: of two threads one would keep the other's.
+    with _FORWARD_MODE, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")  # its category differs by release
         importlib.import_module("torch._decomp.decompositions_for_jvp")
 

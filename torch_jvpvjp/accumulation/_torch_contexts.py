@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
-from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .._process_state import Exchanged
 
 
 @contextmanager
@@ -35,83 +36,81 @@ LISTS_OF_WEIGHTS = frozenset({"_flat_weights", "_flat_weight_refs"})
 @contextmanager
 def plain_kernels() -> Iterator[None]:
     """Let composite functions be the plain ops that each derivative is known of: no fused attention, no oneDNN LSTM."""
-    with _WITHOUT_ONEDNN, plain_attention():
+    with _WITHOUT_ONEDNN, _PLAIN_ATTENTION:
         yield
 
 
-class _WithoutOneDNN:
-    """Turns oneDNN off for the process, and on again, if it was, when the last of its threads has left."""
+def plain_attention() -> AbstractContextManager[None]:
+    """Return a context in which `scaled_dot_product_attention` is its formula: fused, it has but first derivatives.
 
-    def __init__(self) -> None:
-        self._lock, self._inside, self._enabled = Lock(), 0, False
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._enabled = torch._C._get_mkldnn_enabled()
-                torch._C._set_mkldnn_enabled(False)
-            self._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                torch._C._set_mkldnn_enabled(self._enabled)
+    Another thread that calls it meanwhile gets the formula as well.
+    """
+    return _PLAIN_ATTENTION
 
 
-_WITHOUT_ONEDNN = _WithoutOneDNN()
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
+def quietly() -> AbstractContextManager[None]:
     """Keep PyTorch from logging each op that does not run without data: whoever tries it goes another way then."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    was, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = was
+    return _QUIET
 
 
-def plain_attention() -> Any:
-    """Return a context in which `scaled_dot_product_attention` is its formula: fused, it has but first derivatives."""
-    return sdpa_kernel(SDPBackend.MATH)
-
-
-@contextmanager
-def bases_without_writing() -> Iterator[None]:
-    """A context in which `jacfwd`, `jacrev` and `hessian` make their bases without writing, which is not recorded.
+def bases_without_writing() -> AbstractContextManager[None]:
+    """Return a context in which `jacfwd`, `jacrev` and `hessian` make bases without writing, which is not recorded.
 
     Another thread that uses them meanwhile gets the same bases.
     """
-    module = importlib.import_module("torch._functorch.eager_transforms")
-    if not hasattr(module, _BASES):
-        yield
-        return
-    setattr(module, _BASES, _bases)
-    try:
-        yield
-    finally:
-        setattr(module, _BASES, _OWN_BASES)
+    return _BASES_WITHOUT_WRITING
 
 
-@contextmanager
-def checks_without_branches() -> Iterator[None]:
-    """A context in which the checks of `torch.distributions` that a matrix is positive look at no value on their way.
+def checks_without_branches() -> AbstractContextManager[None]:
+    """Return a context in which `torch.distributions` checks that matrices are positive and looks at no value for it.
 
-    They look first whether it is symmetric. Another thread that uses them meanwhile gets the same truth.
+    It looks first whether they are symmetric. Another thread that uses them meanwhile gets the same truth.
     """
-    own = [(one, vars(one).get("check")) for one in (_Definite, _Semidefinite)]
-    if any(check is None for _, check in own):
-        yield
-        return
-    try:
-        _Definite.check = _is_definite
-        _Semidefinite.check = _is_semidefinite
-        yield
-    finally:
-        for one, check in own:
-            one.check = check
+    return _CHECKS_WITHOUT_BRANCHES
+
+
+# ---- what is changed in the process, and put back -------------------------------------------------------------------
+
+
+def _turn_onednn_off() -> Callable[[], object]:
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    return lambda: torch._C._set_mkldnn_enabled(enabled)
+
+
+def _choose_math() -> Callable[[], object]:
+    chosen = sdpa_kernel(SDPBackend.MATH)
+    chosen.__enter__()
+    return lambda: chosen.__exit__(None, None, None)
+
+
+def _silence() -> Callable[[], object]:
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was, log.disabled = log.disabled, True
+    return lambda: setattr(log, "disabled", was)
+
+
+def _exchange_bases() -> Callable[[], object]:
+    module, name = importlib.import_module("torch._functorch.eager_transforms"), "_chunked_standard_basis_for_"
+    own = getattr(module, name, None)
+    if own is None:
+        return lambda: None
+    setattr(module, name, _bases)
+    return lambda: setattr(module, name, own)
+
+
+def _exchange_checks() -> Callable[[], object]:
+    kinds: tuple[Any, ...] = (_Definite, _Semidefinite)
+    own = [vars(kind).get("check") for kind in kinds]
+    if None in own:
+        return lambda: None
+    _Definite.check, _Semidefinite.check = _is_definite, _is_semidefinite
+
+    def put_back() -> None:
+        for kind, check in zip(kinds, own, strict=True):
+            kind.check = check
+
+    return put_back
 
 
 _Definite: Any = type(constraints.positive_definite)
@@ -124,10 +123,6 @@ def _is_definite(_: Any, value: Tensor) -> Tensor:
 
 def _is_semidefinite(_: Any, value: Tensor) -> Tensor:
     return constraints.symmetric.check(value) & torch.linalg.eigvalsh(value).ge(0).all(-1)
-
-
-_BASES = "_chunked_standard_basis_for_"
-_OWN_BASES = getattr(importlib.import_module("torch._functorch.eager_transforms"), _BASES, None)
 
 
 def _bases(
@@ -148,3 +143,10 @@ def _bases(
             .view(last - first, *tensor.shape)
             for tensor, start in zip(tensors, starts, strict=False)
         )
+
+
+_WITHOUT_ONEDNN = Exchanged(_turn_onednn_off)
+_PLAIN_ATTENTION = Exchanged(_choose_math)
+_QUIET = Exchanged(_silence)
+_BASES_WITHOUT_WRITING = Exchanged(_exchange_bases)
+_CHECKS_WITHOUT_BRANCHES = Exchanged(_exchange_checks)

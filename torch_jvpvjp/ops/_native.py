@@ -19,13 +19,14 @@ over backward, ``mse_loss`` raises there, and ``glu`` beyond the second order; t
 value and tangent are both differentiated. A mode, a compiler, autocast, or hooks on saved tensors see the op.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, strided
 
+from .._process_state import Exchanged
 from ..registration import DifferentiableOp
 from ..registration import _torch_private as private
 from ..registration.fast_path import is_plain_backward
@@ -150,16 +151,24 @@ def is_active() -> bool:
     return _active
 
 
-@contextmanager
-def without_native() -> Iterator[None]:
+def without_native() -> AbstractContextManager[None]:
     """Let no function of PyTorch stand for an op: for what judges the ops' own rules.
 
-    Yields:
-        Nothing.
+    Returns:
+        The context manager; other threads see the ops as well meanwhile.
     """
+    return _WITHOUT_NATIVE
+
+
+def _leave_native() -> Callable[[], object]:
     global _active
     before, _active = _active, False
-    try:
-        yield
-    finally:
-        _active = before
+    return lambda: _activate(before)
+
+
+def _activate(active: bool) -> None:  # noqa: FBT001
+    global _active
+    _active = active
+
+
+_WITHOUT_NATIVE = Exchanged(_leave_native)

@@ -1,11 +1,11 @@
 """check_op: every property of an op, its derivatives and their compositions, in one call."""
 
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 
+from .._process_state import without_warnings
 from ..registration import DifferentiableOp
 from .budget import assert_equal
 from .case import Case, Sample, as_samples
@@ -91,6 +91,9 @@ def check_op(
     return report
 
 
+_QUIET_PYTORCH = without_warnings(module=r"torch\..*")  # what it says of itself
+
+
 class _Checks:
     """Run checks so that one failure does not hide the next."""
 
@@ -109,8 +112,7 @@ class _Checks:
     def run(self, case: Case, group: str, name: str, check: Callable[[], object]) -> None:
         problem = skipped = None
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", module=r"torch\..*")  # what PyTorch says of itself
+            with _QUIET_PYTORCH:
                 check()
         except PyTorchCannot as gap:
             skipped = str(gap)

@@ -4,7 +4,6 @@ Each takes a case and raises AssertionError where the property does not hold.
 """
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
+from .._process_state import Exchanged, without_warnings
 from .budget import NEIGHBOURS, assert_equal, assert_in_budget, assert_within
 from .case import Case
 from .compositions import Point, TensorFunction, along, loss_of
@@ -103,7 +103,7 @@ def _assert_same_inner_product(
 def gradcheck(case: Case) -> None:
     """PyTorch's own numerical check, forward, backward and batched."""
     xs = tuple(x.clone().requires_grad_() for x in case.point.primals)
-    with _quiet():
+    with _QUIET:
         torch.autograd.gradcheck(
             case.function(case.op),
             xs,
@@ -118,7 +118,7 @@ def gradcheck(case: Case) -> None:
 def gradgradcheck(case: Case) -> None:
     """PyTorch's own numerical check of the second order, reverse over reverse and forward over reverse."""
     xs = tuple(x.clone().requires_grad_() for x in case.point.primals)
-    with _quiet():
+    with _QUIET:
         torch.autograd.gradgradcheck(
             case.function(case.op),
             xs,
@@ -241,25 +241,26 @@ def poisoned() -> Iterator[None]:
     Yields:
         Nothing.
     """
+    with _QUIET, _POISONED:
+        yield
+
+
+def _poison() -> Callable[[], object]:
     was, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic  # a module whose attribute is a property
     filled = settings.fill_uninitialized_memory
-    with _quiet():
-        try:
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            settings.fill_uninitialized_memory = True
-            yield
-        finally:
-            torch.use_deterministic_algorithms(was, warn_only=warn)
-            settings.fill_uninitialized_memory = filled
+
+    def put_back() -> None:
+        torch.use_deterministic_algorithms(was, warn_only=warn)
+        settings.fill_uninitialized_memory = filled
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = True
+    return put_back
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """PyTorch's own checks warn about performance and determinism; neither is what is judged here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+_POISONED = Exchanged(_poison)
+_QUIET = without_warnings()  # PyTorch's checks warn about performance and determinism, which are not what is judged
 
 
 VALUES: dict[str, Property] = {
