@@ -7,11 +7,11 @@ from replay_checks import program_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from torch_jvpvjp import _onednn
+from torch_jvpvjp._onednn import onednn_is_quicker, onednn_products
 from torch_jvpvjp.accumulation import plan_jacobian
-from torch_jvpvjp.accumulation._torch import onednn_products
 from torch_jvpvjp.accumulation.program import ProgramRecorder
 from torch_jvpvjp.accumulation.replay import quick_products
-from torch_jvpvjp.accumulation.replay.quick_products import onednn_is_quicker
 
 pytestmark = pytest.mark.skipif(onednn_products() is None, reason="PyTorch was built without oneDNN")
 GENERATOR = torch.Generator().manual_seed(0)
@@ -56,6 +56,10 @@ CASES = {  # what is done with A, B, a row and a matrix, and by which ops
     "a transposed copy": (lambda a, b, row, c: a.t().contiguous().t() @ b, [ALONE]),
     "every other row": (lambda a, b, row, c: torch.cat([a, a])[::2] @ b, [ALONE]),
     "some columns": (lambda a, b, row, c: (torch.cat([a, a], 1)[:, 5:133]) @ b, [ALONE]),
+    "every other row of the second": (lambda a, b, row, c: a @ torch.cat([b, b])[::2], [PLAIN]),
+    "some columns of the second": (lambda a, b, row, c: a @ torch.cat([b, b], 1)[:, 5:197], [PLAIN]),
+    "transposed with gaps": (lambda a, b, row, c: a @ torch.cat([b.t(), b.t()], 1)[:, 5:133].t(), [PLAIN]),
+    "the second is one row, repeated": (lambda a, b, row, c: a @ row.expand(128, 192), [PLAIN]),
     "a row is added": (lambda a, b, row, c: torch.addmm(row, a, b), [ALONE]),
     "a matrix is added": (lambda a, b, row, c: torch.addmm(c, a, b), [ADDED]),
     "a result is added": (lambda a, b, row, c: torch.addmm(c.sin(), a, b), [ADDED]),
@@ -139,7 +143,7 @@ def test_asking_which_is_quicker_leaves_no_trace():
 
 def test_no_onednn_no_such_products(monkeypatch):
     onednn_is_quicker.cache_clear()
-    monkeypatch.setattr(quick_products, "onednn_products", lambda: None)
+    monkeypatch.setattr(_onednn, "onednn_products", lambda: None)
     try:
         assert not onednn_is_quicker(1)
         assert _products(_recorded(lambda a, b: a @ b, A, B)) == [PLAIN]

@@ -183,7 +183,7 @@ def test_tiles_and_fused_kernels_give_what_the_formulas_give(
     found = results(ops.scaled_dot_product_attention, HIDING[name], F64, value_size)
     monkeypatch.setattr(fused, "fits", lambda inputs: False)
     in_tiles = results(ops.scaled_dot_product_attention, HIDING[name], F64, value_size)
-    monkeypatch.setattr(in_place, "_fits", lambda *args: False)
+    monkeypatch.setattr(in_place, "fits", lambda *args: False)
     monkeypatch.setattr(stripes, "_FEWEST_ROWS", 512)  # one stripe: the formulas
     exact = results(ops.scaled_dot_product_attention, HIDING[name], F64, value_size)
     for kernels in (found, in_tiles):

@@ -21,9 +21,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 __all__ = [
     "MISBATCHED_NODES", "FakeTensor", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes",
     "bare_op", "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_all_true", "is_builtin_node",
-    "is_fake", "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "onednn_is_on", "onednn_products",
-    "outside_modes",
-    "past_autograd", "recording_of", "same_forms", "set_grad_enabled", "unharmed", "updates_statistics", "vjp",
+    "is_fake", "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "outside_modes", "past_autograd",
+    "recording_of", "same_forms", "set_grad_enabled", "unharmed", "updates_statistics", "vjp",
     "vjp_of", "vmapped", "wraps_derivative", "wraps_transform",
 ]  # fmt: skip
 
@@ -232,21 +231,6 @@ def is_composite(target: Any) -> bool:
 def bare_op(target: Any) -> Callable[..., Any]:
     """Return what an ATen op calls in C++, without the Python around it."""
     return getattr(target, "_op", target) if type(target) is torch._ops.OpOverload else target
-
-
-def onednn_products() -> tuple[Any, Any] | None:
-    """Return the ops by which PyTorch's compiler multiplies matrices with oneDNN; None where there is no oneDNN.
-
-    The first is of X, W, an optional bias b, "none", [] and "", and gives X Wᵀ + b; the second, of X, Y, W, b and
-    "add", gives X Wᵀ + b + Y.
-    """
-    packet = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-    return None if packet is None else (packet.default, packet.binary)
-
-
-def onednn_is_on() -> bool:
-    """Return whether PyTorch may call oneDNN now."""
-    return torch._C._get_mkldnn_enabled()
 
 
 def outside_modes() -> AbstractContextManager[Any]:

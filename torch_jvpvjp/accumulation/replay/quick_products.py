@@ -2,28 +2,23 @@
 
     mm(A, B)  becomes  onednn(A, Bᵀ, no bias),        addmm(C, A, B)  becomes  onednn(A, Bᵀ) + C in one call.
 
-PyTorch's own products of float32 call MKL, which does not use AVX-512 on processors that are not Intel's; oneDNN, which
-PyTorch carries for convolutions, does. Both are rounded as products of float32 are. Which one a machine is quicker with
-is measured once in a process, when a program first has a product that is large enough; small ones stay, since oneDNN
-takes some microseconds to look up its kernel.
+`_onednn` tells why, and measures which one a machine is quicker with; small products stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from time import perf_counter
 from typing import Any
 
 import torch
 
-from .._torch import onednn_is_on, onednn_products, outside_modes
+from ..._onednn import LEAST_FMA, onednn_is_on, onednn_is_quicker, onednn_products
 from ..calls import ProgramCall
 from ..tracing.tape import Ref
 from .layout import Layout, Layouts
 
 _aten = torch.ops.aten
-LEAST_FMA = 1 << 22  # oneDNN takes half of the time there; between other work, which its code is cold after, still less
 _LEAST_INNER, _LEAST_SIDE = 4, 2  # an outer product, or one of a vector, is bound by memory
 _ONEDNN = "mkldnn"  # the namespace of its ops
 _KERNEL_BYTES = 600 << 10  # of the code that oneDNN makes for one shape and keeps, as measured at shapes of all kinds
@@ -94,7 +89,7 @@ def _factors(call: ProgramCall, layouts: Layouts) -> tuple[int | None, int, int]
     (m, k), (_, n) = layouts[left].shape, layouts[right].shape
     if m * k * n < LEAST_FMA or k < _LEAST_INNER or min(m, n) < _LEAST_SIDE:
         return None
-    if not all(_is_fit(layouts[index]) for index in call.operands):
+    if not all(_is_fit(layouts[index]) for index in call.operands) or not _has_no_gaps(layouts[right]):
         return None
     if terms and layouts[terms[0]].shape not in {(n,), (m, n)}:
         return None
@@ -109,6 +104,12 @@ def _all_values(call: ProgramCall) -> bool:
 
 def _is_fit(layout: Layout) -> bool:
     return layout.device.type == "cpu" and layout.dtype is torch.float32 and not any(layout.twisted)
+
+
+def _has_no_gaps(layout: Layout) -> bool:
+    """Return whether a matrix or its transpose is contiguous: with gaps in W, oneDNN takes a thousand times as long."""
+    transposed = layout._replace(shape=layout.shape[::-1], stride=layout.stride[::-1])
+    return layout.contiguous or transposed.contiguous
 
 
 def compilable(call: ProgramCall) -> tuple[Any, Any]:
@@ -140,27 +141,3 @@ def _compilable_ops() -> Any:
 
 
 _LIBRARIES: list[torch.library.Library] = []  # what is registered lasts as long as its library
-
-
-@cache
-def onednn_is_quicker(threads: int) -> bool:  # noqa: ARG001 (by which it is remembered)
-    """Return whether oneDNN multiplies matrices of float32 in well under the time of `torch.mm`, as measured now.
-
-    Args:
-        threads: Of PyTorch.
-    """
-    products = onednn_products()
-    if products is None:
-        return False
-    side, share, rounds = 192, 0.85, 9
-    with outside_modes(), torch.no_grad():
-        left, right = torch.ones(2, side, side)
-        plain = [_seconds(torch.mm, left, right) for _ in range(rounds)]
-        quick = [_seconds(products[0], left, right.t(), None, "none", [], "") for _ in range(rounds)]
-    return min(quick) < share * min(plain)
-
-
-def _seconds(function: Callable[..., object], *arguments: Any) -> float:
-    start = perf_counter()
-    function(*arguments)
-    return perf_counter() - start

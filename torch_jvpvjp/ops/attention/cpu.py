@@ -1,19 +1,27 @@
-"""Kernels for CPU tensors: PyTorch's fused attention where it is right, else tiles of rows; never an N×N matrix."""
+"""Kernels for CPU tensors: PyTorch's fused attention where it is right, else tiles of rows; never an N×N matrix.
+
+Tiles are quicker than the fused kernels where oneDNN multiplies quicker than what these call, see `products`.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..._onednn import LEAST_FMA_BY_HEAD
 from .._devices import triton_devices
 from . import fused
-from .in_place import in_place
+from .in_place import fits, in_place
+from .inputs import operands_of, scores_of
+from .products import products_of
 from .rules import op
 
 
 def primal(*args: Any) -> tuple[Tensor, Tensor]:
     """o and ℓ: fused, or tile by tile."""
     inputs = op.signature.inputs_type(*args)
+    if in_tiles(inputs):
+        return in_place.primal(inputs)
     if fused.is_plain(inputs):
         return fused.plain(inputs)
     return fused.forward(inputs) if fused.fits(inputs) else in_place.primal(inputs)
@@ -22,6 +30,8 @@ def primal(*args: Any) -> tuple[Tensor, Tensor]:
 def vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """The cotangents of the arguments, fused or tile by tile, with o and ℓ read off the outputs."""
     w, lse_bar = cotangents
+    if in_tiles(inputs):
+        return in_place.vjp(cotangents, inputs, outputs, needs=needs)
     exact = outputs[1].dtype in (torch.float32, torch.float64)  # ℓ was not lowered by autocast
     if exact and w is not None and lse_bar is None and any(needs) and not needs[3]:
         if w.dim() == outputs[0].dim() == 4 and fused.is_plain(inputs):
@@ -30,6 +40,22 @@ def vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) 
             found = fused.backward(w, inputs, outputs)
             return *(t.to(like.dtype) for t, like in zip(found, inputs, strict=False)), None
     return in_place.vjp(cotangents, inputs, outputs, needs=needs)
+
+
+def in_tiles(inputs: Any) -> bool:
+    """Whether tiles are quicker than PyTorch's kernels; for small arguments this costs little.
+
+    Args:
+        inputs: The arguments of the op.
+
+    Returns:
+        Whether they are.
+    """
+    q, k = inputs.query, inputs.key
+    if q.dtype != torch.float32 or q.shape[-3:].numel() * k.shape[-2] < LEAST_FMA_BY_HEAD:
+        return False
+    at, scores = operands_of(inputs), scores_of(inputs)
+    return fits(scores, at) and products_of(at, scores).by_head
 
 
 # ---- registration ----------------------------------------------------------------------------------------------------

@@ -26,6 +26,31 @@ class Fill(NamedTuple):
         part.add_(self.values)
 
 
+class Fills:
+    """What is added to the scores of tiles, found once for a window if it is the same for all heads.
+
+    Args:
+        scores: What is done to the scores.
+    """
+
+    def __init__(self, scores: Scores) -> None:
+        mask, ranges = scores.mask, scores.ranges
+        self._alike = (
+            scores.slopes is None
+            and (mask is None or mask.shape[:2] == (1, 1))
+            and (ranges is None or ranges.shape[0] == 1)
+        )
+        self._last: tuple[Window, Fill | None] | None = None
+
+    def of(self, scores: Scores, part: Part, window: Window, like: Tensor) -> Fill | None:
+        """See `fill_of`."""
+        if not self._alike:
+            return fill_of(scores, part, window, like)
+        if self._last is None or self._last[0] != window:
+            self._last = window, fill_of(scores, part, window, like)
+        return self._last[1]
+
+
 def fill_of(scores: Scores, part: Part, window: Window, like: Tensor) -> Fill | None:
     """What is added to the scores of a tile.
 

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from .._arithmetic import wide
+from .fills import Fills
 from .maps import Adjoint, Operands, Scores
 from .points import NONE, Cotangents
+from .products import products_of
 from .stripes import tiled
 from .tiles import Buffers, Gathered, Given, Tile, softmax_
 from .tower import Outputs, Tower, stripes
@@ -34,7 +36,7 @@ class InPlace:
         self, at: Operands, dots: Operands, scores: Scores
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """o, ℓ, ȯ, ℓ̇."""
-        if not _fits(scores, (*at, *dots)):
+        if not fits(scores, (*at, *dots)):
             return stripes.engine.forward(at, dots, scores)
         return _forward(_given(at, dots, scores), at.q.dtype)
 
@@ -50,8 +52,7 @@ class InPlace:
         outputs: Outputs,
     ) -> tuple[Operands, Operands]:
         """The pullback of w and its tangent."""
-        fits = _fits(scores, (*at, *dots, w.o, u.o), (outputs[1], w.lse, u.lse))
-        if not fits or outputs[1] is None:
+        if outputs[1] is None or not fits(scores, (*at, *dots, w.o, u.o), (outputs[1], w.lse, u.lse)):
             return stripes.engine.second(at, dots, scores, w, u, needs_first, needs_second, outputs)
         blind = _blind(outputs[1].unsqueeze(-1))
         w, u = (_seeing(Cotangents(*(wide(t, at.q) for t in c)), blind) for c in (w, u))
@@ -65,8 +66,17 @@ class InPlace:
 in_place = Tower(InPlace())
 
 
-def _fits(scores: Scores, tensors: Sequence[Tensor | None], lses: Sequence[Tensor | None] = ()) -> bool:
-    """Whether tiles are computed in place: nothing empty, no axis in front, no option but what is added to scores."""
+def fits(scores: Scores, tensors: Sequence[Tensor | None], lses: Sequence[Tensor | None] = ()) -> bool:
+    """Whether tiles are computed in place: nothing empty, no axis in front, no option but what is added to scores.
+
+    Args:
+        scores: What is done to the scores.
+        tensors: Arguments, tangents and cotangents, or None.
+        lses: Those of ℓ.
+
+    Returns:
+        Whether they are.
+    """
     ranked = [(4, (*tensors, scores.mask)), (3, (*lses, scores.ranges)), (2, (scores.slopes,))]
     return (
         scores.softcap == 0
@@ -77,7 +87,7 @@ def _fits(scores: Scores, tensors: Sequence[Tensor | None], lses: Sequence[Tenso
 
 def _given(at: Operands, dots: Operands, scores: Scores, blind: Tensor | None = None) -> Given:
     at, dots = (Operands(*(wide(t, at.q) for t in group)) for group in (at, dots))
-    return Given(at, dots, scores, Buffers(at.q), blind)
+    return Given(at, dots, scores, Buffers(at.q), products_of(at, scores), Fills(scores), blind)
 
 
 def _blind(lse: Tensor) -> Tensor | None:
@@ -98,13 +108,17 @@ def _seeing(w: Cotangents, blind: Tensor | None) -> Cotangents:
 
 def _tiles(given: Given, *sums: Gathered) -> Iterator[Tile]:
     """All tiles that have a key to see."""
-    for part, windows in tiled(given.at, given.scores):
-        tile = Tile(given, part)
+    parts, windows = tiled(given.at, given.scores, by_head=given.products.by_head)
+    for together in [parts] if given.products.by_head else [[part] for part in parts]:
+        tiles = [Tile(given, part) for part in together]
         for gathered in sums:
-            gathered.open(tile)
+            for tile in tiles:
+                gathered.open(tile)
         for window in windows:
             if window.c < window.d:
-                yield tile.at(window)
+                yield from (tile.at(window) for tile in tiles)  # heads of one window: what hides keys is often the same
+        for gathered in sums:
+            gathered.close()
 
 
 def _forward(given: Given, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -122,17 +136,16 @@ def _forward(given: Given, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor |
         p = softmax_(s, blind)
         largest = p.amax(-1, keepdim=True)  # 1 / Σ exp(S − max S)
         tile.put(lse, top.sub_(largest.log_() if blind is None else largest.log_().masked_fill_(blind, 0)))
-        o_rows = torch.bmm(p, tile.v)
+        o_rows = tile.product_of_scores(p, tile.v)
         tile.put(o, o_rows)
         if o_dot is None:
             continue
-        o_dot_rows = None if tile.v_dot is None else torch.bmm(p, tile.v_dot)
+        o_dot_rows = None if tile.v_dot is None else tile.product_of_scores(p, tile.v_dot)
         t = tile.moved_scores()
         if t is not None and lse_dot is not None:
             r = t.mul_(p).sum(-1, keepdim=True)
             tile.put(lse_dot, r)
-            turned = torch.bmm(t, tile.v).addcmul_(r, o_rows, value=-1)
-            o_dot_rows = turned if o_dot_rows is None else o_dot_rows.add_(turned)
+            o_dot_rows = tile.product_of_scores(t, tile.v, o_dot_rows).addcmul_(r, o_rows, value=-1)
         assert o_dot_rows is not None
         tile.put(o_dot, o_dot_rows)
     return o, lse.squeeze(-1), o_dot, None if lse_dot is None else lse_dot.squeeze(-1)

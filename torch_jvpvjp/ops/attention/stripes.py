@@ -19,6 +19,7 @@ _NUMBERS_OF_DROPOUT = 8  # that a generator of four words of eight bytes holds f
 _SCORES_IN_TILE = 2**18
 _ROWS_IN_TILE, _ROWS_IN_TRIANGLE = 512, 128
 _MOST_THREADS = 32
+_LARGER_BY_HEAD = 2  # how many times as many scores, and rows of a triangle, if every head is multiplied by itself
 
 
 def striped(at: Operands, scores: Scores) -> Iterator[Window]:
@@ -133,30 +134,50 @@ class Part(NamedTuple):
         return x[:, self.heads.start * self.group : self.heads.stop * self.group]
 
 
-def tiled(at: Operands, scores: Scores) -> Iterator[tuple[Part, list[Window]]]:
-    """Parts with their windows: every tile has about as many scores as a cache holds.
+def tiled(at: Operands, scores: Scores, *, by_head: bool = False) -> tuple[list[Part], list[Window]]:
+    """Parts and windows: every tile has about as many scores as a cache holds.
+
+    Args:
+        at: The arguments, with no axis in front.
+        scores: What is done to the scores.
+        by_head: Whether a tile is of one key head.
+
+    Returns:
+        Some heads each, and the windows of all rows of any.
+    """
+    batch, heads, keys = at.k.shape[:3]
+    group, step = at.q.shape[1] // heads, _step(at, scores, _LARGER_BY_HEAD if by_head else 1)
+    together = 1 if by_head else max(1, _room(1) // (group * min(step, at.q.shape[2]) * keys))
+    several = max(1, together // heads)  # elements of the batch
+    parts = [
+        Part(slice(b, min(batch, b + several)), slice(h, min(heads, h + together)), group)
+        for b in range(0, batch, several)
+        for h in range(0, heads, min(together, heads))
+    ]
+    return parts, list(windows(at, scores, step))
+
+
+def rows_of_head(at: Operands, scores: Scores) -> int:
+    """Rows of a tile of one key head.
 
     Args:
         at: The arguments, with no axis in front.
         scores: What is done to the scores.
 
-    Yields:
-        Some heads, and the windows of all their rows.
+    Returns:
+        Their number, that of all query heads together.
     """
-    batch, heads, keys = at.k.shape[:3]
-    group = at.q.shape[1] // heads
-    room = _SCORES_IN_TILE * min(_MOST_THREADS, torch.get_num_threads())
+    return at.q.shape[1] // at.k.shape[1] * min(_step(at, scores, _LARGER_BY_HEAD), at.q.shape[2])
+
+
+def _step(at: Operands, scores: Scores, larger: int) -> int:
+    """Rows of one query head in a tile."""
+    group = at.q.shape[1] // at.k.shape[1]
     by_position = scores.left >= 0 or scores.right >= 0 or scores.ranges is not None
-    rows = min(_ROWS_IN_TILE, _ROWS_IN_TRIANGLE) if by_position else _ROWS_IN_TILE
+    rows = min(_ROWS_IN_TILE, larger * _ROWS_IN_TRIANGLE) if by_position else _ROWS_IN_TILE
     fewest, most = -(-_FEWEST_ROWS // group), -(-rows // group)
-    step = max(fewest, min(most, room // (group * keys)))
-    found = list(windows(at, scores, step))
-    together = max(1, room // (group * min(step, at.q.shape[2]) * keys))
-    if together >= heads:
-        several = together // heads
-        for b in range(0, batch, several):
-            yield Part(slice(b, min(batch, b + several)), slice(0, heads), group), found
-        return
-    for b in range(batch):
-        for h in range(0, heads, together):
-            yield Part(slice(b, b + 1), slice(h, min(heads, h + together)), group), found
+    return max(fewest, min(most, _room(larger) // (group * at.k.shape[2])))
+
+
+def _room(larger: int) -> int:
+    return larger * _SCORES_IN_TILE * min(_MOST_THREADS, torch.get_num_threads())

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .fills import fill_of
+from .fills import Fills
 from .maps import Operands, Scores, Window
+from .products import Products, Sums
 from .stripes import Part
 
 
@@ -36,6 +37,8 @@ class Given(NamedTuple):
         dots: Their tangents, None for zero.
         scores: What is done to the scores.
         buffers: Memory for tiles.
+        products: What multiplies.
+        fills: What was last added to scores.
         blind: Which rows see nothing, (B, Hq, L, 1), or None if all see something.
     """
 
@@ -43,6 +46,8 @@ class Given(NamedTuple):
     dots: Operands
     scores: Scores
     buffers: Buffers
+    products: Products
+    fills: Fills
     blind: Tensor | None = None
 
     @property
@@ -76,7 +81,8 @@ class Tile:
     def __init__(self, given: Given, part: Part) -> None:
         self.given, self.part = given, part
         keys = (given.at.k, given.at.v, given.dots.k, given.dots.v)
-        self._k, self._v, self._k_dot, self._v_dot = (None if t is None else part.keys(t) for t in keys)
+        dense = given.products.dense
+        self._k, self._v, self._k_dot, self._v_dot = (None if t is None else dense(part.keys(t)) for t in keys)
         self.window = Window(0, 0, 0, 0)
 
     def at(self, window: Window) -> "Tile":
@@ -119,7 +125,7 @@ class Tile:
         by_head = self.part.by_head(s)
         if given.at.bias is not None:
             by_head.add_(self.part.scores(given.at.bias, self.window))
-        fill = fill_of(given.scores, self.part, self.window, s)
+        fill = given.fills.of(given.scores, self.part, self.window, s)
         if fill is not None:
             fill.add_to(by_head)
         return s
@@ -145,9 +151,12 @@ class Tile:
     def product(
         self, name: str, rows: Tensor, keys: Tensor, added: Tensor | None = None, factor: float = 1.0
     ) -> Tensor:
-        """Rows times keys transposed times a factor in the buffer of that name, which may hold what is added to."""
-        into = self.buffer(name) if added is None else added
-        return torch.baddbmm(into, rows, keys.mT, beta=0 if added is None else 1, alpha=factor, out=into)
+        """Rows times keys transposed times a factor, plus what is added, which may be the buffer of that name."""
+        return self.given.products.scores(rows, keys, factor, added, lambda: self.buffer(name))
+
+    def product_of_scores(self, scores: Tensor, keys: Tensor, added: Tensor | None = None) -> Tensor:
+        """Scores times keys, plus what is added, which may be written into."""
+        return self.given.products.rows(scores, keys, added)
 
     def buffer(self, name: str) -> Tensor:
         """A matrix of this tile: (batch · heads, group · r, n)."""
@@ -176,13 +185,20 @@ class Gathered:
     def __init__(self, at: Operands, needs: Sequence[bool]) -> None:
         wanted = [None if t is None or not need else torch.zeros_like(t) for t, need in zip(at, needs, strict=True)]
         self.sums = Operands(*(None if t is None else t.contiguous() for t in wanted))
-        self._k: Tensor | None = None
-        self._v: Tensor | None = None
+        self._open: dict[Tile, tuple[Sums | None, Sums | None]] = {}  # those of key and value, by their heads
 
     def open(self, tile: Tile) -> None:
         """Begin with some heads."""
-        q, k, v, bias = self.sums
-        self._k, self._v = (None if t is None else tile.part.keys(t) for t in (k, v))
+        k, v = (None if t is None else tile.given.products.sums(tile.part.keys(t)) for t in (self.sums.k, self.sums.v))
+        self._open[tile] = k, v
+
+    def close(self) -> None:
+        """End with all that were begun with."""
+        for pair in self._open.values():
+            for one in pair:
+                if one is not None:
+                    one.close()
+        self._open.clear()
 
     @property
     def wants_scores(self) -> bool:
@@ -196,17 +212,17 @@ class Gathered:
         rows: Tensor | None = None
         for scores, keys in products:
             if keys is not None:
-                rows = torch.bmm(scores, keys) if rows is None else rows.baddbmm_(scores, keys)
+                rows = tile.product_of_scores(scores, keys, rows)
         if rows is not None:
             tile.put(self.sums.q, rows.mul_(tile.given.scores.scale))
 
     def add_k(self, tile: Tile, *products: tuple[Tensor, Tensor | None]) -> None:
         """Add s times products of scores transposed and rows."""
-        _add(self._k, tile, products, tile.given.scores.scale)
+        _add(self._open[tile][0], tile, products, tile.given.scores.scale)
 
     def add_v(self, tile: Tile, *products: tuple[Tensor, Tensor | None]) -> None:
         """Add products of scores transposed and rows."""
-        _add(self._v, tile, products, 1.0)
+        _add(self._open[tile][1], tile, products, 1.0)
 
     def add_bias(self, tile: Tile, scores: Tensor) -> None:
         """Add scores, summed over the axes along which the bias was broadcast."""
@@ -217,10 +233,7 @@ class Gathered:
         into.add_(part.sum(axes, keepdim=True) if axes else part)
 
 
-def _add(into: Tensor | None, tile: Tile, products: Sequence[tuple[Tensor, Tensor | None]], factor: float) -> None:
-    if into is None:
-        return
-    seen = into[:, tile.window.c : tile.window.d]
+def _add(into: Sums | None, tile: Tile, products: Sequence[tuple[Tensor, Tensor | None]], factor: float) -> None:
     for scores, rows in products:
-        if rows is not None:
-            seen.baddbmm_(scores.mT, rows, alpha=factor)
+        if rows is not None and into is not None:
+            into.add(tile.window.c, tile.window.d, scores, rows, factor)

@@ -1,0 +1,260 @@
+"""Attention of CPU tensors by oneDNN, a head after another: when it is so, and that its numbers are as good."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from attention_judge import not_interpreted
+from test_attention_cpu import F64, HIDING, allocations, draw_wide, peak, points, results, softmax_formula
+from torch import Tensor
+
+from torch_jvpvjp import _onednn, ops
+from torch_jvpvjp.accumulation._torch_contexts import plain_kernels
+from torch_jvpvjp.ops.attention import products, stripes
+from torch_jvpvjp.testing.budget import NEIGHBOURS, assert_in_budget
+
+pytestmark = [
+    not_interpreted,  # CPU tensors take the kernels there
+    pytest.mark.skipif(_onednn.onednn_products() is None, reason="PyTorch was built without oneDNN"),
+]
+F32 = torch.float32
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OneDNN is quicker, whatever this machine says."""
+    monkeypatch.setattr(products, "onednn_is_quicker_by_head", lambda threads: True)
+
+
+@pytest.fixture
+def small_too(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any product is large enough, and there are many tiles."""
+    monkeypatch.setattr(products, "LEAST_FMA_BY_HEAD", 0)
+    monkeypatch.setattr("torch_jvpvjp.ops.attention.cpu.LEAST_FMA_BY_HEAD", 0)
+    monkeypatch.setattr(stripes, "_FEWEST_ROWS", 2)
+    monkeypatch.setattr(stripes, "_ROWS_IN_TILE", 4)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Size]]:
+    """The shapes of all products that oneDNN makes."""
+    found: list[torch.Size] = []
+    product = products._product
+
+    def counted(*args: Any) -> Tensor:
+        y = product(*args)
+        found.append(y.shape)
+        return y
+
+    monkeypatch.setattr(products, "_product", counted)
+    return found
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [F32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["plain", "causal", "bottom right", "bias", "bias of keys"])
+def test_errors_are_within_those_of_the_formula(
+    name: str, dtype: torch.dtype, small_too: None, made: list[torch.Size]
+) -> None:
+    options = HIDING[name]
+    if name == "bottom right":  # which the formula does not know: the same hidden by a mask
+        seen = torch.arange(15) <= torch.arange(9)[:, None] + 6
+        formula = {"attn_mask": seen}
+    else:
+        formula = options
+    low = [results(softmax_formula, formula, dtype, scale=factor) for factor in NEIGHBOURS]
+    high = [results(softmax_formula, formula, F64, scale=factor, rounded=dtype) for factor in NEIGHBOURS]
+    assert_in_budget(results(ops.scaled_dot_product_attention, options, dtype), low, high, dtype)
+    assert made
+
+
+@pytest.mark.parametrize("value_size", [5, 3])
+@pytest.mark.parametrize("name", HIDING)
+def test_they_are_those_of_the_other_products(
+    name: str, value_size: int, small_too: None, made: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = results(ops.scaled_dot_product_attention, HIDING[name], F32, value_size)
+    assert bool(made) == (name not in {"window", "left"})  # where few keys are seen at once
+    monkeypatch.setattr(products, "onednn_is_quicker_by_head", lambda threads: False)
+    made.clear()
+    expected = results(ops.scaled_dot_product_attention, HIDING[name], F64, value_size, rounded=F32)
+    assert not made
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["plain", "causal", "mask"])
+@pytest.mark.parametrize("layout", ["heads outside", "heads inside"])
+def test_large_tensors_however_they_lie(name: str, layout: str, quick: None, made: list[torch.Size]) -> None:
+    b, h, n, d = 2, 2, 513, 64
+    if layout == "heads outside":
+        wide = draw_wide(*[(b, h, n, d)] * 4)
+    else:
+        wide = [t.transpose(1, 2) for t in draw_wide(*[(b, n, h, d)] * 4)]
+    seen = torch.arange(n * n).view(n, n) % 3 > 0
+    seen[7] = False
+    options = {"plain": {}, "causal": {"is_causal": True}, "mask": {"attn_mask": seen}}[name]
+
+    def both(tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        *inputs, w = (t.detach().requires_grad_() for t in tensors)
+        o, lse = ops.scaled_dot_product_attention(*inputs, return_lse=True, **options)
+        return (o.detach(), lse.detach(), *torch.autograd.grad(o, inputs, w))
+
+    expected = both(wide)
+    assert not made  # float64
+    narrow = [t.float() for t in wide]
+    kept = [t.clone() for t in narrow]
+    found = both(narrow)
+    assert len(made) > 5 * b * h
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=2e-5)
+    assert all(t.is_contiguous() for t in found[2:])
+    assert all(torch.equal(t, other) for t, other in zip(narrow, kept, strict=True))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")], ids=str)
+def test_special_values_pass_through(number: float, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v, w = (t.float() for t in draw_wide(*[(1, 1, 512, 64)] * 4))
+    q[0, 0, 3, 5] = number
+    v[0, 0, 7, 9] = number
+
+    def both() -> list[Tensor]:
+        inputs = [t.detach().requires_grad_() for t in (q, k, v)]
+        o = ops.scaled_dot_product_attention(*inputs)
+        return [o.detach(), *torch.autograd.grad(o, inputs, w)]
+
+    found = both()
+    s = torch.softmax(q.double() @ k.double().mT / 8, -1) @ v.double()
+    assert torch.equal(found[0].isfinite(), s.isfinite())
+    monkeypatch.setattr(products, "onednn_is_quicker_by_head", lambda threads: False)
+    monkeypatch.setattr("torch_jvpvjp.ops.attention.fused.is_plain", lambda inputs: False)
+    monkeypatch.setattr("torch_jvpvjp.ops.attention.fused.fits", lambda inputs: False)
+    for a, b in zip(found, both(), strict=True):
+        assert torch.equal(a.isfinite(), b.isfinite())
+
+
+@pytest.mark.compiled
+def test_compiled_it_is_the_same(quick: None, made: list[torch.Size]) -> None:
+    q, k, v = (t.float().transpose(1, 2) for t in draw_wide(*[(1, 512, 2, 64)] * 3))
+    step = lambda q, k, v: torch.func.grad_and_value(  # noqa: E731
+        lambda q: ops.scaled_dot_product_attention(q, k, v, is_causal=True).square().sum()
+    )(q)
+    expected = step(q, k, v)
+    count = len(made)
+    found = torch.compile(step, fullgraph=True, backend="aot_eager")(q, k, v)
+    assert count and len(made) == 2 * count
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+# ---- when ------------------------------------------------------------------------------------------------------------
+
+Change = Callable[[pytest.MonkeyPatch], Any]
+PLAIN: list[Tensor] = [t.float() for t in draw_wide(*[(1, 2, 512, 64)] * 3)]
+
+
+def attend(tensors: list[Tensor] = PLAIN, **options: Any) -> Tensor:
+    return ops.scaled_dot_product_attention(*tensors, **options)
+
+
+CALLS: dict[str, tuple[Callable[[], object], bool]] = {
+    "plain": (attend, True),
+    "causal": (lambda: attend(is_causal=True), True),
+    "mask": (lambda: attend(attn_mask=torch.ones(512, 512, dtype=torch.bool)), True),
+    "grouped": (lambda: attend([PLAIN[0], PLAIN[1][:, :1], PLAIN[2][:, :1]], enable_gqa=True), True),
+    "alibi": (lambda: attend(alibi_slopes=torch.ones(2)), True),
+    "window": (lambda: attend(window=(16, 16)), False),
+    "softcap": (lambda: attend(softcap=2.0), False),
+    "dropout": (lambda: attend(dropout_p=0.1), False),
+    "float64": (lambda: attend([t.double() for t in PLAIN]), False),
+    "bfloat16": (lambda: attend([t.bfloat16() for t in PLAIN]), False),
+    "short": (lambda: attend([t[:, :, :128] for t in PLAIN]), False),
+    "one query": (lambda: attend([PLAIN[0][:, :, :1], *PLAIN[1:]]), False),
+    "narrow heads": (lambda: attend([t[..., :8] for t in PLAIN]), False),
+    "JVP": (lambda: torch.func.jvp(lambda q: attend([q, *PLAIN[1:]]), (PLAIN[0],), (PLAIN[1],)), True),
+    "inference": (lambda: torch.inference_mode()(attend)(), True),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_large_products_of_float32_are_made_by_onednn(name: str, quick: None, made: list[torch.Size]) -> None:
+    call, expected = CALLS[name]
+    call()
+    assert bool(made) == expected
+
+
+def test_where_it_is_not_quicker_it_is_not_called(monkeypatch: pytest.MonkeyPatch, made: list[torch.Size]) -> None:
+    monkeypatch.setattr(products, "onednn_is_quicker_by_head", lambda threads: False)
+    attend()
+    assert not made
+
+
+def test_more_threads_want_larger_products(monkeypatch: pytest.MonkeyPatch, made: list[torch.Size]) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(products, "onednn_is_quicker_by_head", lambda threads: asked.append(threads) or True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    attend()
+    assert not made and not asked
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    attend()
+    assert made and set(asked) == {2}
+
+
+def test_where_onednn_is_off_it_is_not_called(quick: None, made: list[torch.Size]) -> None:
+    with plain_kernels():  # another thread records
+        attend()
+    assert not made
+    attend()
+    assert made
+
+
+def test_deterministic_algorithms_do_not_depend_on_a_measurement(quick: None, made: list[torch.Size]) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        attend()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not made
+
+
+def test_products_that_may_be_less_than_float32_are_not_made(quick: None, made: list[torch.Size]) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        attend()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert not made
+    attend()
+    assert made
+
+
+def test_the_measurement_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = _onednn.onednn_is_quicker_by_head
+    ask.cache_clear()
+    state = torch.get_rng_state()
+    first = ask(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    monkeypatch.setattr(_onednn, "onednn_products", lambda: None)
+    assert ask(1) is first
+    ask.cache_clear()
+    assert not ask(1)
+    ask.cache_clear()
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["plain", "causal"])
+def test_no_matrix_of_queries_by_keys_is_held(name: str, quick: None, made: list[torch.Size]) -> None:
+    length, width = 4096, 24
+    xs = draw_wide(*[(1, 1, length, width)] * 3, dtype=F32)
+    matrix = length * length * 4
+    for point, run in points(ops.scaled_dot_product_attention, xs, {"is_causal": name == "causal"}).items():
+        made.clear()
+        sizes = allocations(run)
+        assert made, point
+        assert max(sizes) <= matrix // 16, point
+        assert peak(sizes) <= matrix // 3, point  # of all tiles, results and residuals together

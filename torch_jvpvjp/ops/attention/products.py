@@ -1,0 +1,178 @@
+"""The products of a tile: of all its heads in one call of PyTorch's, or of one head by oneDNN, where that is quicker.
+
+oneDNN gives X Wᵀ, X contiguous. So sums over rows are made transposed, Σ xᵀ S for Σ Sᵀ x: S is large, x small.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..._onednn import (
+    LEAST_FMA_BY_HEAD,
+    onednn_is_on,
+    onednn_is_quicker_by_head,
+    onednn_products,
+    products_stay_float32,
+)
+from .maps import Operands, Scores
+from .stripes import rows_of_head
+
+
+class Products(Protocol):
+    """What multiplies; scores are (heads, rows, keys), everything else (heads, rows or keys, d)."""
+
+    by_head: bool
+    """Whether a tile must be of one head."""
+
+    def dense(self, keys: Tensor) -> Tensor:
+        """Keys as they may be multiplied."""
+        ...
+
+    def scores(
+        self, rows: Tensor, keys: Tensor, factor: float, added: Tensor | None, buffer: Callable[[], Tensor]
+    ) -> Tensor:
+        """Rows times keys transposed times a factor, plus what is added, which may be written into."""
+        ...
+
+    def rows(self, scores: Tensor, keys: Tensor, added: Tensor | None = None) -> Tensor:
+        """Scores times keys, plus what is added, which may be written into."""
+        ...
+
+    def sums(self, into: Tensor) -> "Sums":
+        """What sums up, over tiles, scores transposed times rows, for all keys of some heads."""
+        ...
+
+
+class Sums(Protocol):
+    """A sum of products of scores transposed and rows."""
+
+    def add(self, first: int, end: int, scores: Tensor, rows: Tensor, factor: float) -> None:
+        """Add a product times a factor to some of the keys."""
+        ...
+
+    def close(self) -> None:
+        """Let the sum be where it belongs."""
+        ...
+
+
+class Batched:
+    """Products of all heads at once, in place."""
+
+    by_head = False
+
+    def dense(self, keys: Tensor) -> Tensor:  # noqa: D102
+        return keys
+
+    def scores(  # noqa: D102 -- as the protocol's
+        self, rows: Tensor, keys: Tensor, factor: float, added: Tensor | None, buffer: Callable[[], Tensor]
+    ) -> Tensor:
+        into = buffer() if added is None else added
+        return torch.baddbmm(into, rows, keys.mT, beta=0 if added is None else 1, alpha=factor, out=into)
+
+    def rows(self, scores: Tensor, keys: Tensor, added: Tensor | None = None) -> Tensor:  # noqa: D102
+        return torch.bmm(scores, keys) if added is None else added.baddbmm_(scores, keys)
+
+    def sums(self, into: Tensor) -> Sums:  # noqa: D102
+        return _InPlaceSums(into)
+
+
+class _InPlaceSums:
+    def __init__(self, into: Tensor) -> None:
+        self._into = into
+
+    def add(self, first: int, end: int, scores: Tensor, rows: Tensor, factor: float) -> None:
+        self._into[:, first:end].baddbmm_(scores.mT, rows, alpha=factor)
+
+    def close(self) -> None:
+        pass
+
+
+class ByHead:
+    """Products of one head by oneDNN, float32."""
+
+    by_head = True
+
+    def dense(self, keys: Tensor) -> Tensor:  # noqa: D102
+        return keys.contiguous()  # with gaps between rows of W, oneDNN takes a thousand times as long
+
+    def scores(  # noqa: D102
+        self,
+        rows: Tensor,
+        keys: Tensor,
+        factor: float,
+        added: Tensor | None,
+        buffer: Callable[[], Tensor],  # noqa: ARG002 (oneDNN makes its own)
+    ) -> Tensor:
+        x = rows[0] if factor == 1 else rows[0] * factor
+        return _product(x, keys[0], None if added is None else added[0]).unsqueeze(0)
+
+    def rows(self, scores: Tensor, keys: Tensor, added: Tensor | None = None) -> Tensor:  # noqa: D102
+        return _product(scores[0], keys[0].t(), None if added is None else added[0]).unsqueeze(0)
+
+    def sums(self, into: Tensor) -> Sums:  # noqa: D102
+        return _TransposedSums(into)
+
+
+class _TransposedSums:
+    def __init__(self, into: Tensor) -> None:
+        self._into = into
+        self._sum: Tensor | None = None  # (d, keys)
+
+    def add(self, first: int, end: int, scores: Tensor, rows: Tensor, factor: float) -> None:
+        x, keys = (rows[0] if factor == 1 else rows[0] * factor).t(), self._into.shape[1]
+        if (first, end) == (0, keys):
+            self._sum = _product(x, scores[0].t(), self._sum)
+            return
+        if self._sum is None:
+            self._sum = rows.new_zeros(rows.shape[2], keys)
+        self._sum[:, first:end].add_(_product(x, scores[0].t(), None))
+
+    def close(self) -> None:
+        if self._sum is not None:
+            self._into[0].add_(self._sum.t())
+
+
+def _product(x: Tensor, w: Tensor, added: Tensor | None) -> Tensor:
+    """X Wᵀ, plus what is added."""
+    found = onednn_products()
+    assert found is not None, "products_of asks onednn_is_quicker_by_head first"
+    alone, plus = found
+    return alone(x, w, None, "none", [], "") if added is None else plus(x, added, w, None, "add")
+
+
+BATCHED, BY_HEAD = Batched(), ByHead()
+
+
+def products_of(at: Operands, scores: Scores) -> Products:
+    """What multiplies quickest here.
+
+    Args:
+        at: The arguments in the dtype of the computation, with no axis in front.
+        scores: What is done to the scores.
+
+    Returns:
+        The products.
+    """
+    return BY_HEAD if _suits_onednn(at, scores) and onednn_is_quicker_by_head(torch.get_num_threads()) else BATCHED
+
+
+def _suits_onednn(at: Operands, scores: Scores) -> bool:
+    """Whether products of one head are large, float32, and such that oneDNN may make them."""
+    if at.q.dtype != torch.float32 or scores.ranges is not None or scores.left >= 0:  # few keys are seen at once
+        return False
+    return (
+        _fma_of_product(at, scores) >= LEAST_FMA_BY_HEAD * torch.get_num_threads()
+        and onednn_is_on()
+        and products_stay_float32()
+        and not torch.are_deterministic_algorithms_enabled()
+    )
+
+
+def _fma_of_product(at: Operands, scores: Scores) -> int:
+    """Multiplications of one product of a tile, on average."""
+    rows, keys = rows_of_head(at, scores), at.k.shape[-2]
+    if scores.right >= 0:  # rows of a tile see half of the keys and, for the last of them, more
+        keys = min(keys, (keys + rows) // 2)
+    return rows * keys * min(at.k.shape[-1], at.v.shape[-1])
