@@ -71,6 +71,50 @@ def test_errors_are_within_those_of_the_formula(
     assert made
 
 
+TANGENTS: dict[str, tuple[int | None, ...]] = {  # which of q̇, k̇, v̇ differ in each direction; None where there is none
+    "all": (0, 0, 0),
+    "query alone": (0, None, None),
+    "value alone": (None, None, 0),
+    "one shared": (0, 1, 1),
+    "value shared": (0, None, 1),
+    "scores shared": (1, None, 0),
+}
+
+
+@pytest.mark.parametrize("route", ["oneDNN", "bmm"])
+@pytest.mark.parametrize("name", TANGENTS)
+def test_several_tangents_of_one_primal(
+    name: str, route: str, small_too: None, made: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "onednn_is_quicker_by_head", lambda threads: route == "oneDNN")
+    dtype = F32 if route == "oneDNN" else F64
+    xs = [t.to(dtype) for t in draw_wide((2, 4, 9, 5), (2, 2, 15, 5), (2, 2, 15, 5))]
+    count = 3
+    dots = [
+        None if kind is None else torch.randn((count, *x.shape) if kind == 0 else x.shape, dtype=dtype)
+        for x, kind in zip(xs, TANGENTS[name], strict=True)
+    ]
+    given = [i for i, dot in enumerate(dots) if dot is not None]
+    in_dims = tuple(0 if TANGENTS[name][i] == 0 else None for i in given)
+
+    def push(*some: Tensor, op: Any = ops.scaled_dot_product_attention) -> tuple[Tensor, Tensor]:
+        def of(*moved: Tensor) -> Tensor:
+            arguments = list(xs)
+            for i, x in zip(given, moved, strict=True):
+                arguments[i] = x
+            return op(*arguments, is_causal=True, enable_gqa=True)
+
+        return torch.func.jvp(of, tuple(xs[i] for i in given), some)
+
+    chosen = [dot for dot in dots if dot is not None]
+    found = torch.vmap(push, in_dims, (None, 0))(*chosen)
+    assert bool(made) == (route == "oneDNN")
+    for i in range(count):
+        one = [dot if dim is None else dot[i] for dot, dim in zip(chosen, in_dims, strict=True)]
+        expected = push(*one, op=softmax_formula)
+        torch.testing.assert_close((found[0], found[1][i]), expected, rtol=2e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("value_size", [5, 3])
 @pytest.mark.parametrize("name", HIDING)
 def test_they_are_those_of_the_other_products(

@@ -35,10 +35,14 @@ class InPlace:
     def forward(
         self, at: Operands, dots: Operands, scores: Scores
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """o, ℓ, ȯ, ℓ̇."""
-        if not fits(scores, (*at, *dots)):
+        """o, ℓ, ȯ, ℓ̇; of several tangents, which have an axis in front, P is found once."""
+        directions = _directions(dots)
+        if not directions or not fits(scores, (*at, *directions[0])):
             return stripes.engine.forward(at, dots, scores)
-        return _forward(_given(at, dots, scores), at.q.dtype)
+        several = any(t is not None and t.dim() == _SEVERAL for t in dots)
+        o, lse, o_dots, lse_dots = _forward(_given(at, directions, scores), at.q.dtype)
+        o_dot, lse_dot = (t if t is None or several else t[0] for t in (o_dots, lse_dots))
+        return o, lse, o_dot, lse_dot
 
     def second(
         self,
@@ -57,7 +61,7 @@ class InPlace:
         blind = _blind(outputs[1].unsqueeze(-1))
         w, u = (_seeing(Cotangents(*(wide(t, at.q) for t in c)), blind) for c in (w, u))
         bends = any(t is not None for t in dots) and any(t is not None for t in w) and any(needs_second)
-        given = _given(at, dots if bends else NONE, scores, blind)
+        given = _given(at, [dots if bends else NONE], scores, blind)
         if not bends:
             return _pull(given, w, needs_first), _pull(given, u, needs_second)
         return _second(given, w, u, needs_first, needs_second)
@@ -85,8 +89,17 @@ def fits(scores: Scores, tensors: Sequence[Tensor | None], lses: Sequence[Tensor
     )
 
 
-def _given(at: Operands, dots: Operands, scores: Scores, blind: Tensor | None = None) -> Given:
-    at, dots = (Operands(*(wide(t, at.q) for t in group)) for group in (at, dots))
+def _directions(dots: Operands) -> list[Operands]:
+    """The tangents one by one, those without an axis in front in each."""
+    count = next((len(t) for t in dots if t is not None and t.dim() == _SEVERAL), 1)
+    return [Operands(*(t[i] if t is not None and t.dim() == _SEVERAL else t for t in dots)) for i in range(count)]
+
+
+_SEVERAL = 5  # axes
+
+
+def _given(at: Operands, dots: Sequence[Operands], scores: Scores, blind: Tensor | None = None) -> Given:
+    at, *dots = (Operands(*(wide(t, at.q) for t in group)) for group in (at, *dots))
     return Given(at, dots, scores, Buffers(at.q), products_of(at, scores), Fills(scores), blind)
 
 
@@ -122,13 +135,13 @@ def _tiles(given: Given, *sums: Gathered) -> Iterator[Tile]:
 
 
 def _forward(given: Given, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """o, ℓ, ȯ and ℓ̇: o = P v, ℓ = max S − log max P, ℓ̇ = Σ P∘Ṡ, ȯ = (P∘Ṡ) v + P v̇ − ℓ̇ o."""
-    q, v = given.at.q, given.at.v
+    """o, ℓ, and ȯ and ℓ̇ in each direction: o = P v, ℓ = max S − log max P, ℓ̇ = Σ P∘Ṡ, ȯ = (P∘Ṡ) v + P v̇ − ℓ̇ o."""
+    q, v, count = given.at.q, given.at.v, len(given.dots)
     shape, scalars = (*q.shape[:-1], v.shape[-1]), (*q.shape[:-1], 1)
-    moves = given.turns or given.dots.v is not None
+    turns = any(t is not None for dots in given.dots for t in (dots.q, dots.k, dots.bias))
     o, lse = q.new_zeros(shape, dtype=dtype), q.new_full(scalars, -torch.inf)
-    o_dot = q.new_zeros(shape, dtype=dtype) if moves else None
-    lse_dot = q.new_zeros(scalars) if given.turns else None
+    o_dots = q.new_zeros((count, *shape), dtype=dtype) if turns or any(d.v is not None for d in given.dots) else None
+    lse_dots = q.new_zeros((count, *scalars)) if turns else None
     for tile in _tiles(given):
         s = tile.scores()
         top = s.amax(-1, keepdim=True)
@@ -138,17 +151,18 @@ def _forward(given: Given, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor |
         tile.put(lse, top.sub_(largest.log_() if blind is None else largest.log_().masked_fill_(blind, 0)))
         o_rows = tile.product_of_scores(p, tile.v)
         tile.put(o, o_rows)
-        if o_dot is None:
-            continue
-        o_dot_rows = None if tile.v_dot is None else tile.product_of_scores(p, tile.v_dot)
-        t = tile.moved_scores()
-        if t is not None and lse_dot is not None:
-            r = t.mul_(p).sum(-1, keepdim=True)
-            tile.put(lse_dot, r)
-            o_dot_rows = tile.product_of_scores(t, tile.v, o_dot_rows).addcmul_(r, o_rows, value=-1)
-        assert o_dot_rows is not None
-        tile.put(o_dot, o_dot_rows)
-    return o, lse.squeeze(-1), o_dot, None if lse_dot is None else lse_dot.squeeze(-1)
+        for i, direction in enumerate(tile.directions if o_dots is not None else ()):
+            assert o_dots is not None
+            o_dot_rows = None if direction.v is None else tile.product_of_scores(p, direction.v)
+            t = direction.scores()
+            if t is not None:
+                assert lse_dots is not None
+                r = t.mul_(p).sum(-1, keepdim=True)
+                tile.put(lse_dots[i], r)
+                o_dot_rows = tile.product_of_scores(t, tile.v, o_dot_rows).addcmul_(r, o_rows, value=-1)
+            assert o_dot_rows is not None
+            tile.put(o_dots[i], o_dot_rows)
+    return o, lse.squeeze(-1), o_dots, None if lse_dots is None else lse_dots.squeeze(-1)
 
 
 def _pull(given: Given, w: Cotangents, needs: Sequence[bool]) -> Operands:
@@ -180,19 +194,20 @@ def _second(
     first, second = Gathered(given.at, needs_first), Gathered(given.at, needs_second)
     for tile in _tiles(given, first, second):
         p, w_rows, u_rows = tile.probabilities(), _adjoint(tile, w), _adjoint(tile, u)
-        t = tile.moved_scores()
+        (direction,) = tile.directions
+        t = direction.scores()
         if t is not None:
             t.sub_(_sum_of_product(tile, p, t))
         a = _inner(tile, p, w_rows)
-        s_bar_dot = _pulled(tile, p, _moved_inner(tile, t, a, w_rows, u_rows), u_rows.lse)
+        s_bar_dot = _pulled(tile, p, _moved_inner(tile, direction.v, t, a, w_rows, u_rows), u_rows.lse)
         s_bar, q_rows = a.mul_(p), tile.rows(given.at.q)
         first.add_bias(tile, s_bar)
         first.add_q(tile, (s_bar, tile.k))
         first.add_k(tile, (s_bar, q_rows))
         first.add_v(tile, (p, w_rows.o))
         second.add_bias(tile, s_bar_dot)
-        second.add_q(tile, (s_bar_dot, tile.k), (s_bar, tile.k_dot))
-        second.add_k(tile, (s_bar_dot, q_rows), (s_bar, tile.rows(given.dots.q)))
+        second.add_q(tile, (s_bar_dot, tile.k), (s_bar, direction.k))
+        second.add_k(tile, (s_bar_dot, q_rows), (s_bar, direction.q))
         second.add_v(tile, (p, u_rows.o))
         if t is not None and w_rows.o is not None:
             second.add_v(tile, (t.mul_(p), w_rows.o))
@@ -213,11 +228,11 @@ def _inner(tile: Tile, p: Tensor, w: Adjoint) -> Tensor:
     return a.sub_(d if w.lse is None else d - w.lse)
 
 
-def _moved_inner(tile: Tile, t: Tensor | None, a: Tensor, w: Adjoint, u: Adjoint) -> Tensor:
+def _moved_inner(tile: Tile, v_dot: Tensor | None, t: Tensor | None, a: Tensor, w: Adjoint, u: Adjoint) -> Tensor:
     """X + C = u vᵀ + w v̇ᵀ + T∘A."""
     x = None if u.o is None else tile.product("x", u.o, tile.v)
-    if w.o is not None and tile.v_dot is not None:
-        x = tile.product("x", w.o, tile.v_dot, x)
+    if w.o is not None and v_dot is not None:
+        x = tile.product("x", w.o, v_dot, x)
     x = tile.filled("x", 0.0) if x is None else x
     return x if t is None else x.addcmul_(t, a)
 

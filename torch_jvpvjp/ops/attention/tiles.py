@@ -34,7 +34,7 @@ class Given(NamedTuple):
 
     Attributes:
         at: The arguments in the dtype of the computation, (B, H, L, d); the bias (b, h, r, n).
-        dots: Their tangents, None for zero.
+        dots: Directions, in each of which they have tangents, None for zero.
         scores: What is done to the scores.
         buffers: Memory for tiles.
         products: What multiplies.
@@ -43,17 +43,12 @@ class Given(NamedTuple):
     """
 
     at: Operands
-    dots: Operands
+    dots: Sequence[Operands]
     scores: Scores
     buffers: Buffers
     products: Products
     fills: Fills
     blind: Tensor | None = None
-
-    @property
-    def turns(self) -> bool:
-        """Whether the scores have a tangent."""
-        return any(t is not None for t in (self.dots.q, self.dots.k, self.dots.bias))
 
 
 def softmax_(s: Tensor, blind: Tensor | None) -> Tensor:
@@ -80,9 +75,8 @@ class Tile:
 
     def __init__(self, given: Given, part: Part) -> None:
         self.given, self.part = given, part
-        keys = (given.at.k, given.at.v, given.dots.k, given.dots.v)
-        dense = given.products.dense
-        self._k, self._v, self._k_dot, self._v_dot = (None if t is None else dense(part.keys(t)) for t in keys)
+        self._k, self._v = (self.keys(t) for t in (given.at.k, given.at.v))
+        self.directions = [Direction(self, dots) for dots in given.dots]
         self.window = Window(0, 0, 0, 0)
 
     def at(self, window: Window) -> "Tile":
@@ -93,22 +87,20 @@ class Tile:
     @property
     def k(self) -> Tensor:
         """The keys, (batch · heads, n, dk)."""
-        return self._seen(self._k)
+        return self.seen(self._k)
 
     @property
     def v(self) -> Tensor:
         """The values, (batch · heads, n, dv)."""
-        return self._seen(self._v)
+        return self.seen(self._v)
 
-    @property
-    def k_dot(self) -> Tensor | None:
-        """Their tangents."""
-        return None if self._k_dot is None else self._seen(self._k_dot)
+    def keys(self, x: Any) -> Any:
+        """All keys of something like key or value, (batch · heads, n, d), to be multiplied; None for None."""
+        return None if x is None else self.given.products.dense(self.part.keys(x))
 
-    @property
-    def v_dot(self) -> Tensor | None:
-        """Their tangents."""
-        return None if self._v_dot is None else self._seen(self._v_dot)
+    def seen(self, keys: Any) -> Any:
+        """Those of the window; None for None."""
+        return None if keys is None else keys[:, self.window.c : self.window.d]
 
     def rows(self, x: Any) -> Any:
         """The rows of something like the query or the output, (batch · heads, group · r, d); None for None."""
@@ -134,20 +126,6 @@ class Tile:
         """P, found anew: it is more exact than exp(S − ℓ), as the rounding of ℓ is relative to ℓ and not to P."""
         return softmax_(self.scores(), self.rows(self.given.blind))
 
-    def moved_scores(self) -> Tensor | None:
-        """Ṡ = s (q̇ kᵀ + q k̇ᵀ) + ḃ; None for zero."""
-        given, t = self.given, None
-        if not given.turns:
-            return None
-        if given.dots.q is not None:
-            t = self.product("t", self.rows(given.dots.q), self.k, factor=given.scores.scale)
-        if self.k_dot is not None:
-            t = self.product("t", self.rows(given.at.q), self.k_dot, t, given.scores.scale)
-        if given.dots.bias is not None:
-            t = self.filled("t", 0.0) if t is None else t
-            self.part.by_head(t).add_(self.part.scores(given.dots.bias, self.window))
-        return t
-
     def product(
         self, name: str, rows: Tensor, keys: Tensor, added: Tensor | None = None, factor: float = 1.0
     ) -> Tensor:
@@ -169,9 +147,45 @@ class Tile:
         buffer = self.buffer(name)
         return buffer.copy_(number) if isinstance(number, Tensor) else buffer.fill_(number)
 
-    def _seen(self, keys: Tensor | None) -> Tensor:
-        assert keys is not None
-        return keys[:, self.window.c : self.window.d]
+
+class Direction:
+    """One tangent of the arguments, at the heads of a tile.
+
+    Args:
+        tile: The tile.
+        dots: Tangents, None for zero.
+    """
+
+    def __init__(self, tile: Tile, dots: Operands) -> None:
+        self._tile, self._q, self._bias = tile, dots.q, dots.bias
+        self._k, self._v = tile.keys(dots.k), tile.keys(dots.v)
+
+    @property
+    def q(self) -> Tensor | None:
+        """The tangents of the rows."""
+        return self._tile.rows(self._q)
+
+    @property
+    def k(self) -> Tensor | None:
+        """Those of the keys."""
+        return self._tile.seen(self._k)
+
+    @property
+    def v(self) -> Tensor | None:
+        """Those of the values."""
+        return self._tile.seen(self._v)
+
+    def scores(self) -> Tensor | None:
+        """Ṡ = s (q̇ kᵀ + q k̇ᵀ) + ḃ; None for zero."""
+        tile, t = self._tile, None
+        if self._q is not None:
+            t = tile.product("t", tile.rows(self._q), tile.k, factor=tile.given.scores.scale)
+        if self._k is not None:
+            t = tile.product("t", tile.rows(tile.given.at.q), tile.seen(self._k), t, tile.given.scores.scale)
+        if self._bias is not None:
+            t = tile.filled("t", 0.0) if t is None else t
+            tile.part.by_head(t).add_(tile.part.scores(self._bias, tile.window))
+        return t
 
 
 class Gathered:
