@@ -20,6 +20,7 @@ _SCORES_IN_TILE = 2**18
 _ROWS_IN_TILE, _ROWS_IN_TRIANGLE = 512, 128
 _MOST_THREADS = 32
 _LARGER_BY_HEAD = 2  # how many times as many scores, and rows of a triangle, if every head is multiplied by itself
+_WIDTHS_BY_HEAD = 8  # of windows in a triangle: oneDNN makes code for every shape, some 600 kB, and keeps it
 
 
 def striped(at: Operands, scores: Scores) -> Iterator[Window]:
@@ -154,7 +155,17 @@ def tiled(at: Operands, scores: Scores, *, by_head: bool = False) -> tuple[list[
         for b in range(0, batch, several)
         for h in range(0, heads, min(together, heads))
     ]
-    return parts, list(windows(at, scores, step))
+    found = list(windows(at, scores, step))
+    return parts, _of_few_widths(found, keys) if by_head else found
+
+
+def _of_few_widths(found: list[Window], keys: int) -> list[Window]:
+    """Windows that begin at the first key, some of them wider."""
+    grain = -(-len(found) // _WIDTHS_BY_HEAD)
+    if grain == 1 or any(one.c != 0 for one in found):
+        return found
+    ends = [found[min(i // grain * grain + grain, len(found)) - 1].d for i in range(len(found))]
+    return [one._replace(d=min(keys, end)) for one, end in zip(found, ends, strict=True)]
 
 
 def rows_of_head(at: Operands, scores: Scores) -> int:
