@@ -3,8 +3,10 @@
 from . import nn, ops, testing
 from ._version import __version__
 from .accumulation import Chain, InfeasiblePlanError, Plan, gauss_newton, jacobian, plan_jacobian
+from .accumulation.tracing.composites import record_within
 from .checkpoint import checkpoint
 from .registration import DifferentiableOp, differentiable_op
+from .registration.composite import as_formulas
 
 __all__ = [
     "Chain",
@@ -21,3 +23,5 @@ __all__ = [
     "plan_jacobian",
     "testing",
 ]
+
+record_within(as_formulas)  # so that the accumulator knows the structure of our ops

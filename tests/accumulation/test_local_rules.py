@@ -232,7 +232,7 @@ FAMILIES = {
         split_with_sizes unbind cat stack flip roll repeat constant_pad_nd reflection_pad2d replication_pad2d diagonal
         diag_embed tril triu unfold select_scatter slice_scatter pixel_shuffle im2col""",
     "reductions": "sum mean logsumexp linalg_vector_norm var std cumsum amax amin max min",
-    "losses": "mse_loss huber_loss smooth_l1_loss",
+    "losses": "mse_loss huber_loss smooth_l1_loss nll_loss_forward nll_loss2d_forward",
     "products": "mm addmm mv addmv dot vdot bmm baddbmm outer linear matmul",
     "norms": """_softmax _log_softmax native_layer_norm _fused_rms_norm native_group_norm native_batch_norm
         cudnn_batch_norm""",

@@ -89,6 +89,7 @@ class _Plans(dict[Hashable, Remembered]):
 
 
 ATTRIBUTE = "_torch_jvpvjp_plans"
+REFERRED = "_torch_jvpvjp_referred"  # a method of objects that know what a recording of them may depend on
 
 
 def remembered(stages: Sequence[Callable[..., Any]], kind: Hashable) -> Remembered:

@@ -26,7 +26,7 @@ from ._torch import any_global_module_hook, function_modes
 from ._torch_contexts import LISTS_OF_WEIGHTS
 from .arrays import MOST_BYTES, Arrays, is_constant, is_watchable
 from .bytecode import ATTRIBUTES, GLOBALS, IMPORTS, is_library, named_in, named_within
-from .cache import ATTRIBUTE, plans_of
+from .cache import ATTRIBUTE, REFERRED, plans_of
 from .entries import DictEntries, Entries
 from .members import slots_of
 from .places import GONE, cell_value, keep_only, put_cell, put_class, put_entry, put_slot, refill, slot_value
@@ -251,6 +251,11 @@ class Guards:
 
     def _visit_object(self, value: Any) -> None:
         kind = type(value)
+        referred = getattr(kind, REFERRED, None)
+        if referred is not None:  # an object that says itself what a recording may depend on
+            for part in referred(value):
+                self._visit(part)
+            return
         slots = slots_of(kind)
         if kind.__module__.partition(".")[0] in {"numpy", "jax", "functools"} or slots is None:
             raise Opaque(f"a {kind.__name__}")

@@ -16,7 +16,7 @@ from ._native import VALUE, WIDE, standing
 _is_compiling = torch.compiler.is_dynamo_compiling
 
 
-@differentiable_op("torch_jvpvjp::axis_norm")
+@differentiable_op("torch_jvpvjp::axis_norm", composite=True)
 def op(x: Tensor, eps: float, floored: bool) -> Tensor:
     """The reference: y = s x with s = 1 / max(‖x‖, ε), or (mean(x²) + ε)^(-1/2).
 

@@ -29,6 +29,7 @@ from torch import Tensor, strided
 from .._process_state import Exchanged
 from ..registration import DifferentiableOp
 from ..registration import _torch_private as private
+from ..registration.composite import are_formulas
 from ..registration.fast_path import is_plain_backward
 from ..registration.push import is_pushed_alone
 from ._arithmetic import FLOATS
@@ -44,8 +45,9 @@ WIDE = frozenset((torch.float32, torch.float64))
 _active = "cpu" not in triton_devices()  # in the interpreter, CPU tensors take the Triton kernels
 
 
-OP, VALUE, RECORDED, PUSHED, NESTED = range(5)
-REVERSED, FIRST_ORDER = frozenset((VALUE, RECORDED)), frozenset((VALUE, RECORDED, PUSHED))
+OP, VALUE, RECORDED, PUSHED, NESTED, WRITTEN = range(6)
+REVERSED, FIRST_ORDER = frozenset((VALUE, RECORDED, WRITTEN)), frozenset((VALUE, RECORDED, PUSHED, WRITTEN))
+AS_IT_STANDS = frozenset((VALUE, WRITTEN))  # without a node of ours that watches over what follows
 
 
 def standing(x: Any, *others: Any) -> int:
@@ -63,12 +65,14 @@ def standing(x: Any, *others: Any) -> int:
         tensors, and if these are not dense tensors on a CPU of one dtype, float32 or float64 if there are several. Else
         ``VALUE`` if nothing is differentiated, ``RECORDED`` if backward follows, which may be pushed forward itself,
         ``PUSHED`` if one JVP does, and what is linear in its tangents, and ``NESTED`` if it may be anything.
+        ``WRITTEN``, on any device, where a function is recorded step by step, by who knows the derivatives of
+        PyTorch's functions by itself.
     """
     if _is_compiling() or not _active:  # of the first: Dynamo shall trace nothing else of this
         return OP
     kind = type(x)
     if (kind is not _Tensor and kind is not _Parameter) or not x.is_cpu or x.layout is not strided or x.is_nested:
-        return OP
+        return _written(x, others)
     dtype = x.dtype
     if dtype not in (WIDE if others else FLOATS):  # of several tensors PyTorch rounds between its own steps
         return OP
@@ -77,18 +81,28 @@ def standing(x: Any, *others: Any) -> int:
         if t is not None:
             kind = type(t)
             if (kind is not _Tensor and kind is not _Parameter) or t.dtype != dtype or not t.is_cpu:
-                return OP
+                return _written(x, others)
             if t.layout is not strided or t.is_nested:
                 return OP
             if t.requires_grad:
                 requires_grad = True
     if _dispatch_modes() or _function_modes() or _tracing() is not None or _any_autocast():
-        return OP
+        return _written(x, others)
     if _saved_hooks(True) is not None:  # whatever follows: a checkpoint must save the same tensors in backward
         return OP
     if _interpreter() is None and _forward_ad._current_level < 0:
         return RECORDED if requires_grad and _grad_enabled() else VALUE
     return PUSHED if is_pushed_alone((x, *others)) else NESTED
+
+
+def _written(x: Any, others: tuple[Any, ...]) -> int:
+    """Return ``WRITTEN`` if that is how a call counts, else ``OP``."""
+    if not are_formulas() or _interpreter() is not None or _forward_ad._current_level >= 0 or _any_autocast():
+        return OP
+    tensors = [t for t in (x, *others) if t is not None]
+    dense = all(isinstance(t, Tensor) and t.layout is strided and not t.is_nested for t in tensors)
+    one_dtype = dense and all(t.dtype == x.dtype and t.device == x.device for t in tensors)
+    return WRITTEN if one_dtype and x.dtype in (WIDE if others else FLOATS) else OP
 
 
 def recorded(

@@ -20,7 +20,7 @@ _is_compiling = torch.compiler.is_dynamo_compiling
 # ---- the reference and its rules -------------------------------------------------------------------------------------
 
 
-@differentiable_op("torch_jvpvjp::dyt")
+@differentiable_op("torch_jvpvjp::dyt", composite=True)
 def op(x: Tensor, alpha: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """The reference: y = tanh(α x) ∘ w + b.
 

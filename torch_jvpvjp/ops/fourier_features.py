@@ -20,7 +20,7 @@ _is_compiling = torch.compiler.is_dynamo_compiling
 # ---- the reference and its rules -------------------------------------------------------------------------------------
 
 
-@differentiable_op("torch_jvpvjp::fourier_features")
+@differentiable_op("torch_jvpvjp::fourier_features", composite=True)
 def op(x: Tensor, frequencies: Tensor) -> Tensor:
     """The reference: y = (cos φ, sin φ) with φ = 2π F x.
 

@@ -22,7 +22,7 @@ _is_compiling = torch.compiler.is_dynamo_compiling
 # ---- the reference and its rules -------------------------------------------------------------------------------------
 
 
-@differentiable_op("torch_jvpvjp::gated_residual")
+@differentiable_op("torch_jvpvjp::gated_residual", composite=True)
 def op(x: Tensor, gate: Tensor, h: Tensor) -> Tensor:
     """The reference: y = x + g ∘ h.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import check_floating, is_floating
-from ._native import REVERSED, VALUE, standing
+from ._native import AS_IT_STANDS, REVERSED, standing
 from ._norms import op
 from ._norms.arguments import check_eps, check_shape, check_weight, fits
 from ._norms.cpu import watched_layer_norm
@@ -71,7 +71,7 @@ def layer_norm(
     if type(eps) is not float or not 0 < eps < inf:
         check_eps("layer_norm", eps)
         eps = float(eps)
-    if way == VALUE and input.numel():
+    if way in AS_IT_STANDS and input.numel():
         return torch.layer_norm(input, normalized_shape, weight, bias, eps)
     arguments = (input, weight, bias, ndim, eps, True, 0.0, False)
     if native and input.numel():

@@ -21,7 +21,7 @@ _is_compiling = torch.compiler.is_dynamo_compiling
 # ---- the reference and its rules -------------------------------------------------------------------------------------
 
 
-@differentiable_op("torch_jvpvjp::timestep_embedding")
+@differentiable_op("torch_jvpvjp::timestep_embedding", composite=True)
 def op(t: Tensor, dim: int, decay: float, scale: float, cosines_first: bool) -> Tensor:
     """The reference: sin φ and cos φ of φ_j = t f_j scale with f_j = exp(decay j).
 

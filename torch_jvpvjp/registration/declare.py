@@ -19,6 +19,7 @@ def differentiable_op(
     non_differentiable: Sequence[str] = (),
     non_differentiable_outputs: Sequence[int] = (),
     mutates_args: Sequence[str] = (),
+    composite: bool = False,
 ) -> Callable[[Callable[..., Any]], DifferentiableOp]:
     """Declare an op by its reference: a few lines of plain PyTorch from which every derivative of every order follows.
 
@@ -56,6 +57,9 @@ def differentiable_op(
             ``requires_grad`` that arrives there raises instead of being silently dropped.
         non_differentiable_outputs: Positions of outputs without derivative, such as indices.
         mutates_args: Refused unless empty; an op is a pure function.
+        composite: Whether `tj.jacobian` sees the steps of the formula, and so the structure of its Jacobian, where it
+            would know the derivatives of the op alone. An op without rules, kernels and `fake` is seen so in any case.
+            Not for a formula whose steps hold far more than the kernels do, nor for rules that differ from it.
 
     Returns:
         The decorator, which returns the :class:`DifferentiableOp`.
@@ -97,6 +101,6 @@ def differentiable_op(
             non_differentiable=tuple(non_differentiable),
             non_differentiable_outputs=tuple(non_differentiable_outputs),
         )
-        return DifferentiableOp(PrimalConvention(name, signature), reference)
+        return DifferentiableOp(PrimalConvention(name, signature), reference, composite=composite)
 
     return declare

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _torch_private as private
 from .autocast import Policy, cast_by_policy, region_of, register_autocast_kernels
 from .autograd import make_autograd_kernel, make_node
+from .composite import are_formulas
 from .conventions import Convention, Function
 from .fast_path import COMPUTE, PUSH, RECORD, choose_way
 from .kernels import Kernels
@@ -39,12 +40,13 @@ class DifferentiableOp:
         convention: How its formula and kernels are called.
         overload: The dispatcher op.
         library: In which that is defined.
+        composite: Whether those who record a function see the formula in any case.
         jvp: Decorator for the JVP rule ``(primals, tangents) -> (outputs, output tangents)``, and what stands on it.
         vjp: Decorator for the VJP rule ``(cotangents, inputs[, outputs]) -> input cotangents``, and what stands on it.
     """
 
-    def __init__(self, convention: Convention, formula: Function) -> None:
-        self.convention = convention
+    def __init__(self, convention: Convention, formula: Function, *, composite: bool = False) -> None:
+        self.convention, self.composite = convention, composite
         self.qualname = convention.qualname
         self.signature: Signature = convention.signature
         claim(self.qualname, formula)
@@ -166,8 +168,19 @@ class DifferentiableOp:
             results = push_once(self, args)
             if results is not None:
                 return results
+        if are_formulas() and self.is_composite and not _any_autocast():
+            return self.run_formula(args)
         take_sharded(self)
         return self.unpacked(self.overload(*args))
+
+    @property
+    def is_composite(self) -> bool:
+        """Whether nothing but its formula says what the op is and what its derivatives are, or it shall be seen so."""
+        return self.composite or not (self.jvp_op or self.vjp_op or self._kernels.devices or self._fake)
+
+    def _torch_jvpvjp_referred(self) -> tuple[Any, ...]:
+        """Return what a recording of a call may depend on; an op that is recorded whole is called anew each time."""
+        return (self.formula,) if self.is_composite else ()
 
     def unpacked(self, returned: Any) -> tuple[Tensor, ...]:
         """What a dispatcher op returned, as a tuple.

@@ -1,4 +1,7 @@
-"""Local derivatives of losses that compare two tensors of one shape: y = Σ ℓ(x − t), or its mean, so ∂y/∂t = −∂y/∂x."""
+"""Local derivatives of losses.
+
+Of two tensors of one shape y = Σ ℓ(x − t), or its mean, so ∂y/∂t = −∂y/∂x; of classes y_i = −w x_{i, t(i)}.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..structure import Dense, Diagonal, Values
-from .arguments import arguments, for_active
+from ..structure import Dense, Diagonal, Values, WeightedGather
+from .arguments import arguments, for_active, reader
+from .indexing import check_indices, unrecorded
 from .registry import Call, Local, local_rule
 
 _aten = torch.ops.aten
@@ -33,6 +37,7 @@ _SLOPES: dict[torch._ops.OpOverload, _Slope] = {
     _aten.smooth_l1_loss.default: _clipped_and_scaled,
 }
 _NONE, _MEAN = 0, 1  # at::Reduction
+OF_CLASSES = frozenset({_aten.nll_loss_forward.default, _aten.nll_loss2d_forward.default})
 
 
 def _by_slope(slope: _Slope) -> Callable[[Call], Mapping[int, Local] | None]:
@@ -58,3 +63,37 @@ def _by_slope(slope: _Slope) -> Callable[[Call], Mapping[int, Local] | None]:
 
 for _target, _slope in _SLOPES.items():
     local_rule(_target)(_by_slope(_slope))
+
+
+@local_rule(*OF_CLASSES)
+def _of_classes(call: Call) -> Mapping[int, Local] | None:
+    # y_i = −w_t(i) x_{i, t(i)}, and 0 where t(i) is ignored; sums and means of them are one row, which a pullback gives
+    named = arguments(call)
+    target = named["target"]
+    if named["reduction"] != _NONE or target.position not in call.known or not call.output.numel:
+        return None
+    x = call.operands[named["self"].position]
+    with unrecorded():
+        classes = call.known[target.position].cpu()
+        kept = classes != named["ignore_index"]
+        check_indices(max(x.numel, classes.numel()))
+        numbers = torch.arange(x.numel).reshape(x.shape)
+        axis = min(len(x.shape) - 1, 1)
+        chosen = torch.where(kept, classes, 0).unsqueeze(axis)
+        places = numbers.gather(axis, chosen).reshape(-1).numpy()
+    read = reader(call)
+
+    def values(operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Values:
+        a = read(operands)
+        present = kept.to(outputs[0].device)
+        if a["weight"] is None:
+            return -present.to(outputs[0].dtype).reshape(-1)
+        weight = a["weight"].take(torch.where(present, a["target"], 0))
+        return torch.where(present, -weight, 0).reshape(-1)
+
+    return for_active(call, self=lambda position: Local(WeightedGather(x.numel, places), 0, values))
+
+
+def is_of_each_sample(reduction: int) -> bool:
+    """Return whether a loss is not reduced, so that its Jacobian shows which class each sample has."""
+    return reduction == _NONE

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (as PyTorch's documentation spells it)
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -59,6 +60,11 @@ class Intercepted(TorchFunctionMode):
         if func is torch.nn.functional.pad:
             wrapped = _wrapped(*args, **kwargs)
             return func(*args, **kwargs) if wrapped is None else wrapped
+        if func in _SOFTMAXES:
+            moved = _along_last(func, *args, **kwargs)
+            return func(*args, **kwargs) if moved is None else moved
+        if func is F.cross_entropy:
+            return _by_rows(*args, **kwargs)
         if func in _SELECT_SCATTER:
             base, rows, dim, start = as_slice(*args, **kwargs)
             return torch.slice_scatter(base, rows.unsqueeze(dim), dim, start, start + 1)
@@ -136,12 +142,35 @@ def _wrapped(input: Tensor, pad: Sequence[int], mode: str = "constant", value: f
     return input
 
 
+def _along_last(func: Any, input: Any, dim: Any = None, *others: Any, **kwargs: Any) -> Tensor | None:
+    """Return a softmax with its axis moved to the end, where its Jacobian is block-diagonal; None if it is there."""
+    if not isinstance(input, Tensor) or type(dim) is not int or not -input.dim() <= dim < input.dim():
+        return None
+    axis = dim % input.dim()
+    if input.shape[axis + 1 :].numel() == 1 or kwargs.get("out") is not None:
+        return None
+    return func(input.movedim(axis, -1), -1, *others, **kwargs).movedim(-1, axis)
+
+
+def _by_rows(input: Any, target: Any, *others: Any, **kwargs: Any) -> Tensor:
+    """Return the cross-entropy of each position of an image as that of a row, whose classes lie side by side."""
+    fit = isinstance(input, Tensor) and isinstance(target, Tensor) and input.dim() > 2
+    if not fit or target.is_floating_point() or target.shape != input.shape[:1] + input.shape[2:]:
+        return F.cross_entropy(input, target, *others, **kwargs)
+    rows = input.movedim(1, -1).reshape(-1, input.shape[1])
+    losses = F.cross_entropy(rows, target.reshape(-1), *others, **kwargs)
+    return losses.reshape(target.shape) if losses.dim() else losses
+
+
 def as_slice(input: Tensor, src: Tensor, dim: int, index: int) -> tuple[Tensor, Tensor, int, int]:
     """Return `select_scatter` as one of a slice: under `vmap`, PyTorch multiplies its derivative in src by a size."""
     return input, src, dim, index + input.shape[dim] if index < 0 else index
 
 
 _SELECT_SCATTER: frozenset[Any] = frozenset({torch.select_scatter, Tensor.select_scatter})
+_SOFTMAXES: frozenset[Any] = frozenset({
+    *(getattr(space, name) for space in (torch, Tensor, torch.special, F) for name in ("softmax", "log_softmax")),
+})  # fmt: skip
 _SPLITTING: frozenset[Any] = frozenset({torch.tensor_split, Tensor.tensor_split})
 _READING: frozenset[Any] = frozenset({
     Tensor.tolist, Tensor.numpy, Tensor.data_ptr, Tensor.__array__, Tensor.__dlpack__, Tensor.untyped_storage,

@@ -15,6 +15,7 @@ from torch import Tensor
 from .._torch import wraps_transform
 from ..rules.indexed import READS, WRITES
 from ..rules.indexing import unrecorded
+from ..rules.losses import OF_CLASSES, is_of_each_sample
 from .tape import Tape, TapeOp
 
 MOST_NUMBERS = 2_000_000  # in all; more are compared more slowly than they save
@@ -34,7 +35,7 @@ def known_numbers(tape: Tape, varying: Sequence[Tensor]) -> tuple[dict[int, Tens
     wanted: dict[int, Tensor] = {}
     with unrecorded():
         for op in tape.ops:
-            if op.active and op.target in READS | WRITES:
+            if op.active and _is_decided_by_numbers(op):
                 for index in set(op.operands) - set(op.active):
                     number = numbers.value(index)
                     if number is not None:
@@ -43,6 +44,11 @@ def known_numbers(tape: Tape, varying: Sequence[Tensor]) -> tuple[dict[int, Tens
     if sum(tensor.numel() for tensor in (*wanted.values(), *used)) > MOST_NUMBERS:
         return {}, []
     return wanted, used
+
+
+def _is_decided_by_numbers(op: TapeOp) -> bool:
+    """Return whether whole numbers among the operands of an op decide the structure of its Jacobian."""
+    return op.target in READS | WRITES or (op.target in OF_CLASSES and is_of_each_sample(op.args[3]))
 
 
 class Numbers:

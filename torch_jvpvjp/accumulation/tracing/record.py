@@ -26,6 +26,7 @@ from ..rules.linear_entrywise import STEPS
 from ..rules.registry import Meta
 from .active import between, differentiable, with_active
 from .checks import checks_of
+from .composites import composites
 from .intercepted import Intercepted, NotRecordable, as_slice
 from .known import Numbers
 from .op_arguments import SLICES, argument, clamped, fits_into
@@ -87,7 +88,7 @@ def _run(
         x = torch.empty(meta.shape, dtype=meta.dtype, device=meta.device)
         recorder = _Recorder(x.requires_grad_(by_autograd), fake, varying, by_autograd, point)
         # In their plain form attention and LSTMs have every derivative; fused, they have no forward mode nor rule here.
-        with plain_kernels(), quietly(), bases_without_writing(), checks_without_branches():
+        with plain_kernels(), composites(), quietly(), bases_without_writing(), checks_without_branches():
             with Intercepted(answers=point is not None) as intercepted, recorder:
                 try:
                     recorder.y = function(x)

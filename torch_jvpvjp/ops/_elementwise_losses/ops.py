@@ -72,7 +72,7 @@ def declare(loss: Loss) -> DifferentiableOp:
         return_annotation=Tensor,
     )
     reference.__doc__ = f"The reference: y = s Σ e(x, t) of {loss.name}, computed in float32 or float64."
-    op = differentiable_op(f"torch_jvpvjp::{loss.name}")(reference)
+    op = differentiable_op(f"torch_jvpvjp::{loss.name}", composite=True)(reference)
 
     @op.jvp
     def jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._arguments import check_floating
+from .._native import WRITTEN, standing
 from .arguments import check_device
 from .rules import op
 
@@ -32,10 +33,15 @@ def modulated(function: str, x: Tensor, shift: Tensor | None, scale: Tensor, eps
     check_floating(function, "x", x)
     if x.dim() == 0:
         raise ValueError(f"{function}: x must have at least one axis to normalise over, got shape ().")
+    scale = _aligned(function, "scale", scale, x)
+    shift = None if shift is None else _aligned(function, "shift", shift, x)
+    if centred and standing(x, scale, shift) == WRITTEN and x.numel():
+        y = torch.layer_norm(x, x.shape[-1:], None, None, eps) * (1 + scale)
+        return y if shift is None else y + shift
     arguments = (
         x,
-        _aligned(function, "scale", scale, x),
-        None if shift is None else _aligned(function, "shift", shift, x),
+        scale,
+        shift,
         1,
         float(eps),
         centred,

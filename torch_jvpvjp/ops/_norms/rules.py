@@ -15,7 +15,7 @@ from .._groups import sum_to
 from .maps import Rows, bend, pull, push
 
 
-@differentiable_op("torch_jvpvjp::norm")
+@differentiable_op("torch_jvpvjp::norm", composite=True)
 def op(
     input: Tensor,  # noqa: A002
     weight: Tensor | None,

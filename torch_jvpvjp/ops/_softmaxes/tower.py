@@ -26,7 +26,7 @@ def declare(kind: str) -> DifferentiableOp:
         The op.
     """
 
-    @differentiable_op(f"torch_jvpvjp::{kind}", non_differentiable=("mask",))
+    @differentiable_op(f"torch_jvpvjp::{kind}", non_differentiable=("mask",), composite=True)
     def op(input: Tensor, mask: Tensor | None, dim: int, scale: float) -> Tensor:  # noqa: A002
         """The reference: p, or z − log Σ exp z.
 

@@ -17,7 +17,7 @@ from .._groups import sum_to
 from .._norms import op as norm
 
 
-@differentiable_op("torch_jvpvjp::add_rms_norm")
+@differentiable_op("torch_jvpvjp::add_rms_norm", composite=True)
 def op(
     input: Tensor,  # noqa: A002
     residual: Tensor,

@@ -19,7 +19,9 @@ from .._groups import sum_to
 from .maps import bend, pull, push, row_results, rows_of
 
 
-@differentiable_op("torch_jvpvjp::rows_cross_entropy", residuals=("rest",), non_differentiable=("weight",))
+@differentiable_op(
+    "torch_jvpvjp::rows_cross_entropy", residuals=("rest",), non_differentiable=("weight",), composite=True
+)
 def op(
     input: Tensor,  # noqa: A002
     target: Tensor,

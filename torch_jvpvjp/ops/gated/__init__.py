@@ -11,7 +11,7 @@ from ...registration import DifferentiableOp
 from ...registration.push import has_plain_tangent
 from .._arguments import check_floating
 from .._memory_order import inverse, memory_order
-from .._native import FIRST_ORDER, PUSHED, RECORDED, REVERSED, VALUE, WIDE, standing
+from .._native import AS_IT_STANDS, FIRST_ORDER, PUSHED, RECORDED, REVERSED, WIDE, standing
 from ..pointwise import gelu, silu
 from . import ops
 from .cpu import watched_glu
@@ -122,7 +122,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 -- the name torch
     Source: Dauphin et al. (2016), Language Modeling with Gated Convolutional Networks.
     """
     way = standing(input)
-    if way == VALUE and type(dim) is int and -input.dim() <= dim < input.dim() and not input.shape[dim] % 2:
+    if way in AS_IT_STANDS and type(dim) is int and -input.dim() <= dim < input.dim() and not input.shape[dim] % 2:
         return F.glu(input, dim)  # what nearly every call on a CPU is, decided at once
     check_floating("glu", "input", input)
     if isinstance(dim, bool) or not isinstance(dim, int):

@@ -47,7 +47,7 @@ def declare(name: str, function: Pointwise, halves: Halves) -> DifferentiableOp:
         [*tensors, *(parameters[o] for o in options)], return_annotation=Tensor
     )
     reference.__doc__ = f"The reference: y = {function.name}(gate) · up, computed in float32 or float64."
-    op = differentiable_op(f"torch_jvpvjp::{name}")(reference)
+    op = differentiable_op(f"torch_jvpvjp::{name}", composite=True)(reference)
     _forward_rules(op, function, halves, options)
     _backward_rules(op, function, halves, options)
     _fakes(op, halves)

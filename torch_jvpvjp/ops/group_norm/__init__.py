@@ -4,10 +4,11 @@ from math import inf, prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 
 from .._arguments import check_floating
-from .._native import RECORDED, REVERSED, VALUE, standing
+from .._native import AS_IT_STANDS, RECORDED, REVERSED, WRITTEN, standing
 from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next does
 from . import kernels as _kernels  # noqa: F401
 from .cpu import has_safe_node, recorded_group_norm, watched_group_norm
@@ -76,8 +77,10 @@ def group_norm(
     ):  # not what nearly every call on a CPU is
         _check(input, num_groups, weight, bias, eps, activation)
     silu = activation is not None
+    if way == WRITTEN and silu and input.numel():
+        return F.silu(torch.group_norm(input, num_groups, weight, bias, float(eps)))
     if way in REVERSED and not silu and input.numel():
-        if way == VALUE:
+        if way in AS_IT_STANDS:
             return torch.group_norm(input, num_groups, weight, bias, float(eps))
         if has_safe_node(input, weight, bias):
             y = torch.group_norm(input, num_groups, weight, bias, float(eps))

@@ -17,7 +17,7 @@ from .at import At, affine, silu_slope, unit_of
 from .second_order import Points, formulas
 
 
-@differentiable_op("torch_jvpvjp::group_norm", residuals=("mean", "rstd"))
+@differentiable_op("torch_jvpvjp::group_norm", residuals=("mean", "rstd"), composite=True)
 def op(
     input: Tensor,  # noqa: A002
     weight: Tensor | None,

@@ -22,7 +22,7 @@ from .points import Points, check_tangents, terms_of
 formula = Points(maps.slopes, reads_z=False)
 
 
-@differentiable_op("torch_jvpvjp::linear", residuals=("z",))
+@differentiable_op("torch_jvpvjp::linear", residuals=("z",), composite=True)
 def op(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
     """The reference: z = x Wᵀ + b, y = f(z).
 

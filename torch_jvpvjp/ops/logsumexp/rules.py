@@ -17,7 +17,7 @@ from .._softmaxes.maps import exponentials, kept, scores
 from .._softmaxes.tower import batched_with_mask, check_tangent
 
 
-@differentiable_op("torch_jvpvjp::logsumexp", non_differentiable=("mask",))
+@differentiable_op("torch_jvpvjp::logsumexp", non_differentiable=("mask",), composite=True)
 def op(input: Tensor, mask: Tensor | None, dim: int, scale: float) -> Tensor:  # noqa: A002
     """The reference: y = log Σ exp z with z = s x where kept, else -∞.
 

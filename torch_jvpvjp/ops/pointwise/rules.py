@@ -50,7 +50,7 @@ def declare(function: Pointwise) -> DifferentiableOp:
 
     reference.__signature__ = inspect.signature(function.value)  # pyright: ignore[reportFunctionMemberAccess]
     reference.__doc__ = f"The reference: y = {function.name}(x), computed in float32 or float64."
-    op = differentiable_op(f"torch_jvpvjp::{function.name}")(reference)
+    op = differentiable_op(f"torch_jvpvjp::{function.name}", composite=True)(reference)
     _forward_rules(op, function, options)
     _backward_rules(op, function, options)
     _vmap_rules(op, len(options), function.of_output is not None)

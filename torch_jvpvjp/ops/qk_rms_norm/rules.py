@@ -9,7 +9,7 @@ from ...registration import broadcasting_rule, differentiable_op, expanding_rule
 from .._norms import op as norm
 
 
-@differentiable_op("torch_jvpvjp::qk_rms_norm")
+@differentiable_op("torch_jvpvjp::qk_rms_norm", composite=True)
 def op(
     q: Tensor,
     k: Tensor,

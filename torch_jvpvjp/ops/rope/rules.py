@@ -33,7 +33,7 @@ class _Formula:
 formula = Points(_Formula())
 
 
-@differentiable_op("torch_jvpvjp::rope", non_differentiable=("position_ids",))
+@differentiable_op("torch_jvpvjp::rope", non_differentiable=("position_ids",), composite=True)
 def op(
     q: Tensor,
     k: Tensor | None,
