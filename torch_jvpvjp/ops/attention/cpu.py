@@ -34,9 +34,10 @@ def vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) 
         return in_place.vjp(cotangents, inputs, outputs, needs=needs)
     exact = outputs[1].dtype in (torch.float32, torch.float64)  # ℓ was not lowered by autocast
     if exact and w is not None and lse_bar is None and any(needs) and not needs[3]:
-        if w.dim() == outputs[0].dim() == 4 and fused.is_plain(inputs):
-            return *fused.plain_backward(w, inputs, outputs), None
-        if fused.fits(inputs) and fused.keeps_mass(inputs, outputs[1]):
+        plain = w.dim() == outputs[0].dim() == 4 and fused.is_plain(inputs)
+        if (plain or fused.fits(inputs)) and fused.keeps_digits(outputs[1], inputs.query):
+            if plain:
+                return *fused.plain_backward(w, inputs, outputs), None
             found = fused.backward(w, inputs, outputs)
             return *(t.to(like.dtype) for t, like in zip(found, inputs, strict=False)), None
     return in_place.vjp(cotangents, inputs, outputs, needs=needs)
