@@ -27,8 +27,9 @@ AT_ONCE = 2  # ways that are recorded beside the first before calls must have pa
 class Branches:
     """The recordings of a function for tensors of one kind, the one that was used last in front.
 
-    A new way is recorded once calls in ways that are not have taken as long as the last recording with its plan did, so
-    that a function which never goes the same way twice takes no more than twice what it takes as it stands.
+    A new way is recorded once calls in ways that are not have taken as long as the last recording with its plan did;
+    twice as long each time where that was not used since, so that a function which never goes the same way twice takes
+    hardly longer than as it stands.
 
     Args:
         first: The first recording.
@@ -44,6 +45,7 @@ class Branches:
         self._record, self._at_once = record, at_once
         self.unrecorded: Tracing | None = None
         self._made, self._last = 0, first
+        self._used, self._patience = True, 1.0
         self.paid = 0.0  # seconds of calls in ways that are not recorded, since the last recording
 
     def of(self, x: Any) -> Tracing:
@@ -52,7 +54,10 @@ class Branches:
             return self._as_it_stands(x)
         self._found = tuple(one for one in self._found if one.holds())
         found = self._at(x)
+        self._used = self._used or found is self._last
         if found is None and self._affords:
+            self._patience = 1.0 if self._used else 2 * self._patience
+            self._used = False
             found = self._last = self._record(x)
             self._made, self.paid = self._made + 1, 0.0
             if found.traced.opaque and found.conditions is None:  # a way that cannot be recorded
@@ -77,7 +82,7 @@ class Branches:
 
     @property
     def _affords(self) -> bool:
-        return not self._found or self._made < self._at_once or self.paid > self._last.seconds
+        return not self._found or self._made < self._at_once or self.paid > self._patience * self._last.seconds
 
     def _at(self, x: Any) -> Tracing | None:
         if not self._found:

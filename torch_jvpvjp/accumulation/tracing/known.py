@@ -68,12 +68,19 @@ class Numbers:
 
     def read(self, index: int) -> int | bool | None:
         """Return the one number that a value holds, which is looked at from now on; None if it is not known."""
+        value = self.all(index)
+        with unrecorded():
+            return None if value is None else value.item()  # pyright: ignore[reportReturnType] (never of fractions)
+
+    def all(self, index: int) -> Tensor | None:
+        """Return the numbers that a value holds, which are looked at from now on; None if they are not known."""
         with unrecorded():
             value = self.value(index)
-            if value is None or sum(tensor.numel() for tensor in self.behind([index])) > MOST_NUMBERS:
+            behind = [] if value is None else self.behind([index])
+            if sum(tensor.numel() for tensor in behind) > MOST_NUMBERS:
                 return None
-            self._tape.looked_at += self.behind([index])
-            return value.item()  # pyright: ignore[reportReturnType] (no value of fractions is known)
+            self._tape.looked_at += behind
+            return value
 
     def value(self, index: int) -> Tensor | None:
         """Return the numbers that a value holds; None if they are not known."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._torch import FakeTensorMode, autograd_nodes, is_builtin_node, memory_of
+from .._torch import FakeTensorMode, memory_of
 from .._torch_contexts import bases_without_writing, checks_without_branches, plain_kernels, quietly
 from ..rules.indexing import unrecorded
 from ..rules.linear_entrywise import STEPS
@@ -29,10 +29,12 @@ from .checks import checks_of
 from .composites import composites
 from .intercepted import Intercepted, NotRecordable, as_slice
 from .known import Numbers
+from .masks import is_sized_by_data, without_masks
 from .op_arguments import SLICES, argument, clamped, fits_into
+from .own_derivatives import called, check_derivatives
 from .results import Results
 from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, with_refs
-from .values import Answers
+from .values import Answers, columns_where_true, where_true
 
 MOST_OPS = 20_000  # a longer tape would take minutes to plan
 
@@ -63,7 +65,7 @@ def record(
         if recorder.mutation is None:
             return recorder.finish()
         if recorder.stopped:
-            _check_derivatives(_called(function, recorder.point))
+            check_derivatives(called(function, recorder.point))
         # Once more, with every in-place op written as one that is not. Autograd cannot look through that, so what is
         # active is then told by grad mode and `detach`.
         recorder = _run(torch.func.functionalize(function), meta, varying, point, by_autograd=False)
@@ -105,7 +107,7 @@ def _run(
     if not isinstance(y, Tensor) or not y.is_floating_point():
         raise NotRecordable("it does not return one floating tensor")
     if by_autograd:
-        _check_derivatives(y)
+        check_derivatives(y)
     return recorder
 
 
@@ -151,6 +153,12 @@ class _Recorder(TorchDispatchMode):
             kwargs = {**kwargs, "device": self.tape.metas[self.tape.source].device}
         if func is _aten._local_scalar_dense.default and (self.mutation is None or self._point is not None):
             return self._number_in(args[0])
+        seen = self._point is not None
+        if is_sized_by_data(func, args, seen=seen) and (self.mutation is None or seen):
+            run = partial(self._run, types)
+            if func is _aten.nonzero.default:
+                return where_true(self._mask(run(_aten.ne.Scalar, args[0], 0)))
+            func, args = without_masks(func, args, lambda mask: columns_where_true(self._mask(mask)), run)
         if func.namespace == "prim" or self.mutation is not None:
             return func(*args, **kwargs)  # a query for a device or a layout, or a run that is only looked at
         if func is _aten.select_scatter.default and not self._by_autograd:
@@ -224,13 +232,27 @@ class _Recorder(TorchDispatchMode):
 
     def _number_in(self, tensor: Tensor) -> Any:
         """Return the number that f is told a tensor holds."""
+        known = self._from_outside.read(index := self._asked(tensor))
+        return self._told(lambda: self._answers.number(index)) if known is None else known
+
+    def _mask(self, tensor: Tensor) -> Tensor:
+        """Return a mask with data."""
+        known = self._from_outside.all(index := self._asked(tensor))
+        return self._told(lambda: self._answers.truths(index)) if known is None else known
+
+    def _run(self, types: Iterable[type], func: Any, *args: Any) -> Any:
+        return self.__torch_dispatch__(func, types, args)
+
+    def _asked(self, tensor: Tensor) -> int:
+        """Return which value f looks at."""
         if self.mutation is not None:
             self.stopped = True
             raise NotRecordable("it looks at data after a write")
-        index = self._number(tensor)
-        known = self._from_outside.read(index)
+        return self._number(tensor)
+
+    def _told(self, answer: Callable[[], Any]) -> Any:
         try:
-            return self._answers.number(index) if known is None else known
+            return answer()
         except Exception as error:
             self.refusal = error if isinstance(error, NotRecordable) else NotRecordable(f"it looks at data: {error}")
             raise self.refusal from error
@@ -355,26 +377,6 @@ class _Recorder(TorchDispatchMode):
         if drawn:
             raise NotRecordable(f"{drawn[0]} draws random numbers and is differentiated")
         return tape
-
-
-def _called(function: Callable[[Tensor], Any], point: Tensor) -> Any:
-    """Return what a function gives at a point, as autograd records it."""
-    with torch.enable_grad():
-        return function(point.clone().requires_grad_().view_as(point))
-
-
-def _check_derivatives(y: Tensor) -> None:
-    """Check that every derivative on the way to y is one of PyTorch's own.
-
-    Args:
-        y: What the function returned.
-
-    Raises:
-        NotRecordable: If one is not, as that of a `torch.autograd.Function`: the ops that it ran would not tell it.
-    """
-    for node in autograd_nodes(y):
-        if not is_builtin_node(node):
-            raise NotRecordable(f"{node.name()} has a derivative of its own")
 
 
 def _place(tensor: Tensor) -> Any:

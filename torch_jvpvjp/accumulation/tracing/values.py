@@ -52,12 +52,33 @@ class Answers:
         whole = not value.is_floating_point() and not value.is_complex()
         if not whole and index in self._varies:
             raise NotRecordable("it hands a fraction that depends on x to Python, as float() does")
+        self._note(index, value)
+        with unrecorded():
+            return value.item()
+
+    def truths(self, index: int) -> Tensor:
+        """Where a value is not 0 at the point.
+
+        Args:
+            index: The value.
+
+        Returns:
+            The value itself; from now on the recording is for points where it is the same.
+
+        Raises:
+            NotRecordable: If it is made of fractions, or has more entries than are looked at in each call.
+        """
+        value = self.value(index)
+        if value.is_floating_point() or value.is_complex() or value.numel() > _MOST_TRUTHS:
+            raise NotRecordable("it selects entries by fractions, or by too large a mask")
+        self._note(index, value)
+        return value
+
+    def _note(self, index: int, value: Tensor) -> None:
         if index not in self._asked:
             self._asked.add(index)
             self._tape.conditions.append(index)
             self._tape.outcome.append(value)
-        with unrecorded():
-            return value.item()
 
     def value(self, index: int) -> Tensor:
         """Return a value at the point."""
@@ -102,6 +123,21 @@ class Answers:
                 self._values[index] = result
                 if varies:
                     self._varies.add(index)
+
+
+_MOST_TRUTHS = 100_000
+
+
+def where_true(mask: Tensor) -> Tensor:
+    """Return the indices of the entries of a tensor with data that are not 0, one row for each."""
+    with unrecorded():
+        return mask.nonzero()
+
+
+def columns_where_true(mask: Tensor) -> list[Tensor]:
+    """Return the same, those along each axis of the mask as a tensor of its own."""
+    with unrecorded():
+        return [column.contiguous() for column in mask.nonzero().unbind(1)]
 
 
 def encoded(values: Sequence[Tensor]) -> Tensor:
