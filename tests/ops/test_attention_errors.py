@@ -77,7 +77,11 @@ def test_query_key_and_value(args: Any, error: type[Exception], message: str) ->
         ({"softcap": 0}, ValueError, r"softcap must be positive and finite, got 0; None is no cap"),
         ({"softcap": -2.0}, ValueError, r"softcap must be in \[0.0, inf\], got -2.0"),
         ({"softcap": torch.ones(())}, TypeError, r"softcap must be a number, got a tensor, .* lost"),
-        ({"alibi_slopes": 0.5}, TypeError, r"alibi_slopes must be a floating Tensor or None, got 0.5"),
+        (
+            {"alibi_slopes": 0.5},
+            TypeError,
+            r"alibi_slopes must be a floating Tensor or None, got float; use torch.tensor",
+        ),
         ({"alibi_slopes": SLOPES.long()}, TypeError, r"alibi_slopes must be a floating Tensor or None"),
         ({"alibi_slopes": SLOPES[:3]}, ValueError, r"shape \(4,\) or \(2, 4\) on cpu, got \(3,\) on cpu"),
         ({"alibi_slopes": SLOPES.to("meta")}, ValueError, r"shape \(4,\) or \(2, 4\) on cpu, got \(4,\) on meta"),

@@ -82,6 +82,38 @@ def test_a_dtype_that_no_op_computes_in_is_refused_by_name(name: str, dtype: tor
         call(value.to(dtype))
 
 
+NO_TENSORS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "array": (Tensor.numpy, r"ndarray; use torch\.from_numpy\(\)"),
+    "list": (Tensor.tolist, r"(list|float|int); use torch\.tensor\(\)"),
+    "number": (lambda _: 2.5, r"float; use torch\.tensor\(\)"),
+    "text": (str, "str"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_TENSORS)
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_no_tensor_is_refused_by_name(name: str, kind: str) -> None:
+    make, came = NO_TENSORS[kind]
+    for _, call, value in arguments_of(name):
+        with pytest.raises(TypeError, match=rf"^{name}: \w+ must be an? .*Tensor.*, got {came}\.$"):
+            call(make(value))
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda x: ops.softmax(torch.ones(2), -1, mask=x), "mask"),
+        (lambda x: ops.cross_entropy(torch.ones(2, 2), torch.tensor([0, 1]), x), "weight"),
+        (lambda x: ops.scaled_dot_product_attention(*[torch.ones(1, 1, 2, 2)] * 3, attn_mask=x), "attn_mask"),
+        (lambda x: ops.scaled_dot_product_attention(*[torch.ones(1, 1, 2, 2)] * 3, alibi_slopes=x), "alibi_slopes"),
+    ],
+)
+def test_what_is_no_tensor_is_refused_where_a_tensor_may_be_absent(call: Callable[[Any], Any], argument: str) -> None:
+    for value, way_out in (([1.0, 2.0], r"list; use torch\.tensor"), (torch.ones(2).numpy(), "ndarray; use torch")):
+        with pytest.raises(TypeError, match=rf"^\w+: {argument} must be .*, got {way_out}"):
+            call(value)
+
+
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_the_way_out_of_a_dtype() -> None:
     x = torch.ones(3)

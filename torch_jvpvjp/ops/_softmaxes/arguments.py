@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...registration.autocast import is_autocast
-from .._arguments import check_dense, check_tensor
+from .._arguments import check_dense, check_tensor, kind_of
 from .._arithmetic import FLOATS
 
 
@@ -87,7 +87,7 @@ def check_mask(name: str, x: Tensor, mask: Any) -> None:
         ValueError: If its shape or device does not fit.
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+        kind = str(mask.dtype) if isinstance(mask, Tensor) else kind_of(mask)
         raise TypeError(f"{name}: mask must be a bool Tensor, True where input is kept, or None, got {kind}.")
     check_dense(name, "mask", mask)
     fits = mask.dim() <= x.dim() and all(

@@ -9,7 +9,7 @@ import torch.autograd.forward_ad as fwAD  # noqa: N812 -- PyTorch's documentatio
 from torch import Tensor
 
 from ...registration.autocast import is_autocast
-from .._arguments import check_dense, check_floating
+from .._arguments import check_dense, check_floating, kind_of
 
 ALIGNMENTS = ("top_left", "bottom_right")
 UNBOUNDED = -1
@@ -183,7 +183,7 @@ def mask_of(name: str, attn_mask: Any, heads: Heads) -> tuple[Tensor | None, Ten
         return None, None
     query = heads.query
     if not isinstance(attn_mask, Tensor):
-        raise TypeError(f"{name}: attn_mask must be a Tensor, a BlockMask or None, got {type(attn_mask).__name__}.")
+        raise TypeError(f"{name}: attn_mask must be a Tensor, a BlockMask or None, got {kind_of(attn_mask)}.")
     check_dense(name, "attn_mask", attn_mask)
     if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
         raise TypeError(
@@ -305,7 +305,8 @@ def slopes_of(name: str, slopes: Any, heads: Heads) -> Tensor | None:
     if slopes is None:
         return None
     if not isinstance(slopes, Tensor) or not slopes.is_floating_point():
-        raise TypeError(f"{name}: alibi_slopes must be a floating Tensor or None, got {slopes!r}.")
+        got = f"{slopes.dtype}; use .float()" if isinstance(slopes, Tensor) else kind_of(slopes)
+        raise TypeError(f"{name}: alibi_slopes must be a floating Tensor or None, got {got}.")
     check_dense(name, "alibi_slopes", slopes)
     query = heads.query
     batch, count = query.shape[0], query.shape[1]

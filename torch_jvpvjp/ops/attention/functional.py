@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .._arguments import check_dense, check_tensor
+from .._arguments import check_tensor
 from .arguments import mask_of
 from .face import Options, read
 from .rules import op
@@ -98,8 +98,8 @@ def _check_tangent(name: str, primal: Any, tangent: Any) -> None:
     if tangent is None:
         return
     check_tensor(_NAME, f"{name}_dot", tangent, optional=True)
-    if isinstance(primal, Tensor):
-        check_dense(_NAME, name, primal)
+    if name != "attn_mask" or isinstance(primal, Tensor):  # that may be a BlockMask, or absent
+        check_tensor(_NAME, name, primal)
     if not isinstance(primal, Tensor) or not primal.is_floating_point():
         raise ValueError(f"{_NAME}: {name}_dot was given, but {name} is no float tensor and has no tangent; pass None.")
     if tangent.shape != primal.shape or tangent.dtype != primal.dtype or tangent.device != primal.device:

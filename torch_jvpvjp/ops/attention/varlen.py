@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...registration.fast_path import DISPATCH, choose_way
-from .._arguments import check_dense, check_floating
+from .._arguments import check_dense, check_floating, kind_of
 from .arguments import UNBOUNDED, by_heads, check_tensors, number_of, slopes_of, visible_of
 from .face import draw_seed, scale_of, softcap_of
 from .rules import op
@@ -112,7 +112,7 @@ def varlen_attention(
 def _check_lengths(label: str, cu_seqlens: Any, total: int, query: Tensor) -> None:
     """Refuse what are no cumulative lengths, as far as that can be seen without waiting for a device."""
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        got = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
+        got = f"{cu_seqlens.dtype}; use .int()" if isinstance(cu_seqlens, Tensor) else kind_of(cu_seqlens)
         raise TypeError(f"{_NAME}: {label} must be a Tensor of int32 or int64, got {got}.")
     check_dense(_NAME, label, cu_seqlens)
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.device != query.device:

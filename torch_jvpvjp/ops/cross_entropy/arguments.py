@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arguments import check_dense, check_floating
+from .._arguments import check_dense, check_floating, kind_of
 
 _CLASSES = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
 _REDUCTIONS = ("none", "mean", "sum")
@@ -59,8 +59,8 @@ def check_target(name: str, target: Any, shape: tuple[int, ...], device: torch.d
         ValueError: If its shape or device does not fit.
     """
     if not isinstance(target, Tensor) or target.dtype not in _CLASSES:
-        kind = str(target.dtype) if isinstance(target, Tensor) else type(target).__name__
-        raise TypeError(f"{name}: target must be an integer Tensor of classes, got {kind}; use .long().")
+        kind = f"{target.dtype}; use .long()" if isinstance(target, Tensor) else kind_of(target)
+        raise TypeError(f"{name}: target must be an integer Tensor of classes, got {kind}.")
     check_dense(name, "target", target)
     if tuple(target.shape) != shape:
         raise ValueError(

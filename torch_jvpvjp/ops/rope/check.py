@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arguments import check_dense, check_floating
+from .._arguments import check_dense, check_floating, kind_of
 
 
 def check(q: Any, k: Any, cos: Any, sin: Any, position_ids: Any, interleaved: Any, head_axis: Any) -> bool:
@@ -86,7 +86,7 @@ def _check_angles(q: Tensor, cos: Tensor, sin: Tensor, position_ids: Any, token:
         _check_tokens("cos", cos.shape[:-1], cos, tokens, batch, ", R/2")
         return
     if not isinstance(position_ids, Tensor) or position_ids.dtype not in (torch.int64, torch.int32):
-        what = position_ids.dtype if isinstance(position_ids, Tensor) else type(position_ids).__name__
+        what = position_ids.dtype if isinstance(position_ids, Tensor) else kind_of(position_ids)
         raise TypeError(f"rope: position_ids must be an int64 or int32 Tensor or None, got {what}.")
     check_dense("rope", "position_ids", position_ids)
     if position_ids.device != q.device:
