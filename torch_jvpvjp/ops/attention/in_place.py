@@ -162,6 +162,8 @@ def _forward(given: Given, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor |
                 o_dot_rows = tile.product_of_scores(t, tile.v, o_dot_rows).addcmul_(r, o_rows, value=-1)
             assert o_dot_rows is not None
             tile.put(o_dots[i], o_dot_rows)
+            del t
+        del s, p  # for the next tile
     return o, lse.squeeze(-1), o_dots, None if lse_dots is None else lse_dots.squeeze(-1)
 
 
@@ -180,6 +182,7 @@ def _pull(given: Given, w: Cotangents, needs: Sequence[bool]) -> Operands:
         sums.add_bias(tile, s_bar)
         sums.add_q(tile, (s_bar, tile.k))
         sums.add_k(tile, (s_bar, tile.rows(given.at.q)))
+        del p, s_bar  # the next tile takes their memory, which the cache still holds
     return sums.sums
 
 
@@ -211,6 +214,7 @@ def _second(
         second.add_v(tile, (p, u_rows.o))
         if t is not None and w_rows.o is not None:
             second.add_v(tile, (t.mul_(p), w_rows.o))
+        del p, t, a, s_bar, s_bar_dot  # for the next tile
     return first.sums, second.sums
 
 

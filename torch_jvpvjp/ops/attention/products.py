@@ -24,11 +24,7 @@ class Products(Protocol):
     """What multiplies; scores are (heads, rows, keys), everything else (heads, rows or keys, d)."""
 
     by_head: bool
-    """Whether a tile must be of one head."""
-
-    def dense(self, keys: Tensor) -> Tensor:
-        """Keys as they may be multiplied."""
-        ...
+    """Whether a tile must be of one head, and takes keys that are dense and multiplied by the scale."""
 
     def scores(
         self, rows: Tensor, keys: Tensor, factor: float, added: Tensor | None, buffer: Callable[[], Tensor]
@@ -40,16 +36,16 @@ class Products(Protocol):
         """Scores times keys, plus what is added, which may be written into."""
         ...
 
-    def sums(self, into: Tensor) -> "Sums":
-        """What sums up, over tiles, scores transposed times rows, for all keys of some heads."""
+    def sums(self, into: Tensor, factor: float) -> "Sums":
+        """What sums up, over tiles, scores transposed times rows times a factor, for all keys of some heads."""
         ...
 
 
 class Sums(Protocol):
     """A sum of products of scores transposed and rows."""
 
-    def add(self, first: int, end: int, scores: Tensor, rows: Tensor, factor: float) -> None:
-        """Add a product times a factor to some of the keys."""
+    def add(self, first: int, end: int, scores: Tensor, rows: Tensor) -> None:
+        """Add a product to some of the keys."""
         ...
 
     def close(self) -> None:
@@ -62,9 +58,6 @@ class Batched:
 
     by_head = False
 
-    def dense(self, keys: Tensor) -> Tensor:  # noqa: D102
-        return keys
-
     def scores(  # noqa: D102 -- as the protocol's
         self, rows: Tensor, keys: Tensor, factor: float, added: Tensor | None, buffer: Callable[[], Tensor]
     ) -> Tensor:
@@ -74,16 +67,16 @@ class Batched:
     def rows(self, scores: Tensor, keys: Tensor, added: Tensor | None = None) -> Tensor:  # noqa: D102
         return torch.bmm(scores, keys) if added is None else added.baddbmm_(scores, keys)
 
-    def sums(self, into: Tensor) -> Sums:  # noqa: D102
-        return _InPlaceSums(into)
+    def sums(self, into: Tensor, factor: float) -> Sums:  # noqa: D102
+        return _InPlaceSums(into, factor)
 
 
 class _InPlaceSums:
-    def __init__(self, into: Tensor) -> None:
-        self._into = into
+    def __init__(self, into: Tensor, factor: float) -> None:
+        self._into, self._factor = into, factor
 
-    def add(self, first: int, end: int, scores: Tensor, rows: Tensor, factor: float) -> None:
-        self._into[:, first:end].baddbmm_(scores.mT, rows, alpha=factor)
+    def add(self, first: int, end: int, scores: Tensor, rows: Tensor) -> None:
+        self._into[:, first:end].baddbmm_(scores.mT, rows, alpha=self._factor)
 
     def close(self) -> None:
         pass
@@ -93,9 +86,6 @@ class ByHead:
     """Products of one head by oneDNN, float32."""
 
     by_head = True
-
-    def dense(self, keys: Tensor) -> Tensor:  # noqa: D102
-        return keys.contiguous()  # with gaps between rows of W, oneDNN takes a thousand times as long
 
     def scores(  # noqa: D102
         self,
@@ -111,27 +101,27 @@ class ByHead:
     def rows(self, scores: Tensor, keys: Tensor, added: Tensor | None = None) -> Tensor:  # noqa: D102
         return _product(scores[0], keys[0].t(), None if added is None else added[0]).unsqueeze(0)
 
-    def sums(self, into: Tensor) -> Sums:  # noqa: D102
-        return _TransposedSums(into)
+    def sums(self, into: Tensor, factor: float) -> Sums:  # noqa: D102
+        return _TransposedSums(into, factor)
 
 
 class _TransposedSums:
-    def __init__(self, into: Tensor) -> None:
-        self._into = into
+    def __init__(self, into: Tensor, factor: float) -> None:
+        self._into, self._factor = into, factor
         self._sum: Tensor | None = None  # (d, keys)
 
-    def add(self, first: int, end: int, scores: Tensor, rows: Tensor, factor: float) -> None:
-        x, keys = (rows[0] if factor == 1 else rows[0] * factor).t(), self._into.shape[1]
+    def add(self, first: int, end: int, scores: Tensor, rows: Tensor) -> None:
+        keys = self._into.shape[1]
         if (first, end) == (0, keys):
-            self._sum = _product(x, scores[0].t(), self._sum)
+            self._sum = _product(rows[0].t(), scores[0].t(), self._sum)
             return
         if self._sum is None:
             self._sum = rows.new_zeros(rows.shape[2], keys)
-        self._sum[:, first:end].add_(_product(x, scores[0].t(), None))
+        self._sum[:, first:end].add_(_product(rows[0].t(), scores[0].t(), None))
 
     def close(self) -> None:
         if self._sum is not None:
-            self._into[0].add_(self._sum.t())
+            self._into[0].copy_((self._sum if self._factor == 1 else self._sum.mul_(self._factor)).t())
 
 
 def _product(x: Tensor, w: Tensor, added: Tensor | None) -> Tensor:

@@ -75,7 +75,8 @@ class Tile:
 
     def __init__(self, given: Given, part: Part) -> None:
         self.given, self.part = given, part
-        self._k, self._v = (self.keys(t) for t in (given.at.k, given.at.v))
+        self.scale = 1.0 if given.products.by_head else given.scores.scale  # which is not in the keys yet
+        self._k, self._v = self.keys(given.at.k, given.scores.scale), self.keys(given.at.v)
         self.directions = [Direction(self, dots) for dots in given.dots]
         self.window = Window(0, 0, 0, 0)
 
@@ -86,7 +87,7 @@ class Tile:
 
     @property
     def k(self) -> Tensor:
-        """The keys, (batch · heads, n, dk)."""
+        """The keys, (batch · heads, n, dk), as they are to be multiplied."""
         return self.seen(self._k)
 
     @property
@@ -94,9 +95,12 @@ class Tile:
         """The values, (batch · heads, n, dv)."""
         return self.seen(self._v)
 
-    def keys(self, x: Any) -> Any:
+    def keys(self, x: Any, scale: float = 1.0) -> Any:
         """All keys of something like key or value, (batch · heads, n, d), to be multiplied; None for None."""
-        return None if x is None else self.given.products.dense(self.part.keys(x))
+        if x is None or not self.given.products.by_head:
+            return None if x is None else self.part.keys(x)
+        keys = self.part.keys(x).contiguous()  # with gaps between rows of W, oneDNN takes a thousand times as long
+        return keys if scale == 1 else keys * scale
 
     def seen(self, keys: Any) -> Any:
         """Those of the window; None for None."""
@@ -106,14 +110,14 @@ class Tile:
         """The rows of something like the query or the output, (batch · heads, group · r, d); None for None."""
         return None if x is None else self.part.rows(x, self.window)
 
-    def put(self, into: Tensor, rows: Tensor) -> None:
-        """Write rows in that layout to where they belong."""
-        self.part.put(into, self.window, rows)
+    def put(self, into: Tensor, rows: Tensor, factor: float = 1.0) -> None:
+        """Write rows in that layout, times a factor, to where they belong."""
+        self.part.put(into, self.window, rows, factor)
 
     def scores(self) -> Tensor:
         """S, (batch · heads, group · r, n)."""
         given = self.given
-        s = self.product("p", self.rows(given.at.q), self.k, factor=given.scores.scale)
+        s = self.product("p", self.rows(given.at.q), self.k, factor=self.scale)
         by_head = self.part.by_head(s)
         if given.at.bias is not None:
             by_head.add_(self.part.scores(given.at.bias, self.window))
@@ -158,7 +162,7 @@ class Direction:
 
     def __init__(self, tile: Tile, dots: Operands) -> None:
         self._tile, self._q, self._bias = tile, dots.q, dots.bias
-        self._k, self._v = tile.keys(dots.k), tile.keys(dots.v)
+        self._k, self._v = tile.keys(dots.k, tile.given.scores.scale), tile.keys(dots.v)
 
     @property
     def q(self) -> Tensor | None:
@@ -167,7 +171,7 @@ class Direction:
 
     @property
     def k(self) -> Tensor | None:
-        """Those of the keys."""
+        """Those of the keys, as they are to be multiplied."""
         return self._tile.seen(self._k)
 
     @property
@@ -179,9 +183,9 @@ class Direction:
         """Ṡ = s (q̇ kᵀ + q k̇ᵀ) + ḃ; None for zero."""
         tile, t = self._tile, None
         if self._q is not None:
-            t = tile.product("t", tile.rows(self._q), tile.k, factor=tile.given.scores.scale)
+            t = tile.product("t", tile.rows(self._q), tile.k, factor=tile.scale)
         if self._k is not None:
-            t = tile.product("t", tile.rows(tile.given.at.q), tile.seen(self._k), t, tile.given.scores.scale)
+            t = tile.product("t", tile.rows(tile.given.at.q), tile.seen(self._k), t, tile.scale)
         if self._bias is not None:
             t = tile.filled("t", 0.0) if t is None else t
             tile.part.by_head(t).add_(tile.part.scores(self._bias, tile.window))
@@ -203,7 +207,11 @@ class Gathered:
 
     def open(self, tile: Tile) -> None:
         """Begin with some heads."""
-        k, v = (None if t is None else tile.given.products.sums(tile.part.keys(t)) for t in (self.sums.k, self.sums.v))
+        factors = tile.given.scores.scale, 1.0
+        k, v = (
+            None if t is None else tile.given.products.sums(tile.part.keys(t), factor)
+            for t, factor in zip((self.sums.k, self.sums.v), factors, strict=True)
+        )
         self._open[tile] = k, v
 
     def close(self) -> None:
@@ -228,15 +236,15 @@ class Gathered:
             if keys is not None:
                 rows = tile.product_of_scores(scores, keys, rows)
         if rows is not None:
-            tile.put(self.sums.q, rows.mul_(tile.given.scores.scale))
+            tile.put(self.sums.q, rows, tile.scale)
 
     def add_k(self, tile: Tile, *products: tuple[Tensor, Tensor | None]) -> None:
         """Add s times products of scores transposed and rows."""
-        _add(self._open[tile][0], tile, products, tile.given.scores.scale)
+        _add(self._open[tile][0], tile, products)
 
     def add_v(self, tile: Tile, *products: tuple[Tensor, Tensor | None]) -> None:
         """Add products of scores transposed and rows."""
-        _add(self._open[tile][1], tile, products, 1.0)
+        _add(self._open[tile][1], tile, products)
 
     def add_bias(self, tile: Tile, scores: Tensor) -> None:
         """Add scores, summed over the axes along which the bias was broadcast."""
@@ -247,7 +255,7 @@ class Gathered:
         into.add_(part.sum(axes, keepdim=True) if axes else part)
 
 
-def _add(into: Sums | None, tile: Tile, products: Sequence[tuple[Tensor, Tensor | None]], factor: float) -> None:
+def _add(into: Sums | None, tile: Tile, products: Sequence[tuple[Tensor, Tensor | None]]) -> None:
     for scores, rows in products:
         if rows is not None and into is not None:
-            into.add(tile.window.c, tile.window.d, scores, rows, factor)
+            into.add(tile.window.c, tile.window.d, scores, rows)
