@@ -161,6 +161,37 @@ def test_large_tensors_however_they_lie(name: str, layout: str, quick: None, mad
     assert all(torch.equal(t, other) for t, other in zip(narrow, kept, strict=True))
 
 
+@pytest.mark.parametrize("added", [False, True])
+def test_long_sums_err_no_more_than_those_of_pytorch(added: bool) -> None:
+    """OneDNN adds term after term, which errs by twice as much: pieces of a sum are made by themselves."""
+    p, v, y = draw_wide((256, 2048), (2048, 64), (256, 64), dtype=F32)
+    exact = p.double() @ v.double() + (y.double() if added else 0)
+    found = products._product(p, v.t(), y if added else None)
+    theirs = torch.addmm(y, p, v) if added else p @ v
+    error, allowed = ((t.double() - exact).square().mean().sqrt() for t in (found, theirs))
+    assert error <= 1.5 * allowed
+
+
+def test_large_derivatives_are_within_the_budget(quick: None, made: list[torch.Size]) -> None:
+    length, width = 1024, 64
+    wide = draw_wide(*[(1, 1, length, width)] * 7)
+
+    def all_of(f: Callable[..., Any], dtype: torch.dtype, scale: float) -> list[Tensor]:
+        q, k, v, q_dot, k_dot, v_dot, w = ((scale * t).float().to(dtype) for t in wide)
+        both = torch.func.jvp(f, (q, k, v), (q_dot, k_dot, v_dot))
+        pull = lambda *xs: torch.func.vjp(f, *xs)[1](w)  # noqa: E731
+        return [*both, *(t for pair in torch.func.jvp(pull, (q, k, v), (q_dot, k_dot, v_dot)) for t in pair)]
+
+    def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.softmax(q @ k.mT * width**-0.5, -1) @ v
+
+    low = [all_of(formula, F32, factor) for factor in NEIGHBOURS]
+    high = [all_of(formula, F64, factor) for factor in NEIGHBOURS]
+    made.clear()
+    assert_in_budget(all_of(ops.scaled_dot_product_attention, F32, 1.0), low, high, F32)
+    assert made
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")], ids=str)
 def test_special_values_pass_through(number: float, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v, w = (t.float() for t in draw_wide(*[(1, 1, 512, 64)] * 4))

@@ -159,7 +159,8 @@ class Recorded:
         with torch.inference_mode(mode=False), torch.enable_grad():
             own = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in self.leaves]
             try:
-                y = self.function(*own)
+                with plain_attention():  # of the fused one PyTorch pulls rows back one by one, and warns
+                    y = self.function(*own)
             except RuntimeError as error:
                 if "leaf Variable" in str(error):  # so autograd refuses that something is written into its leaves
                     raise ValueError(_WRITES) from error

@@ -125,13 +125,25 @@ class _TransposedSums:
 
 
 def _product(x: Tensor, w: Tensor, added: Tensor | None) -> Tensor:
-    """X Wᵀ, plus what is added."""
+    """X Wᵀ, plus what is added; long sums piece by piece.
+
+    oneDNN adds the terms of a sum one after another. Of 1024 terms that errs by 1.6 times what MKL does, of 2048 by 2.3
+    times; in pieces of 256 by 1.2 times. A piece of X is copied, of W it must be without gaps.
+    """  # noqa: DOC201
     found = onednn_products()
     assert found is not None, "products_of asks onednn_is_quicker_by_head first"
     alone, plus = found
-    return alone(x, w, None, "none", [], "") if added is None else plus(x, added, w, None, "add")
+    terms = x.shape[1]
+    if terms <= _MOST_TERMS or not w.t().is_contiguous():
+        return alone(x, w, None, "none", [], "") if added is None else plus(x, added, w, None, "add")
+    for a in range(0, terms, _MOST_TERMS):
+        part = slice(a, a + _MOST_TERMS)
+        added = _product(x[:, part], w[:, part], added)
+    assert added is not None
+    return added
 
 
+_MOST_TERMS = 256
 BATCHED, BY_HEAD = Batched(), ByHead()
 
 

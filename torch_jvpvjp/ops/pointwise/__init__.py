@@ -27,7 +27,8 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:  # noqa: A002 -- t
         "tanh":  y = x σ(z),    y′ = σ + x σ′z′,  y″ = 2 σ′z′ + x (σ″z′² + σ′z″)
 
     and ẏ = y′ ẋ, x̄ = y′ ȳ. On a GPU every point of the tower up to the second order is one kernel launch, K tangents
-    of one x included. It computes in float32, in float64 for float64 input.
+    of one x included. It computes in float32, in float64 for float64 input. On a CPU y is PyTorch's; of contiguous
+    float32 oneDNN makes it for "none", to 3 ε |x| (1.2e-6 at x = 3.4), and NaN at +∞.
 
     Args:
         input: x, any shape and strides; float16, bfloat16, float32 or float64.
