@@ -5,6 +5,7 @@ import torch
 from jacobian_checks import F64, assert_same, judged, quiet_judge, randn
 
 from torch_jvpvjp.accumulation import jacobian, plan_jacobian
+from torch_jvpvjp.accumulation.conditions import Conditions
 
 OUTSIDE = torch.tensor([True, False, True, True])
 ROW = torch.linspace(1, 2, 3, dtype=F64)
@@ -46,6 +47,23 @@ def test_what_a_mask_selects(f):
         for _ in range(3):
             assert_same(plan(x), judged(f, x))
         assert_same(jacobian(f, x, objective="fma"), judged(f, x))
+
+
+def test_where_a_recording_took_none(monkeypatch):
+    """On the other way as many values are written as there were: none."""
+
+    def f(v):
+        y = v.clone()
+        y[v > 0] = (v * v)[v > 0]
+        return y if (y > 0).sum() > 1 else y * v[v > 0].sum()
+
+    for one_by_one in (False, True):
+        if one_by_one:  # as on a GPU
+            monkeypatch.setattr(Conditions, "one_by_one", property(lambda _: True, lambda *_: None), raising=False)
+        x = -torch.ones(4, dtype=F64)
+        plan = plan_jacobian(f, x)
+        for point in (x, x, x, -x, -x, -x, randn(4), x):
+            assert_same(plan(point), judged(f, point))
 
 
 WITHOUT = {

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .tracings import Tracing
 
 _MOST = 16  # ways that are kept
+_HOPEFUL, _MOST_UNASKED = 8, 64  # after so many calls in a row in new ways up to so many are not asked
 AT_ONCE = 2  # ways that are recorded beside the first before calls must have paid for one
 
 
@@ -46,15 +47,18 @@ class Branches:
         self.unrecorded: Tracing | None = None
         self._made, self._last = 0, first
         self._used, self._patience = True, 1.0
+        self._misses = self._unasked = 0  # calls in a row in new ways, and for how many more it is not asked which
         self.paid = 0.0  # seconds of calls in ways that are not recorded, since the last recording
 
     def of(self, x: Any) -> Tracing:
         """Return the function as it goes at x, which is recorded there if it is worth it."""
-        if not sees_values([leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]):
+        if self._unasked or not sees_values([leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]):
+            self._unasked = max(self._unasked - 1, 0)
             return self._as_it_stands(x)
         self._found = tuple(one for one in self._found if one.holds())
         found = self._at(x)
         self._used = self._used or found is self._last
+        self._misses = self._misses + 1 if found is None else 0
         if found is None and self._affords:
             self._patience = 1.0 if self._used else 2 * self._patience
             self._used = False
@@ -64,6 +68,7 @@ class Branches:
                 self.unrecorded = found
                 return found
         if found is None:
+            self._unasked = min(self._misses - _HOPEFUL, _MOST_UNASKED) if self._misses > _HOPEFUL else 0
             return self._as_it_stands(x)
         if self._found and self._found[0] is found:
             found.in_a_row += 1
@@ -74,11 +79,14 @@ class Branches:
 
     @contextmanager
     def paying(self, tracing: Tracing) -> Iterator[None]:
-        """Count the seconds of a call, if it is of the function as it stands."""
-        begin = perf_counter()
+        """Count the seconds of a call of the function as it stands, or of one that belongs to a recording."""
+        begin, is_new = perf_counter(), tracing.program is None
         yield
+        seconds = perf_counter() - begin
         if tracing is self.unrecorded:
-            self.paid += perf_counter() - begin
+            self.paid += seconds
+        elif is_new:  # the first call records what later ones replay
+            tracing.seconds += seconds
 
     @property
     def _affords(self) -> bool:
@@ -94,6 +102,8 @@ class Branches:
             if tracing.conditions is None:  # it does not look at data any more
                 return tracing
             seen = tracing.conditions.at(tracing, leaves, extras)
+            if seen is None:
+                continue
             place = tracing.conditions.differ_first(seen)
             if place is None:
                 return tracing

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ._torch import inside_transform, is_fake, wraps_transform
 from .program import Program, ProgramRecorder
-from .tracing.checks import values_of
+from .tracing.checks import goes_the_same_way, looks_up, values_of
+from .tracing.tape import Tape
 from .tracing.values import encoded
 
 if TYPE_CHECKING:
@@ -29,19 +30,42 @@ class Conditions:
     come as one vector of whole numbers, so that a device is waited for once. A program of the Jacobian may compute them
     beside it.
 
+    On another way an op may not take what it gets, and raise; a GPU that is made to look something up where nothing is
+    cannot be used any more. There, such recordings are asked one condition after another.
+
     Args:
-        outcome: What they were.
+        tape: The recording.
     """
 
-    def __init__(self, outcome: Sequence[Tensor]) -> None:
-        self.outcome = encoded(outcome).cpu()
+    def __init__(self, tape: Tape) -> None:
+        self.outcome = encoded(tape.outcome).cpu()
+        self.one_by_one = tape.metas[tape.source].device.type != "cpu" and looks_up(tape)
         self._program: Program | None = None
         self._recorded = False
 
-    def at(self, tracing: Tracing, leaves: Sequence[Tensor], extras: Sequence[Tensor]) -> Tensor:
-        """Return what they are at a point, given as the tensors that the Jacobian is taken in, and the others."""
+    def at(self, tracing: Tracing, leaves: Sequence[Tensor], extras: Sequence[Tensor]) -> Tensor | None:
+        """What they are at a point.
+
+        Args:
+            tracing: The function.
+            leaves: The tensors that the Jacobian is taken in.
+            extras: The others.
+
+        Returns:
+            What they are; None if one is not what it was, and what the others are cannot be told.
+        """
+        try:
+            return self._at(tracing, leaves, extras)
+        except (RuntimeError, IndexError):  # of an op on another way; on its own way, f raises it when it is called
+            return None
+
+    def _at(self, tracing: Tracing, leaves: Sequence[Tensor], extras: Sequence[Tensor]) -> Tensor | None:
         with torch.no_grad(), torch.inference_mode(mode=False):
             given = [_own(one) for one in (*leaves, *extras)]
+            if self.one_by_one:
+                source = tracing.subject.source_of(given[: len(leaves)]).contiguous()
+                constants = tracing.constants | tracing.given(given[len(leaves) :])
+                return self.outcome if goes_the_same_way(tracing.traced.tape, source, constants) else None
             inputs = [*given, *tracing.constants.values()]
             if self._program is not None:
                 (found,) = self._program(*inputs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,12 +87,10 @@ class Runtime:
 
     def _traced(self, x: Any, as_it_stands: str | None = None) -> Tracing:
         subject = Subject(self.caller, self.stages, x, self.options.wrt, self.options.batch_dims)
-        refuses, begin = self.only_recorded and as_it_stands is None, perf_counter()
-        traced = trace_subject(
+        refuses = self.only_recorded and as_it_stands is None
+        return trace_subject(
             subject, self.watching, self.options.sparse, only_recorded=refuses, as_it_stands=as_it_stands
         )
-        traced.seconds = perf_counter() - begin
-        return traced
 
     def _keep(self, key: Any, tracing: Tracing) -> None:
         self._tracings[key] = tracing
@@ -301,7 +298,8 @@ class Runtime:
         with recorder:
             parts = made()
             # Where nothing else is done in a call, the program gives the conditions behind the Jacobian.
-            tracing.sees_beside = self._is_plain(tracing) and self.options.together and tracing.conditions is not None
+            asked = tracing.conditions is not None and not tracing.conditions.one_by_one
+            tracing.sees_beside = asked and self._is_plain(tracing) and self.options.together
             if tracing.conditions is not None and tracing.sees_beside:
                 seen = [tracing.conditions.computed(tracing, given, count)]
         numbers = recorder.numbers([*parts, *seen])

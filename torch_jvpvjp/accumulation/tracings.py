@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,8 +140,11 @@ def trace_subject(
         ValueError: If the function does not run.
         NotRecordable: If it is refused.
     """  # noqa: DOC502 (raised further down)
+    begin = perf_counter()
     with torch.inference_mode(mode=False), Unwritten() as unwritten:  # autograd, which records, takes no others
-        return _traced_and_watched(subject, watching, sparse, unwritten, only_recorded, as_it_stands)
+        tracing = _traced_and_watched(subject, watching, sparse, unwritten, only_recorded, as_it_stands)
+    tracing.seconds = perf_counter() - begin
+    return tracing
 
 
 def _traced_and_watched(
@@ -199,7 +203,7 @@ def _traced_and_watched(
         guards = Guards([stage for stage in watching if label_of(stage) not in traced.refusals])
     if guards is not None:
         guards.watch_gradients(constants.values())
-    conditions = Conditions(traced.tape.outcome) if traced.tape.conditions else None
+    conditions = Conditions(traced.tape) if traced.tape.conditions else None
     outside = [*constants.values(), *subject.parameters, *(guards.tensors if guards is not None else ())]
     forms = same_forms(list({id(tensor): tensor for tensor in outside}.values()))
     subject.forget()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from .tape import Tape, TapeOp
@@ -37,7 +38,36 @@ def values_of(tape: Tape, wanted: Sequence[int], x: Tensor, constants: Mapping[i
     """
     values: dict[int, Tensor] = {**constants, tape.source: x}
     for op in tape.checks:
-        for index, result in zip(op.outputs, op.call(values.__getitem__), strict=True):
-            if index is not None and result is not None:
-                values[index] = result
+        _run(op, values)
     return tuple(values[index] for index in wanted)
+
+
+def goes_the_same_way(tape: Tape, x: Tensor, constants: Mapping[int, Tensor]) -> bool:
+    """Return whether all conditions are what they were, with no op run that comes after one that is not."""
+    values: dict[int, Tensor] = {**constants, tape.source: x}
+    expected = dict(zip(tape.conditions, tape.outcome, strict=True))
+    if not all(torch.equal(values[index], expected[index]) for index in expected.keys() & values.keys()):
+        return False
+    for op in tape.checks:
+        _run(op, values)
+        if not all(torch.equal(values[index], expected[index]) for index in op.outputs if index in expected):
+            return False
+    return True
+
+
+def looks_up(tape: Tape) -> bool:
+    """Return whether an op reads or writes at indices that are made on the way."""
+    return any(
+        any(name in op.name for name in _AT_INDICES)
+        and any(i not in tape.constants and not tape.metas[i].dtype.is_floating_point for i in op.operands)
+        for op in (*tape.ops, *tape.checks)
+    )
+
+
+_AT_INDICES = ("gather", "index", "take", "embedding", "scatter", "nll_loss", "one_hot")
+
+
+def _run(op: TapeOp, values: dict[int, Tensor]) -> None:
+    for index, result in zip(op.outputs, op.call(values.__getitem__), strict=True):
+        if index is not None and result is not None:
+            values[index] = result

@@ -42,7 +42,7 @@ def _is_counted(x: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> 
         return False
     rest = x.dim() - sum(index.dim() if _is_mask(index) else 1 for index in indices if index is not None)
     in_front = all(index is not None for index in indices)
-    return not in_front or (values.dim() > rest and values.shape[: values.dim() - rest].numel() > 1)
+    return not in_front or (values.dim() > rest and values.shape[: values.dim() - rest].numel() != 1)
 
 
 def without_masks(
