@@ -3,10 +3,12 @@
 import dis
 import types
 from collections.abc import Iterator
+from itertools import accumulate
 
 _LIBRARIES = frozenset({
     "torch", "torch_jvpvjp", "math", "numpy", "functools", "itertools", "operator", "builtins", "typing", "collections",
-    "abc", "dataclasses", "enum", "contextlib", "types",
+    "abc", "dataclasses", "enum", "contextlib", "types", "warnings", "logging", "inspect", "copy", "re", "string",
+    "textwrap", "numbers", "fractions", "statistics", "bisect", "heapq", "cmath", "traceback", "json", "pprint",
 })  # fmt: skip
 GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
 ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"})
@@ -24,6 +26,21 @@ def named_within(code: types.CodeType, operations: frozenset[str]) -> set[str]:
     """Return what code names in some operations, with what is defined inside of it."""
     inside = [named_within(constant, operations) for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return set(named_in(code, operations)).union(*inside)
+
+
+def modules_of(name: str, package: str | None) -> list[str]:
+    """The modules that an import in a function may mean: of a.b also a, which code may take; others of its package.
+
+    Args:
+        name: What code imports; code does not say, where it stands, how many dots are before it.
+        package: The package of the function.
+
+    Returns:
+        Names of modules, some of which there may be none of.
+    """
+    above = list(accumulate(package.split("."), "{}.{}".format)) if package else []
+    names = list(accumulate(name.split("."), "{}.{}".format)) if name else []
+    return names + above * (not name) + [f"{one}.{inner}" for one in above for inner in names]
 
 
 def is_library(module: str | None) -> bool:

@@ -9,31 +9,37 @@ is seen by the recording itself.
 from __future__ import annotations
 
 import builtins
+import logging
 import re
+import sys
 import types
 import weakref
 from collections import deque, namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property, partial, partialmethod
+from contextvars import ContextVar
+from functools import cached_property, lru_cache, partial, partialmethod
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import places
 from ._torch import any_global_module_hook, function_modes
 from ._torch_contexts import LISTS_OF_WEIGHTS
 from .arrays import MOST_BYTES, Arrays, is_constant, is_watchable
-from .bytecode import ATTRIBUTES, GLOBALS, IMPORTS, is_library, named_in, named_within
+from .bytecode import ATTRIBUTES, GLOBALS, IMPORTS, is_library, modules_of, named_in, named_within
 from .cache import ATTRIBUTE, REFERRED, plans_of
 from .entries import DictEntries, Entries
-from .members import slots_of
+from .members import is_used, slots_of
 from .places import GONE, cell_value, keep_only, put_cell, put_class, put_entry, put_slot, refill, slot_value
 
 _MOST_PLACES = 50_000
 _CHANGING = frozenset({"random", "time", "datetime", "secrets", "uuid", "os", "environ", "open", "input"})
-_SEEDING = frozenset({"manual_seed", "seed", "set_state", "set_rng_state", "fork_rng"})  # not seen by a recording
+_SEEDING = frozenset({  # not seen by a recording
+    "manual_seed", "seed", "set_state", "set_rng_state", "fork_rng", "initial_seed", "get_rng_state",
+})  # fmt: skip
 _REFLECTING = frozenset({"globals", "locals", "eval", "exec", "__import__"})  # what these reach cannot be told
 _BY_NAME = frozenset({"getattr", "vars", "__dict__"})  # of a Python module these reach what no code names
 _TupleGetter = type(vars(namedtuple("_Pair", "one other"))["one"])  # what a field of a NamedTuple is
@@ -54,6 +60,9 @@ _IDLE = frozenset({
     "_load_state_dict_post_hooks",
 })  # fmt: skip
 """What a module keeps that changes nothing in a call of it, as long as it has no hooks besides."""
+_IDLE_OBJECTS = (logging.Logger, logging.LoggerAdapter, type(vars(Sequence)["_abc_impl"]))
+"""Objects that change no value: what is logged, and what an abstract class knows of its subclasses."""
+_Cached = type(lru_cache(len))
 
 
 class Opaque(Exception):  # noqa: N818 (an answer, not an error)
@@ -251,6 +260,15 @@ class Guards:
 
     def _visit_object(self, value: Any) -> None:
         kind = type(value)
+        if isinstance(value, _IDLE_OBJECTS):
+            return
+        if isinstance(value, _Cached):  # its results are those that it had, until it computes one anew
+            self._watch(partial(places.misses, value), put=partial(places.forget, value))
+            self._visit(value.__wrapped__)
+            return
+        if isinstance(value, ContextVar):
+            self._watch(partial(value.get, GONE))
+            return
         referred = getattr(kind, REFERRED, None)
         if referred is not None:  # an object that says itself what a recording may depend on
             for part in referred(value):
@@ -292,7 +310,7 @@ class Guards:
             if id(base) not in self._seen or base is kind:
                 self._seen.add(id(base))
                 self._puts.append(partial(put_class, base, dict(vars(base))))
-                self._watch_mapping(vars(base), [name for name, value in vars(base).items() if _is_used(name, value)])
+                self._watch_mapping(vars(base), [name for name, value in vars(base).items() if is_used(name, value)])
             if called:
                 self._visit(vars(base).get("__new__"))
                 self._visit(vars(base).get("__init__"))
@@ -315,12 +333,14 @@ class Guards:
     def _visit_names(self, scope: dict[str, Any], code: types.CodeType) -> None:
         names, attributes = set(named_in(code, GLOBALS)), set(named_in(code, ATTRIBUTES))
         imports = set(named_in(code, IMPORTS))
-        changing = (names | attributes | imports) & (_CHANGING | _SEEDING) | names & _REFLECTING
+        parts = {part for name in imports for part in name.split(".")}
+        changing = (names | attributes | parts) & (_CHANGING | _SEEDING) | names & _REFLECTING
         if changing:
             raise Opaque(f"what changes by itself: {', '.join(sorted(changing))}")
-        foreign = [name for name in imports if not is_library(name)]
-        if foreign:
-            raise Opaque(f"what it imports as it runs: {', '.join(sorted(foreign))}")
+        for name in sorted(imports):
+            for module in modules_of(name, scope.get("__package__")):
+                if not is_library(module):
+                    self._watch(partial(sys.modules.get, module, GONE), attributes)
         for name in sorted(names):
             if name in scope:
                 self._watch(partial(scope.get, name, GONE), attributes, partial(put_entry, scope, name))
@@ -354,23 +374,6 @@ def _check_module(module: types.ModuleType) -> None:
     first, _, last = module.__name__.rpartition(".")
     if last in _CHANGING and (not first or is_library(first)):
         raise Opaque(f"what changes by itself: {module.__name__}")
-
-
-def _is_used(name: str, value: Any) -> bool:
-    """Return whether a recording may have used this attribute of a class by any object of it.
-
-    A method with a name of Python's own, such as `__getitem__`, is called by what code does not name.
-    """
-    if not name.startswith("__"):
-        return True
-    return name not in _OF_MAKING and isinstance(value, (types.FunctionType, staticmethod, classmethod))
-
-
-# Methods that make, copy, show or end an object, which a call of a function does not do with one that was there before.
-_OF_MAKING = frozenset({
-    "__new__", "__init__", "__post_init__", "__init_subclass__", "__class_getitem__", "__del__", "__copy__",
-    "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__repr__", "__sizeof__", "__dir__",
-})  # fmt: skip
 
 
 def _modes() -> tuple[Any, ...]:

@@ -1,9 +1,9 @@
-"""The slots of an object, and whether it keeps anything besides them and its `__dict__`."""
+"""What objects keep and do: their slots, whether there is anything besides, and the methods that a call may use."""
 
 from __future__ import annotations
 
 import struct
-from types import MemberDescriptorType
+from types import FunctionType, MemberDescriptorType
 from typing import Any
 
 _POINTER = struct.calcsize("P")
@@ -35,3 +35,20 @@ def slots_of(kind: type) -> dict[str, Any] | None:
         found |= slots
         kind = base
     return found
+
+
+def is_used(name: str, value: Any) -> bool:
+    """Return whether a recording may have used this attribute of a class by any object of it.
+
+    A method with a name of Python's own, such as `__getitem__`, is called by what code does not name.
+    """
+    if not name.startswith("__"):
+        return True
+    return name not in _OF_MAKING and isinstance(value, (FunctionType, staticmethod, classmethod))
+
+
+# Methods that make, copy, show or end an object, which a call of a function does not do with one that was there before.
+_OF_MAKING = frozenset({
+    "__new__", "__init__", "__post_init__", "__init_subclass__", "__class_getitem__", "__del__", "__copy__",
+    "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__repr__", "__sizeof__", "__dir__",
+})  # fmt: skip

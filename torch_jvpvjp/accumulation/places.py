@@ -71,3 +71,14 @@ def put_slot(slot: Any, owner: Any, value: Any) -> None:
         slot.__delete__(owner)
     elif before is not value:
         slot.__set__(owner, value)
+
+
+def misses(cached: Any) -> int:
+    """Return how many results an `lru_cache` has computed."""
+    return cached.cache_info().misses
+
+
+def forget(cached: Any, before: int) -> None:
+    """Clear an `lru_cache` that has computed more, which may be tensors without data."""
+    if misses(cached) != before:
+        cached.cache_clear()
