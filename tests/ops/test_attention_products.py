@@ -269,14 +269,26 @@ def test_where_it_is_not_quicker_it_is_not_called(monkeypatch: pytest.MonkeyPatc
 
 
 def test_more_threads_want_larger_products(monkeypatch: pytest.MonkeyPatch, made: list[torch.Size]) -> None:
-    asked: list[int] = []
+    push, asked = CALLS["JVP"][0], []
     monkeypatch.setattr(products, "onednn_is_quicker_by_head", lambda threads: asked.append(threads) or True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    attend()
+    push()
     assert not made and not asked
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    attend()
+    push()
     assert made and set(asked) == {2}
+
+
+def test_several_threads_take_the_fused_kernels(
+    quick: None, made: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    inputs = [t.detach().requires_grad_() for t in PLAIN]
+    torch.autograd.grad(attend(inputs).sum(), inputs)
+    assert not made
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    attend(inputs)
+    assert made
 
 
 def test_where_onednn_is_off_it_is_not_called(quick: None, made: list[torch.Size]) -> None:

@@ -1,6 +1,7 @@
 """Kernels for CPU tensors: PyTorch's fused attention where it is right, else tiles of rows; never an N×N matrix.
 
-Tiles are quicker than the fused kernels where oneDNN multiplies quicker than what these call, see `products`.
+On one thread tiles are quicker than the fused kernels where oneDNN multiplies quicker than what these call, see
+`products`; on several the fused kernels share heads among them, and tiles, which go head by head, gain nothing.
 """
 
 from typing import Any
@@ -54,6 +55,8 @@ def in_tiles(inputs: Any) -> bool:
     """
     q, k = inputs.query, inputs.key
     if q.dtype != torch.float32 or q.shape[-3:].numel() * k.shape[-2] < LEAST_FMA_BY_HEAD:
+        return False
+    if torch.get_num_threads() > 1:
         return False
     at, scores = operands_of(inputs), scores_of(inputs)
     return fits(scores, at) and products_of(at, scores).by_head
