@@ -78,6 +78,19 @@ RANGES = torch.tensor(
     dtype=torch.int32,
     device=DEVICE,
 )
+
+
+def packed(*lengths: tuple[int, int], causal: bool = False) -> Tensor:
+    """The ranges of sequences of so many rows and keys, a row seeing keys up to its own number if causal."""
+    ranges, first = [], 0
+    for rows, keys in lengths:
+        ranges += [(first, first + (min(i + 1, keys) if causal else keys), first + i) for i in range(rows)]
+        first += keys
+    return torch.tensor(ranges, dtype=torch.int32, device=DEVICE).T[None].contiguous()
+
+
+# Tiles of keys lie within one sequence, whose rows end within a tile, together with rows of the next.
+PACKED = ((7, 35), (20, 33), (2, 4))
 OPTIONS: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "causal": ((37, 37), {"right": 0}),
     "causal, more rows than keys": ((37, 18), {"right": 0}),
@@ -87,6 +100,9 @@ OPTIONS: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "window before": ((50, 50), {"left": 20, "right": -1}),
     "alibi, capped": ((9, 20), {"slopes": SLOPES[:1], "softcap": 1.5, "heads": (2, 1)}),
     "varlen": ((9, 7), {"ranges": RANGES, "heads": (2, 2)}),
+    "varlen of long sequences": ((29, 72), {"ranges": packed(*PACKED), "heads": (2, 1)}),
+    "varlen of long sequences, causal": ((29, 72), {"ranges": packed(*PACKED, causal=True)}),
+    "wide window": ((90, 90), {"left": 60, "right": 3}),
     "a negative scale": ((3, 20), {"scale": -0.7}),
     "no scale": ((3, 20), {"scale": 0.0}),
 }

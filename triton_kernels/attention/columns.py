@@ -256,8 +256,11 @@ def _columns_kernel(
     some_tile = some // BLOCK_M
     last = tl.maximum((some_end + BLOCK_M - 1) // BLOCK_M, some_tile)
     shared = tl.minimum(tl.maximum((tl.maximum(every, 0) + BLOCK_M - 1) // BLOCK_M, some_tile), last)
+    # From the tile `full` on some keys are not seen by some rows again: those behind a window, or of the next sequence.
+    full, masked = last, shared
     if FACTS.LEFT:
-        shared = tl.where(every_end < some_end, last, shared)
+        full = tl.where(every_end >= rows, last, tl.maximum(tl.minimum(every_end // BLOCK_M, last), shared))
+        masked = shared + last - full
 
     if FACTS.ALIKE:
         qd_row = q_row
@@ -335,9 +338,12 @@ def _columns_kernel(
                 j = listed_block * LISTED_ROWS + i % SPLIT * BLOCK_M
                 state = _visit(state, keys, queries, rules, tile, j, FACTS, True)
         else:
-            for i in tl.range(some_tile, shared, num_stages=STAGES):
-                state = _visit(state, keys, queries, rules, tile, i * BLOCK_M, FACTS, True)
-            for i in tl.range(shared, last, num_stages=STAGES):
+            for i in tl.range(some_tile, masked, num_stages=STAGES):
+                number = i
+                if FACTS.LEFT:
+                    number = tl.where(i < shared, i, full + i - shared)
+                state = _visit(state, keys, queries, rules, tile, number * BLOCK_M, FACTS, True)
+            for i in tl.range(shared, full, num_stages=STAGES):
                 state = _visit(state, keys, queries, rules, tile, i * BLOCK_M, FACTS, False)
 
     k_bar, v_bar, k_bar_dot, v_bar_dot = state
