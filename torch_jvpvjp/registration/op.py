@@ -179,18 +179,11 @@ class DifferentiableOp:
         return self.composite or not (self.jvp_op or self.vjp_op or self._kernels.devices or self._fake)
 
     def _torch_jvpvjp_referred(self) -> tuple[Any, ...]:
-        """Return what a recording of a call may depend on; an op that is recorded whole is called anew each time."""
+        """Return what a recording of a call may depend on; an op that is recorded whole is called anew."""
         return (self.formula,) if self.is_composite else ()
 
     def unpacked(self, returned: Any) -> tuple[Tensor, ...]:
-        """What a dispatcher op returned, as a tuple.
-
-        Args:
-            returned: A tensor or a tuple of tensors.
-
-        Returns:
-            One tensor per result.
-        """
+        """Return what a dispatcher op returned, one tensor per result."""
         count = len(self.signature.results)
         return (returned,) if count == 1 else tuple([returned[j] for j in range(count)])  # so that a proxy will do
 
