@@ -184,6 +184,43 @@ def test_ops_of_users():
     torch.testing.assert_close(looked_into(X), torch.func.jacrev(lambda x: 2 * x.sin())(X))
 
 
+def test_a_rule_that_is_declared_later_counts():
+    @tj.differentiable_op("composites::stepped")
+    def stepped(x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    plan = tj.plan_jacobian(stepped, X)
+    assert not plan(X).any() and not tj.jacobian(stepped, X).any()
+
+    @stepped.vjp
+    def vjp(cotangents, inputs):  # of the identity
+        return cotangents.y.clone()
+
+    @stepped.jvp
+    def jvp(primals, tangents):
+        return torch.round(primals.x), tangents.x.clone()
+
+    for found in (plan(X), plan(X), tj.jacobian(stepped, X)):
+        torch.testing.assert_close(found.reshape(48, 48), torch.eye(48, dtype=F64))
+
+
+SCALE = [2.0]
+
+
+@tj.differentiable_op("composites::scaled_sine")
+def scaled_sine(x: Tensor) -> Tensor:
+    """A formula that refers to a number outside."""
+    return SCALE[0] * x.sin()
+
+
+def test_what_a_formula_refers_to_is_watched():
+    plan = tj.plan_jacobian(lambda x: scaled_sine(x) + 1, X)
+    for scale in (2.0, 5.0, 3.0):
+        SCALE[0] = scale
+        expected = torch.diag_embed(scale * X.cos().reshape(-1))
+        torch.testing.assert_close(plan(X).reshape(48, 48), expected)
+
+
 def test_attention_stays_whole_and_holds_no_matrix_of_its_own():
     q = torch.randn(1, 2, 5, 4, dtype=F64)
     f = lambda q: ops.scaled_dot_product_attention(q, q, q)  # noqa: E731

@@ -89,7 +89,7 @@ class _Plans(dict[Hashable, Remembered]):
 
 
 ATTRIBUTE = "_torch_jvpvjp_plans"
-REFERRED = "_torch_jvpvjp_referred"  # a method of objects that know what a recording of them may depend on
+REFERRED = "_torch_jvpvjp_referred"  # a method of objects that tell the one object that a recording may depend on
 
 
 def remembered(stages: Sequence[Callable[..., Any]], kind: Hashable) -> Remembered:

@@ -271,8 +271,7 @@ class Guards:
             return
         referred = getattr(kind, REFERRED, None)
         if referred is not None:  # an object that says itself what a recording may depend on
-            for part in referred(value):
-                self._visit(part)
+            self._watch(partial(referred, value))
             return
         slots = slots_of(kind)
         if kind.__module__.partition(".")[0] in {"numpy", "jax", "functools"} or slots is None:

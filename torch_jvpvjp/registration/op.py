@@ -178,9 +178,9 @@ class DifferentiableOp:
         """Whether nothing but its formula says what the op is and what its derivatives are, or it shall be seen so."""
         return self.composite or not (self.jvp_op or self.vjp_op or self._kernels.devices or self._fake)
 
-    def _torch_jvpvjp_referred(self) -> tuple[Any, ...]:
+    def _torch_jvpvjp_referred(self) -> Function | None:
         """Return what a recording of a call may depend on; an op that is recorded whole is called anew."""
-        return (self.formula,) if self.is_composite else ()
+        return self.formula if self.is_composite else None
 
     def unpacked(self, returned: Any) -> tuple[Tensor, ...]:
         """Return what a dispatcher op returned, one tensor per result."""
