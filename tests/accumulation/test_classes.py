@@ -66,3 +66,19 @@ def test_a_softmax_that_is_written_somewhere_is_not_recorded_wrongly():
     torch.testing.assert_close(tj.plan_jacobian(f, X)(X), torch.func.jacrev(f)(X))
     with pytest.raises(IndexError, match="Dimension out of range"):
         tj.plan_jacobian(lambda x: torch.softmax(x, 2), X)
+
+
+OTHER_DTYPES = {
+    "by a number": lambda x: x.sum() / torch.tensor(11),
+    "by whole numbers": lambda x: x / torch.tensor([3, 7, 11, 13, 17]),
+    "by float32": lambda x: x / torch.tensor([3.0, 7.0, 11.0, 13.0, 17.0]),
+    "a power of whole numbers": lambda x: torch.tensor([3, 7, 11, 13, 17]) ** x,
+    "a mean of those that count": lambda x: F.cross_entropy(x, CLASSES, label_smoothing=0.2),
+}
+
+
+@pytest.mark.parametrize("f", OTHER_DTYPES.values(), ids=OTHER_DTYPES)
+def test_other_dtypes_on_the_way_take_no_digits(f):
+    plan, expected = tj.plan_jacobian(f, X), torch.func.jacrev(f)(X)
+    for _ in range(2):
+        torch.testing.assert_close(plan(X), expected, rtol=1e-13, atol=1e-14 * float(expected.abs().max()))

@@ -47,7 +47,9 @@ def _division(call: Call) -> Mapping[int, Local] | None:
         return None
     return for_active(
         call,
-        self=lambda position: _factor(call, position, "other", lambda z: 1 / z, lambda a, y: 1 / a["other"]),
+        self=lambda position: _factor(
+            call, position, "other", lambda z: 1 / z, lambda a, y: 1 / a["other"].to(y.dtype)
+        ),
         other=lambda position: weighted(call, position, _quotient_by_denominator),
     )
 
@@ -91,7 +93,7 @@ def _add_quotient(call: Call) -> Mapping[int, Local]:
     return for_active(
         call,
         self=lambda position: multiple(call, position, 1),
-        tensor1=lambda position: weighted(call, position, lambda a, y: a["value"] / a["tensor2"]),
+        tensor1=lambda position: weighted(call, position, lambda a, y: a["value"] / a["tensor2"].to(y.dtype)),
         tensor2=lambda position: weighted(call, position, _by_second_of_quotient),
     )
 

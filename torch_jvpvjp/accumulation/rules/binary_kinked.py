@@ -41,7 +41,7 @@ def _power_by_base(a: Arguments, y: Tensor) -> Tensor:
 def _power_by_exponent(a: Arguments, y: Tensor) -> Tensor:
     # x^z log x, and 0 for x = 0 where z ≥ 0
     x, exponent = a["self"], a["exponent"]
-    return torch.where((x == 0) & (exponent >= 0), 0, y * x.log())
+    return torch.where((x == 0) & (exponent >= 0), 0, y * x.to(y.dtype).log())
 
 
 def _inverse_square(a: Arguments) -> Tensor:

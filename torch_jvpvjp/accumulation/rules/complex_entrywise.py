@@ -118,7 +118,7 @@ def _division(call: Call) -> Mapping[int, Local] | None:
         return None
     return for_active(
         call,
-        self=_by_formula(call, lambda a, y: 1 / a["other"]),
+        self=_by_formula(call, lambda a, y: 1 / a["other"].to(y.dtype)),
         other=_by_formula(call, lambda a, y: -y / a["other"]),
     )
 
