@@ -103,6 +103,29 @@ CASES: tuple[Case, ...] = (
     Case(
         "tangent-kernel", tangent_kernel, {"batch": 16, "widths": (32, 64, 64, 10)}, {"batch": 3, "widths": (4, 5, 2)}
     ),
+    # the same at sizes that take tens of milliseconds
+    Case(
+        "rnn-200-wide",
+        recurrence,
+        {"steps": 200, "hidden": 256, "inputs": 32},
+        {"steps": 4, "hidden": 5, "inputs": 3},
+    ),
+    Case("ode-200-wide", explicit_ode, {"steps": 200, "n": 256}, {"steps": 4, "n": 5}),
+    _funnel(13, 64, 1024),
+    Case("cnn-large", small_cnn, {"side": 64, "channels": 32}, {"side": 4, "channels": 2}),
+    Case("resnet-large", resnet, {"side": 32, "widths": (32, 32, 64, 128)}, {"side": 4, "widths": (3, 3, 4)}),
+    Case(
+        "encoder-large-pooled-input",
+        encoder,
+        {"layers": 3, "tokens": 24, "width": 96, "heads": 4, "pooled": "input"},
+        {"layers": 1, "tokens": 3, "width": 4, "heads": 2, "pooled": "input"},
+    ),
+    Case(
+        "encoder-large-pooled-output",
+        encoder,
+        {"layers": 3, "tokens": 24, "width": 96, "heads": 4, "pooled": "output"},
+        {"layers": 1, "tokens": 3, "width": 4, "heads": 2, "pooled": "output"},
+    ),
 )
 
 QUICK = ("autoencoder", "hourglass-12", "funnel-4", "robot-arm", "roe-flux-256", "ode-200", "tangent-kernel")

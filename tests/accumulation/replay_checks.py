@@ -1,12 +1,13 @@
 """What the tests of recorded programs share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torch_jvpvjp.accumulation.calls import ProgramCall
-from torch_jvpvjp.accumulation.program import Program
+from torch_jvpvjp.accumulation.program import Program, ProgramRecorder
 from torch_jvpvjp.accumulation.tracing.tape import fill, flat_outputs
 
 
@@ -16,6 +17,16 @@ def program_of(plan: Any, x: Tensor) -> Program:
     program = plan.runtime.tracing(x).program
     if program is None:
         raise ValueError("the plan replays no program")
+    return program
+
+
+def recorded(function: Callable[..., Tensor | Sequence[Tensor]], *inputs: Tensor) -> Program:
+    """Return the program of a function of some tensors."""
+    recorder = ProgramRecorder(inputs)
+    with torch.no_grad(), recorder:
+        results = function(*inputs)
+    program = recorder.program(recorder.numbers([results] if isinstance(results, Tensor) else results))
+    assert program is not None
     return program
 
 

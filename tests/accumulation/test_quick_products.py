@@ -3,14 +3,13 @@
 import pytest
 import torch
 from jacobian_checks import F64
-from replay_checks import program_of
+from replay_checks import program_of, recorded
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torch_jvpvjp import _onednn
 from torch_jvpvjp._onednn import onednn_is_quicker, onednn_products
 from torch_jvpvjp.accumulation import plan_jacobian
-from torch_jvpvjp.accumulation.program import ProgramRecorder
 from torch_jvpvjp.accumulation.replay import quick_products
 
 pytestmark = pytest.mark.skipif(onednn_products() is None, reason="PyTorch was built without oneDNN")
@@ -24,15 +23,6 @@ def _randn(*shape, dtype=torch.float32):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(quick_products, "onednn_is_quicker", lambda threads: True)
-
-
-def _recorded(function, *inputs):
-    recorder = ProgramRecorder(inputs)
-    with torch.no_grad(), recorder:
-        result = function(*inputs)
-    program = recorder.program(recorder.numbers([result]))
-    assert program is not None
-    return program
 
 
 def _products(program) -> list[str]:
@@ -80,7 +70,7 @@ CASES = {  # what is done with A, B, a row and a matrix, and by which ops
 def test_large_products_of_float32_are_made_by_onednn(quick, function, ops):
     inputs = [A, B, BIAS, TERM]
     kept = [one.clone() for one in inputs]
-    program = _recorded(function, *inputs)
+    program = recorded(function, *inputs)
     assert _products(program) == ops
     result = program(*inputs)[0]
     expected = function(*(one.double() for one in inputs)) if ops[0] != PLAIN else function(*inputs)
@@ -91,7 +81,7 @@ def test_large_products_of_float32_are_made_by_onednn(quick, function, ops):
 
 
 def test_each_machine_has_the_products_that_are_quicker_there(monkeypatch):
-    program = _recorded(lambda a, b: a @ b, A, B)
+    program = recorded(lambda a, b: a @ b, A, B)
     for quicker, op in ((True, ALONE), (False, PLAIN)):
         monkeypatch.setattr(quick_products, "onednn_is_quicker", lambda threads, quicker=quicker: quicker)
         assert _products(program) == [op]
@@ -100,7 +90,7 @@ def test_each_machine_has_the_products_that_are_quicker_there(monkeypatch):
 def test_special_values_pass_through(quick):
     a = A.clone()
     a[3, 4], a[5, 6] = float("nan"), float("inf")
-    program = _recorded(lambda a, b: a @ b, a, B)
+    program = recorded(lambda a, b: a @ b, a, B)
     assert torch.equal(program(a, B)[0].isfinite(), (a @ B).isfinite())
 
 
@@ -120,7 +110,7 @@ def test_a_compiled_program_has_them_too(quick):
         return torch.addmm(c, torch.addmm(row, a, b).tanh(), (b.t() @ a.t()) @ c)
 
     inputs = [A, B, BIAS, TERM]
-    program = _recorded(f, *inputs)
+    program = recorded(f, *inputs)
     assert sorted(_products(program)) == [ADDED, ALONE, ALONE, ALONE]
     compiled = program.compiled(None)
     targets = [str(node.target) for node in compiled._graph.graph.nodes]
@@ -146,18 +136,18 @@ def test_no_onednn_no_such_products(monkeypatch):
     monkeypatch.setattr(_onednn, "onednn_products", lambda: None)
     try:
         assert not onednn_is_quicker(1)
-        assert _products(_recorded(lambda a, b: a @ b, A, B)) == [PLAIN]
+        assert _products(recorded(lambda a, b: a @ b, A, B)) == [PLAIN]
     finally:
         onednn_is_quicker.cache_clear()
 
 
 def test_where_onednn_is_turned_off_later_it_is_not_called(quick):
-    program = _recorded(lambda a, b: a @ b, A, B)
+    program = recorded(lambda a, b: a @ b, A, B)
     enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     try:
         assert _products(program) == [PLAIN]
-        assert _products(_recorded(lambda a, b: a @ b, A, B)) == [PLAIN]
+        assert _products(recorded(lambda a, b: a @ b, A, B)) == [PLAIN]
     finally:
         torch._C._set_mkldnn_enabled(enabled)
     assert _products(program) == [ALONE]
@@ -176,7 +166,7 @@ def test_what_a_plan_holds_counts_the_code_that_onednn_keeps(monkeypatch):
 
 
 def test_products_of_one_shape_share_a_kernel(quick):
-    program = _recorded(lambda a, b, c: (a @ b) @ (a @ b) @ (c @ c), A, B, TERM)
+    program = recorded(lambda a, b, c: (a @ b) @ (a @ b) @ (c @ c), A, B, TERM)
     assert len(_products(program)) == 4
     assert program.kernel_bytes == 2 * quick_products._KERNEL_BYTES
 

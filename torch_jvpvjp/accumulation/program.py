@@ -38,6 +38,7 @@ from .replay import (
     run_together,
     with_own_results,
     with_quick_products,
+    with_quick_pullbacks,
     with_samples_innermost,
     without_double_copies,
     without_idle_arithmetic,
@@ -237,8 +238,13 @@ class ProgramRecorder(TorchDispatchMode):
         every = fixed if together is None else fixed | together.fixed
         held = {index: tensor for index, tensor in every.items() if index in used}
         limited = self._most_folded == 0  # nothing is to be kept between calls: oneDNN keeps code
-        quick = None if exact or not pure or limited else lambda calls: with_quick_products(calls, layouts, self._next)
-        return Program(calls, self._inputs, held, numbers, layouts, self._tasks, more, quick)
+
+        def quick(calls: Sequence[ProgramCall]) -> Sequence[ProgramCall]:
+            calls = with_quick_pullbacks(calls, numbers, layouts, self._next)
+            return calls if limited else with_quick_products(calls, layouts, self._next)
+
+        quickened = quick if pure and not exact else None
+        return Program(calls, self._inputs, held, numbers, layouts, self._tasks, more, quickened)
 
     def _is_alone(self, index: int) -> bool:
         """Return whether no other value shares the memory of one that the program has made."""

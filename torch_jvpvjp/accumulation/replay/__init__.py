@@ -10,6 +10,7 @@ from .one_row import by_vectors
 from .owned import with_own_results
 from .pieces import without_joins
 from .quick_products import kernel_bytes, with_quick_products
+from .quick_pullbacks import with_quick_pullbacks
 from .tidying import without_idle_moves
 from .together import Worth, run_together
 from .writing import Spelling, by_hand, written
@@ -17,6 +18,6 @@ from .writing import Spelling, by_hand, written
 __all__ = [
     "CompiledProgram", "Layout", "Layouts", "Spelling", "Worth", "by_hand", "by_vectors", "joined",
     "kernel_bytes", "layout_of",
-    "run_together", "with_own_results", "with_quick_products", "with_samples_innermost", "without_double_copies",
-    "without_idle_arithmetic", "without_idle_moves", "without_joins", "written",
+    "run_together", "with_own_results", "with_quick_products", "with_quick_pullbacks", "with_samples_innermost",
+    "without_double_copies", "without_idle_arithmetic", "without_idle_moves", "without_joins", "written",
 ]  # fmt: skip
