@@ -113,7 +113,7 @@ CASES: tuple[Case, ...] = (
     Case("ode-200-wide", explicit_ode, {"steps": 200, "n": 256}, {"steps": 4, "n": 5}),
     _funnel(13, 64, 1024),
     Case("cnn-large", small_cnn, {"side": 64, "channels": 32}, {"side": 4, "channels": 2}),
-    Case("resnet-large", resnet, {"side": 32, "widths": (32, 32, 64, 128)}, {"side": 4, "widths": (3, 3, 4)}),
+    Case("resnet-large", resnet, {"side": 32, "widths": (24, 24, 48, 96)}, {"side": 4, "widths": (3, 3, 4)}),
     Case(
         "encoder-large-pooled-input",
         encoder,

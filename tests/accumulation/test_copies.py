@@ -53,6 +53,7 @@ CASES = {  # of x, (2, 6, 4): what is done, and how many copies and stacks are l
     "one-of-it": (lambda x: contiguous(contiguous(x.permute(1, 0, 2))[3].t()), 1),
     "taken-apart": (lambda x: contiguous(contiguous(x.permute(1, 0, 2)).view(2, 3, 2, 4).permute(1, 0, 3, 2)), 1),
     "merged-and-taken-apart": (lambda x: contiguous(contiguous(x.mT).view(2, 24).view(2, 4, 6).mT), 1),
+    "three-deep": (lambda x: contiguous(contiguous(contiguous(x.permute(1, 0, 2))[3].t()).t()), 1),
     "merged": (lambda x: contiguous(contiguous(x.permute(1, 0, 2)).view(12, 4).t()), 2),
     "some-of-it": (lambda x: contiguous(contiguous(x.mT)[:, 1:3].mT), 2),
     "every-other": (lambda x: contiguous(contiguous(x.mT)[:, ::2].mT), 2),

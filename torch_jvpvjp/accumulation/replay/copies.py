@@ -79,6 +79,9 @@ class _Copies:
         self.found.append(call)
         index = call.outputs[0] or 0
         self.makers[index] = call
+        if target.is_view:
+            (value,) = call.operands
+            self.roots[index] = self.roots.get(value, value)
         return index
 
     def _source(self, index: int, segment: int) -> int:
@@ -98,7 +101,7 @@ class _Copies:
                 value = self._run(segment, _aten.select.int, Ref(value), axis, place.chosen[axis])
         if place.order != sorted(place.order):
             value = self._run(segment, _aten.permute.default, Ref(value), place.order)
-        return value
+        return self._source(value, segment)  # which may be a copy in turn
 
     def _stacked(self, call: ProgramCall, operand: int) -> bool:
         permuted = self.makers.get(operand)
