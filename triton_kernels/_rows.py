@@ -54,6 +54,15 @@ def column_numbers_back(start, n, BLOCK_N: tl.constexpr, ONE_PASS: tl.constexpr)
 
 
 @triton.jit
+def rounding(a, b):
+    """Return what a + b lacks of the sum of a and b (Knuth's two-sum); 0 where the sum is not finite."""
+    total = a + b
+    b_kept = total - a
+    rest = (a - (total - b_kept)) + (b - b_kept)
+    return tl.where(rest == rest, rest, 0.0)
+
+
+@triton.jit
 def row_sum(tile):
     """Return the sum along each row: (BLOCK_M, BLOCK_N) to (BLOCK_M, 1)."""
     return tl.sum(tile, axis=1, keep_dims=True)

@@ -37,7 +37,7 @@ def there(results: Sequence[Tensor | None]) -> list[Tensor]:
 def run_forward(problem: Problem) -> list[Tensor]:
     """o, ℓ and their tangents; with one primal and several directions o is there once, and shown for each."""
     moves = any(t is not None for t in problem.dots)
-    o, lse, o_dot, lse_dot = attention_forward(problem.at, problem.dots if moves else None, problem.options)
+    o, lse, o_dot, lse_dot, _ = attention_forward(problem.at, problem.dots if moves else None, problem.options)
     if o_dot is None or lse_dot is None:
         return [o, lse]
     return [o.expand(o_dot.shape), lse.expand(lse_dot.shape), o_dot, lse_dot]
@@ -45,17 +45,18 @@ def run_forward(problem: Problem) -> list[Tensor]:
 
 def run_second(problem: Problem) -> list[Tensor]:
     """The cotangents and their tangents, from what the forward kernel left."""
-    o, lse, o_dot, lse_dot = attention_forward(problem.at, problem.dots, problem.options)
+    o, lse, o_dot, lse_dot, rest = attention_forward(problem.at, problem.dots, problem.options)
     first, second = attention_second_order(
         problem.at, problem.dots, o, lse, o_dot, lse_dot, problem.w, problem.lse_bar, problem.u, problem.lse_bar_dot,
-        problem.options, needed(problem), needed(problem),
+        problem.options, needed(problem), needed(problem), rest,
     )  # fmt: skip
     return there([*first, *second])
 
 
 def run_vjp(problem: Problem) -> list[Tensor]:
-    o, lse, _, _ = attention_forward(problem.at, None, problem.options)
-    return there(attention_vjp(problem.at, o, lse, problem.w, problem.lse_bar, problem.options, needed(problem)))
+    o, lse, _, _, rest = attention_forward(problem.at, None, problem.options)
+    needs = needed(problem)
+    return there(attention_vjp(problem.at, o, lse, problem.w, problem.lse_bar, problem.options, needs, rest))
 
 
 def check(problem: Problem) -> None:

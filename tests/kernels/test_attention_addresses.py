@@ -119,12 +119,12 @@ def test_wide_addresses_give_the_same(shape: tuple[int, int, int, int], monkeypa
         calls.clear()
     mask = torch.rand(1, 1, 1, 5, 7) < 0.8
     problem = draw_problem(5, 7, heads=(2, 1), bias=shape, mask=mask)
-    o, lse, o_dot, lse_dot = attention_forward(problem.at, problem.dots, problem.options)
+    o, lse, o_dot, lse_dot, rest = attention_forward(problem.at, problem.dots, problem.options)
     assert_equal((o, lse, o_dot, lse_dot), forward(problem))
     needs = Operands(True, True, True, True)
     results = attention_second_order(
         problem.at, problem.dots, o, lse, o_dot, lse_dot, problem.w, problem.lse_bar, problem.u, problem.lse_bar_dot,
-        problem.options, needs, needs,
+        problem.options, needs, needs, rest,
     )  # fmt: skip
     value._calls.clear()
     pullback._calls.clear()

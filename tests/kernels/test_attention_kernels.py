@@ -62,11 +62,11 @@ def test_grouped_heads_and_batches(heads: tuple[int, int], batch: int) -> None:
 def test_nothing_to_do(lq: int, lk: int, batch: int) -> None:
     problem = problem_of(lq, lk, batch=batch, bias=(1, 1, lq, lk))
     with count_launches() as count:
-        o, lse, o_dot, lse_dot = attention_forward(problem.at, problem.dots, problem.options)
+        o, lse, o_dot, lse_dot, rest = attention_forward(problem.at, problem.dots, problem.options)
         results = run_second(problem)
     assert count.total == 0
     assert o_dot is not None and lse_dot is not None
-    assert all(bool((t == 0).all()) for t in (o, o_dot, lse_dot, *results)) and bool((lse == -torch.inf).all())
+    assert all(bool((t == 0).all()) for t in (o, o_dot, lse_dot, rest, *results)) and bool((lse == -torch.inf).all())
 
 
 # ---- what is done to the scores --------------------------------------------------------------------------------------
@@ -151,10 +151,17 @@ def test_a_row_of_padding_is_a_mean_and_harms_no_cotangent(number: float, dtype:
     at, w = problem.at._replace(bias=problem.at.bias.float()), problem.w
     assert w is not None
     at.bias[..., 2, :], w[..., 2, :] = number, 0.0
-    o, lse, _, _ = attention_forward(at, None, problem.options)
+    o, lse, _, _, rest = attention_forward(at, None, problem.options)
     rounding = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(o[..., 2, :], at.v.float().mean(-2).to(dtype), rtol=0, atol=rounding)
     assert lse.isfinite().all()
+
+    if dtype == torch.float32:  # the rest of ℓ is all of log Σ exp(S − max S)
+        whole = attention_vjp(at, o, lse, torch.ones_like(w), None, problem.options, Operands(v=True), rest)
+        others = torch.ones_like(w)
+        others[..., 2, :] = 0.0
+        part = attention_vjp(at, o, lse, others, None, problem.options, Operands(v=True), rest)
+        torch.testing.assert_close(whole.v - part.v, torch.full_like(at.v, 1 / 20), rtol=0, atol=rounding)
 
     lse[..., 2] = torch.nextafter(lse[..., 2], torch.tensor(-torch.inf, device=DEVICE))  # as another sum would round it
     hidden = at._replace(bias=at.bias.clone())

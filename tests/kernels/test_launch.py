@@ -189,8 +189,8 @@ def test_attention_tells_its_calls_apart(made: list[Made]):
             dots = attention.Operands(at.q, None, None) if name == "tangent" else None
             results = attention.attention_forward(at, dots, options)
             last = made[-1]
-            assert all(a is b for a, b in zip(last.arguments[14:18], results, strict=True))
-            told = [a for a in last.arguments[18:-5] if not isinstance(a, Tensor)]
+            assert all(a is b for a, b in zip(last.arguments[14:19], results, strict=True))
+            told = [a for a in last.arguments[19:-5] if not isinstance(a, Tensor)]
             shown[name].append((last.function, last.grid, told, [None if r is None else r.shape for r in results]))
     for first, second in shown.values():
         assert first == second

@@ -96,3 +96,20 @@ def times(*factors: Tensor | None) -> Tensor | None:
             return None
         result = factor if result is None else result * factor
     return result
+
+
+def rounding(a: Tensor, b: Tensor) -> Tensor:
+    """What a + b lacks of the sum of a and b (Knuth's two-sum); 0 where the sum is not finite.
+
+    Args:
+        a: One summand.
+        b: The other.
+
+    Returns:
+        The rest.
+    """
+    a, b = a.detach(), b.detach()
+    found = a + b
+    b_kept = found - a
+    rest = (a - (found - b_kept)) + (b - b_kept)
+    return torch.where(rest.isfinite(), rest, 0)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ._scores import LOG2E, Row
+from ._scores import LOG2E, Row, in_unit
 from ._tiles import load_rows
 
 
@@ -35,6 +35,7 @@ class Facts(NamedTuple):
         HAS_W: Whether there is a cotangent of o, and a tangent of it.
         HAS_U: See HAS_W.
         CAPPED: Whether there is a softcap, 0 or 1; 2 where tanh has to be exact.
+        FINE: Whether operands are of float32 or wider, see `in_unit`.
         LEFT: Whether a row may not see a key before its last.
         WIDE: Whether a matrix has elements 2³¹ or more behind its first.
         ALIKE: Whether k, v and their tangents have the same stride between vectors, and q and its tangent.
@@ -58,6 +59,7 @@ class Facts(NamedTuple):
     HAS_W: bool
     HAS_U: bool
     CAPPED: int
+    FINE: bool
     LEFT: bool
     WIDE: bool
     ALIKE: bool
@@ -72,24 +74,26 @@ class Known(NamedTuple):
     delta: Any
     lse_dot: Any
     delta_dot: Any
+    rest: Any
 
 
 @triton.jit
-def known_of(lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, head, stored, SECOND: tl.constexpr):
+def known_of(lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, rest_ptr, head, stored):
     """Return the pointers of a head, by its number among those of all n and batches.
 
-    Without SECOND the dotted ones are others, that nobody reads: Triton 3.6 does not let a function return None.
+    Those that there are not are others, that nobody reads: Triton 3.6 does not let a function return None.
     """
+    if lse_dot_ptr is None:
+        lse_dot_ptr = lse_ptr
+        delta_dot_ptr = delta_ptr
+    if rest_ptr is None:
+        rest_ptr = lse_ptr
     here = head * stored
-    if SECOND:
-        known = Known(lse_ptr + here, delta_ptr + here, lse_dot_ptr + here, delta_dot_ptr + here)
-    else:
-        known = Known(lse_ptr + here, delta_ptr + here, lse_ptr + here, delta_ptr + here)
-    return known
+    return Known(lse_ptr + here, delta_ptr + here, lse_dot_ptr + here, delta_dot_ptr + here, rest_ptr + here)
 
 
 @triton.jit
-def known_rows(known, index, AXIS: tl.constexpr, SECOND: tl.constexpr):
+def known_rows(known, index, AXIS: tl.constexpr, SECOND: tl.constexpr, FINE: tl.constexpr):
     """Return what is known of rows, with an axis for columns; whole tiles are stored."""
     lse = tl.expand_dims(tl.load(known.lse + index), AXIS)
     delta = tl.expand_dims(tl.load(known.delta + index), AXIS)
@@ -98,10 +102,13 @@ def known_rows(known, index, AXIS: tl.constexpr, SECOND: tl.constexpr):
     if SECOND:
         lse_dot = tl.expand_dims(tl.load(known.lse_dot + index), AXIS)
         delta_dot = tl.expand_dims(tl.load(known.delta_dot + index), AXIS)
-    return Row(lse, delta, lse_dot, delta_dot)
+    rest = lse
+    if FINE:
+        rest = tl.expand_dims(tl.load(known.rest + index), AXIS)
+    return Row(lse, delta, lse_dot, delta_dot, rest)
 
 
-@triton.jit(do_not_specialize=["rows", "stored", "row_blocks", "heads", "lse_n", "ld_n", "lb_n", "lbd_n"])
+@triton.jit(do_not_specialize=["rows", "stored", "row_blocks", "heads", "lse_n", "ld_n", "lb_n", "lbd_n", "rest_n"])
 def _delta_kernel(
     o_ptr,  # (n, heads, rows, DV), contiguous but for n, as all here; heads of all the batch
     o_dot_ptr,  # its tangent, or None
@@ -111,10 +118,12 @@ def _delta_kernel(
     lse_dot_ptr,  # its tangent, or None
     lse_bar_ptr,  # (n, heads, rows): cotangents of ℓ, or None
     lse_bar_dot_ptr,
-    known_ptr,  # (n, heads, stored): ℓ · log₂e
+    rest_ptr,  # (n, heads, rows): what ℓ as rounded lacks, or None
+    known_ptr,  # (n, heads, stored): ℓ in the unit of scores
     delta_ptr,  # the same, D
     known_dot_ptr,  # the same, ℓ̇, or None
     delta_dot_ptr,  # the same, Ḋ, or None
+    known_rest_ptr,  # the same, what ℓ lacks times log₂e, or None
     o_n,
     od_n,
     w_n,
@@ -123,6 +132,7 @@ def _delta_kernel(
     ld_n,
     lb_n,
     lbd_n,
+    rest_n,
     rows,
     stored,
     row_blocks,
@@ -132,9 +142,9 @@ def _delta_kernel(
     BLOCK_M: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """One program: ℓ · log₂e, D = w·o − λ, ℓ̇ and Ḋ = u·o + w·ȯ − μ of BLOCK_M rows.
+    """One program: ℓ and its rest, D = w·o − λ, ℓ̇ and Ḋ = u·o + w·ȯ − μ of BLOCK_M rows.
 
-    Reads up to four rows and as many numbers, stores up to four numbers. Rows that see nothing or do not exist get
+    Reads up to four rows and five numbers each, stores up to five. Rows that see nothing or do not exist get
     ℓ = ∞ and zeros, hence P = 0: tiles need not ask whether a row exists. Their λ and μ are not read: where ℓ is −∞
     whatever the arguments, a cotangent of it may be infinite or NaN.
     """
@@ -148,7 +158,12 @@ def _delta_kernel(
     out = (n * heads + head) * stored + index
     lse = tl.load(lse_ptr + n * lse_n + here + index, mask=exists, other=-float("inf"))
     sees = lse != -float("inf")
-    tl.store(known_ptr + out, tl.where(sees, lse * LOG2E, float("inf")))
+    tl.store(known_ptr + out, tl.where(sees, in_unit(lse, known_rest_ptr is not None), float("inf")))
+    if known_rest_ptr is not None:
+        rest = tl.zeros([BLOCK_M], ACC)
+        if rest_ptr is not None:
+            rest = tl.load(rest_ptr + n * rest_n + here + index, mask=exists, other=0.0).to(ACC)
+        tl.store(known_rest_ptr + out, rest * LOG2E)
     if known_dot_ptr is not None:
         tl.store(known_dot_ptr + out, tl.load(lse_dot_ptr + n * ld_n + here + index, mask=exists, other=0.0))
     delta = tl.zeros([BLOCK_M], ACC)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ._scores import LOG2E, Tile, scores, survival, tangent_scores, visible
+from ._scores import Tile, in_unit, powers, scores, survival, tangent_scores, visible
 from ._tiles import load_rows
 
 
@@ -33,7 +33,7 @@ class Facts(NamedTuple):
     """Compile-time facts: head sizes, tiles, how many tangents and which of them there are, and how to multiply.
 
     CAPPED: 0 without a softcap, 1 with one, 2 where tanh has to be exact. LEFT: whether a row may not see a key before
-    its last. PLAIN: whether scores are q·k by a positive factor. WIDE, ALIKE: see the facts of pullbacks.
+    its last. PLAIN: whether scores are q·k by a positive factor. FINE, WIDE, ALIKE: see the facts of pullbacks.
     """
 
     DK: int
@@ -48,6 +48,7 @@ class Facts(NamedTuple):
     HAS_V: bool
     HAS_BIAS: bool
     CAPPED: int
+    FINE: bool
     LEFT: bool
     PLAIN: bool
     WIDE: bool
@@ -84,6 +85,7 @@ def visit(state, q, q_dots, origins, keys, rules, tile, j, FACTS: tl.constexpr, 
     HAS_K: tl.constexpr = FACTS.HAS_K
     CAPPED: tl.constexpr = FACTS.CAPPED
     PRECISION: tl.constexpr = FACTS.PRECISION
+    FINE: tl.constexpr = FACTS.FINE
     ACC: tl.constexpr = FACTS.ACC
     m, mass, o, moved, lse_dots = state
     column = (j + tl.arange(0, BLOCK_N))[None, :]
@@ -92,20 +94,20 @@ def visit(state, q, q_dots, origins, keys, rules, tile, j, FACTS: tl.constexpr, 
     z = tl.dot(q, k, input_precision=PRECISION, out_dtype=ACC)
     t = 0.0
     if FACTS.PLAIN:  # max and scale commute: one multiplication a row, and one fused multiply-add an element
-        factor = rules.scale * LOG2E
+        factor = in_unit(rules.scale, FINE)
         if HIDES:
             z = tl.where(visible(tile, False, FACTS.LEFT), z, -float("inf"))
         top = tl.maximum(m, tl.max(z, 1) * factor)
         base = tl.where(top == -float("inf"), 0.0, top)  # rows that have seen nothing yet
-        p = tl.exp2(z * factor - base[:, None])
+        p = powers(z * factor - base[:, None], FINE)
     else:
-        s, t = scores(rules, z, tile, CAPPED, FACTS.WIDE)
+        s, t = scores(rules, z, tile, CAPPED, FACTS.WIDE, FINE)
         if HIDES:
             s = tl.where(visible(tile, False, FACTS.LEFT), s, -float("inf"))
         top = tl.maximum(m, tl.max(s, 1))
         base = tl.where(top == -float("inf"), 0.0, top)
-        p = tl.exp2(s - base[:, None])
-    fade = tl.exp2(m - base)
+        p = powers(s - base[:, None], FINE)
+    fade = powers(m - base, FINE)
     mass = mass * fade + tl.sum(p, 1)
     kept = p
     if rules.seed is not None:
@@ -165,12 +167,12 @@ def first_origins(places, q_row, qd_row, keys, rules, tile, start, j, FACTS: tl.
     k = load_rows(keys.k, j, stride, rules.columns, BLOCK_N, FACTS.DK, FACTS.BLOCK_DK, False, FACTS.WIDE)
     k = tl.trans(k)
     z = tl.dot(q, k, input_precision=FACTS.PRECISION, out_dtype=FACTS.ACC)
-    s, t = scores(rules, z, tile, FACTS.CAPPED, FACTS.WIDE)
+    s, t = scores(rules, z, tile, FACTS.CAPPED, FACTS.WIDE, FACTS.FINE)
     seen = tl.where(visible(tile, False, FACTS.LEFT), s, -float("inf"))
     top = tl.max(seen, 1)[:, None]
     blind = top == -float("inf")
     s = tl.where(blind, tl.zeros_like(s), seen - tl.where(blind, 0.0, top))
-    p = tl.exp2(s)
+    p = powers(s, FACTS.FINE)
     p /= tl.sum(p, 1)[:, None]
     origins = ()
     for i in tl.static_range(TANGENTS):

@@ -16,6 +16,7 @@ from .arguments import (
     are_alike,
     capped,
     head_strides,
+    is_fine,
     is_wide,
     padded,
     rule_arguments,
@@ -30,16 +31,17 @@ from .rows import _rows_kernel
 
 GIVEN = (
     *("q", "k", "v", "q_dot", "k_dot", "v_dot", "bias", "bias_dot", "mask"),
-    *("o", "o_dot", "w", "u", "lse", "lse_dot", "lse_bar", "lse_bar_dot"),
+    *("o", "o_dot", "w", "u", "lse", "lse_dot", "lse_bar", "lse_bar_dot", "rest"),
     *("slopes", "ranges", "seed", "kv_count", "kv_index", "q_count", "q_index"),
 )
 RESULTS = tuple(f"{name}_{order}" for order in ("first", "second") for name in Operands._fields)
-_KNOWN = ("known_lse", "delta", "known_lse_dot", "delta_dot")
+_KNOWN = ("known_lse", "delta", "known_lse_dot", "delta_dot", "known_rest")
 _PLACES = {name: i for i, name in enumerate((*GIVEN, *_KNOWN, "spans", *RESULTS, "nothing"))}
 _STORED = 128  # rows of the largest tile: what is known of rows is stored for whole tiles
 
 _HEADS = ("q", "k", "v", "q_dot", "k_dot", "v_dot")
-_OF_ROWS = {"o": 5, "o_dot": 5, "w": 5, "u": 5, "lse": 4, "lse_dot": 4, "lse_bar": 4, "lse_bar_dot": 4}  # their axes
+_VECTORS, _NUMBERS = ("o", "o_dot", "w", "u"), ("lse", "lse_dot", "lse_bar", "lse_bar_dot", "rest")
+_OF_ROWS = dict.fromkeys(_VECTORS, 5) | dict.fromkeys(_NUMBERS, 4)  # their axes
 _SCORES = ("bias", "bias_dot", "mask", "slopes", "ranges", "seed")
 _READ = (*_HEADS, "w", "u", *_KNOWN, *_SCORES)  # by every kernel that walks over tiles, in this order
 
@@ -138,7 +140,7 @@ class _Planner:
         results = (*self._results(self.needs_first), *self._results(self.needs_second))
         if min(self.batch, self.heads, self.rows, self.columns, self.key_heads) == 0:
             return Call(results)
-        known = (4 if self.second else 2, self.n, self.batch * self.heads, self.stored)
+        known = ((4 if self.second else 2) + is_fine(self.tensors["q"]), self.n, self.batch * self.heads, self.stored)
         spans = 0 if self.options.ranges is None else self.columns
         self.rules = rule_arguments(
             self.options._replace(mask=self.tensors["mask"]), self.tensors["bias"], self.tensors["bias_dot"]
@@ -155,9 +157,8 @@ class _Planner:
     def _rows_known(self) -> Step:
         """ℓ and D of rows, and their tangents."""
         scalar_rows = 16 if padded(self.dv) > 128 else 32
-        names = ("o", "o_dot", "w", "u", "lse", "lse_dot", "lse_bar", "lse_bar_dot")
         heads, blocks = self.batch * self.heads, self.stored // scalar_rows
-        numbers = (*(self.leads.get(name, 0) for name in names), self.rows, self.stored, blocks, heads)
+        numbers = (*(self.leads.get(name, 0) for name in _OF_ROWS), self.rows, self.stored, blocks, heads)
         constants = {
             "DV": self.dv,
             "BLOCK_DV": padded(self.dv),
@@ -167,7 +168,7 @@ class _Planner:
             "num_stages": 1,
             "enable_fp_fusion": True,
         }
-        return self._step(_delta_kernel, self.n * heads * blocks, (*names, *_KNOWN), numbers, constants)
+        return self._step(_delta_kernel, self.n * heads * blocks, (*_OF_ROWS, *_KNOWN), numbers, constants)
 
     def _by_rows(self) -> Iterator[Step]:
         """The cotangent of queries."""
@@ -302,6 +303,7 @@ class _Planner:
             w is not None,
             bool(second) and u is not None,
             capped(self.options, q),
+            is_fine(q),
             self.options.left >= 0 or self.options.ranges is not None,
             is_wide(*heads, w, u, self.tensors["bias"], self.tensors["bias_dot"], self.tensors["mask"]),
             are_alike(k, v, k_dot, v_dot) and are_alike(q, q_dot),

@@ -145,27 +145,51 @@ def _tanh(x, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def scores(rules, z, tile, CAPPED: tl.constexpr, WIDE: tl.constexpr):
-    """Return S · log₂e of a tile of q·k, −∞ where a mask hides it, and tanh(z / κ)."""
+def in_unit(x, FINE: tl.constexpr):
+    """Return numbers of scores in the unit that kernels compute these in: S itself if FINE, else S · log₂e.
+
+    Times log₂e a score of 100 is rounded by 100 eps, absolutely, and so is P, relatively: in float32 that is more than
+    all else, beside 16 bits nothing. There it saves the multiplication of `powers`.
+    """
+    if FINE:
+        return x
+    else:
+        return x * LOG2E
+
+
+@triton.jit
+def powers(x, FINE: tl.constexpr):
+    """Return exp of differences of scores, in their unit."""
+    if FINE:
+        return tl.exp2(x * LOG2E)
+    else:
+        return tl.exp2(x)
+
+
+@triton.jit
+def scores(rules, z, tile, CAPPED: tl.constexpr, WIDE: tl.constexpr, FINE: tl.constexpr):
+    """Return S of a tile of q·k in its unit, −∞ where a mask hides it, and tanh(z / κ)."""
     t = 0.0
     if CAPPED:
         t = _tanh(z * (rules.scale / rules.softcap), CAPPED)
-        s = t * (rules.softcap * LOG2E)
+        s = t * in_unit(rules.softcap, FINE)
     else:
-        s = z * (rules.scale * LOG2E)
+        s = z * in_unit(rules.scale, FINE)
     if rules.bias_ptr is not None:
         place = rules.bias_ptr + _place(tile, rules.bias_row, rules.bias_column, WIDE)
         bias = tl.load(place, mask=_inside(rules, tile), other=0.0).to(z.dtype)
-        # The lowest number, which hides keys softly, times log₂e would be −∞, which hides them altogether.
-        low = (bias < LOWEST) & (bias > -float("inf"))
-        s += tl.where(low, LOWEST, bias) * LOG2E
+        if FINE:
+            s += bias
+        else:  # the lowest number, which hides keys softly, times log₂e would be −∞, which hides them altogether
+            low = (bias < LOWEST) & (bias > -float("inf"))
+            s += tl.where(low, LOWEST, bias) * LOG2E
     if rules.slope is not None:
         if rules.ranges_ptr is not None:
             inside = tile.row < rules.rows
             position = tl.load(rules.ranges_ptr + 2 * rules.rows + tile.row, mask=inside, other=0)
         else:
             position = tile.row + rules.offset
-        s -= tl.abs(position - tile.column).to(z.dtype) * (rules.slope * LOG2E)
+        s -= tl.abs(position - tile.column).to(z.dtype) * in_unit(rules.slope, FINE)
     if rules.mask_ptr is not None:
         place = rules.mask_ptr + _place(tile, rules.mask_row, rules.mask_column, WIDE)
         shown = tl.load(place, mask=_inside(rules, tile), other=0)
@@ -202,16 +226,18 @@ class Row(NamedTuple):
     """What pullbacks know of rows, with the axes of `Tile.row`.
 
     Attributes:
-        lse: ℓ · log₂e, +∞ where nothing is visible.
+        lse: ℓ in the unit of scores, +∞ where nothing is visible.
         delta: D = w·o − λ.
         lse_dot: ℓ̇, if SECOND.
         delta_dot: u·o + w·ȯ − μ, if SECOND.
+        rest: What ℓ lacks, times log₂e, if FINE.
     """
 
     lse: Any
     delta: Any
     lse_dot: Any
     delta_dot: Any
+    rest: Any
 
 
 @triton.jit
@@ -223,12 +249,14 @@ def adjoints(rules, known, tile, z, z_dot, w_v, moved_v, FACTS: tl.constexpr, HI
     """
     CAPPED: tl.constexpr = FACTS.CAPPED
     SECOND: tl.constexpr = FACTS.SECOND
-    s, t = scores(rules, z, tile, CAPPED, FACTS.WIDE)
+    s, t = scores(rules, z, tile, CAPPED, FACTS.WIDE, FACTS.FINE)
     power = s - known.lse
     if rules.bias_ptr is not None:
         # A row of padding, all of it at −1e9 or lower, has an ℓ whose rounding is many powers of two: P would overflow,
         # and make NaN of a cotangent of zero.
         power = tl.where(power > 0, 0.0, power)
+    if FACTS.FINE:
+        power = power * LOG2E - known.rest
     p = tl.exp2(power)
     if HIDES:
         p = tl.where(visible(tile, BY, FACTS.LEFT), p, 0.0)

@@ -194,9 +194,14 @@ def are_alike(*tensors: Tensor | None) -> bool:
     return len({t.stride(-2) for t in tensors if t is not None}) <= 1
 
 
+def is_fine(q: Tensor) -> bool:
+    """Whether operands are of float32 or wider, whose results show each rounding of scores and of ℓ."""
+    return q.dtype.itemsize > 2
+
+
 def capped(options: Scores, q: Tensor) -> int:
     """How scores are capped: 0 not at all, 1 as well as operands of 16 bits show, 2 exactly."""
-    return 0 if options.softcap <= 0 else 2 if q.dtype.itemsize > 2 else 1
+    return 0 if options.softcap <= 0 else 2 if is_fine(q) else 1
 
 
 def padded(size: int) -> int:

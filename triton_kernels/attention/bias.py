@@ -29,6 +29,7 @@ def _bias_kernel(
     delta_ptr,
     lse_dot_ptr,
     delta_dot_ptr,
+    rest_ptr,
     bias_ptr,  # (n, batch, heads, rows, columns) by its strides, or None
     bias_dot_ptr,
     mask_ptr,  # the same, bool
@@ -122,10 +123,10 @@ def _bias_kernel(
     row_tiles = 1 if SUMS_ROWS else row_blocks
     column_tile = pid % column_tiles
     row_tile = pid // column_tiles % row_tiles
-    rest = pid // column_tiles // row_tiles
-    bias_h = rest % bias_heads
-    bias_b = rest // bias_heads % bias_batch
-    n = rest // bias_heads // bias_batch
+    line = pid // column_tiles // row_tiles  # the number of n, batch and head
+    bias_h = line % bias_heads
+    bias_b = line // bias_heads % bias_batch
+    n = line // bias_heads // bias_batch
     members_h = heads // bias_heads
     members = batch // bias_batch * members_h
     if FACTS.WIDE:  # 32 bits may be too few to count the tiles
@@ -185,8 +186,8 @@ def _bias_kernel(
         head = (b * heads + h).to(tl.int64)
         out = n.to(tl.int64) * batch * heads + head
         here = head * rows
-        known = known_of(lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, out, stored, SECOND)
-        known = known_rows(known, index, 1, SECOND)
+        known = known_of(lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, rest_ptr, out, stored)
+        known = known_rows(known, index, 1, SECOND, FACTS.FINE)
         begin, end = keys_seen(rules, index[:, None])
         tile = Tile(index[:, None], key[None, :], begin, end)
         q = load_rows(

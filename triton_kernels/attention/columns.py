@@ -61,7 +61,7 @@ def _visit(state, keys, queries, rules, tile, j, FACTS: tl.constexpr, HIDES: tl.
     k_bar, v_bar, k_bar_dot, v_bar_dot = state
     index = j + tl.arange(0, BLOCK_M)
     tile = Tile(index[None, :], tile.column, tile.low, tile.high)
-    known = known_rows(queries.known, index, 0, SECOND)
+    known = known_rows(queries.known, index, 0, SECOND, FACTS.FINE)
     q = load_rows(queries.q, j, queries.q_stride, rules.rows, BLOCK_M, DK, BLOCK_DK, False, FACTS.WIDE)
     z = tl.dot(keys.k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC)
     z_dot = tl.zeros([BLOCK_N, BLOCK_M], ACC)
@@ -118,6 +118,7 @@ def _columns_kernel(
     delta_ptr,
     lse_dot_ptr,
     delta_dot_ptr,
+    rest_ptr,
     bias_ptr,  # (n, batch, heads, rows, columns) by its strides, or None
     bias_dot_ptr,
     mask_ptr,  # the same, bool
@@ -208,7 +209,6 @@ def _columns_kernel(
     BLOCK_DV: tl.constexpr = FACTS.BLOCK_DV
     BLOCK_M: tl.constexpr = FACTS.BLOCK_M
     BLOCK_N: tl.constexpr = FACTS.BLOCK_N
-    SECOND: tl.constexpr = FACTS.SECOND
     ACC: tl.constexpr = FACTS.ACC
     pid = tl.program_id(0)
     block = pid % column_blocks
@@ -320,7 +320,7 @@ def _columns_kernel(
             w_here = w_ptr + n.to(tl.int64) * w_n + here * DV
         if u_ptr is not None:
             u_here = u_ptr + n.to(tl.int64) * u_n + here * DV
-        known = known_of(lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, out, stored, SECOND)
+        known = known_of(lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, rest_ptr, out, stored)
         queries = Queries(
             q_ptr + head_offset(n, b, h, q_n, q_b, q_h),
             q_row,

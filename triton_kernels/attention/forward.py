@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .._rows import rounding
 from ._forward_tiles import Keys, first_origins, visit
 from ._scores import LN2, Rules, Tile, keys_seen
 from ._tiles import head_offset, keys_of_tile, load_rows, store_rows
@@ -36,6 +37,7 @@ def _forward_kernel(
     lse_ptr,  # (n, batch, heads, rows)
     o_dot_ptr,  # (n · TANGENTS, batch, heads, rows, DV), or None
     lse_dot_ptr,
+    rest_ptr,  # (n, batch, heads, rows): what ℓ as rounded lacks if FINE, else 0
     q_n,
     q_b,
     q_h,
@@ -221,8 +223,18 @@ def _forward_kernel(
     out = out.to(tl.int64)
     if not SHARED or line < heads_in_all:
         store_rows(o_ptr + out * rows * DV, start, rows, o, BLOCK_M, DV, BLOCK_DV)
-        lse = tl.where(empty, -float("inf"), (tl.where(empty, 0.0, m) + tl.log2(tl.where(empty, 1.0, mass))) * LN2)
+        top = tl.where(empty, 0.0, m)
+        reach = tl.where(empty, 1.0, mass)
+        rest = tl.zeros([BLOCK_M], ACC)
+        if FACTS.FINE:
+            reach = tl.log(reach)
+            rest = rounding(top, reach)
+            lse = top + reach
+        else:
+            lse = (top + tl.log2(reach)) * LN2
+        lse = tl.where(empty, -float("inf"), lse)
         tl.store(lse_ptr + out * rows + index, lse.to(lse_ptr.dtype.element_ty), mask=index < rows)
+        tl.store(rest_ptr + out * rows + index, rest.to(rest_ptr.dtype.element_ty), mask=index < rows)
     for i in tl.static_range(TANGENTS):
         at = line.to(tl.int64)
         if TANGENTS > 1:

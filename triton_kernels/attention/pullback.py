@@ -10,7 +10,7 @@ from torch import Tensor
 from .._dtypes import partial_dtype
 from .._launch import launch_prepared
 from ._pullback_call import GIVEN, Call, call_of
-from .arguments import Operands, Scores
+from .arguments import Operands, Scores, is_fine
 from .config import call_key
 
 _NONE = Operands()
@@ -27,6 +27,7 @@ def attention_vjp(
     lse_bar: Tensor | None,
     options: Scores,
     needs: Operands,
+    rest: Tensor | None = None,
 ) -> Operands:
     """The cotangents of query, key, value and bias: a launch for row scalars, one by rows and one by columns.
 
@@ -38,11 +39,14 @@ def attention_vjp(
         lse_bar: Cotangent of ℓ, or None.
         options: What is done to the scores.
         needs: Which cotangents are wanted.
+        rest: What ℓ as rounded lacks, as `attention_forward` gives it; None for 0. Of operands of 16 bits not read.
 
     Returns:
         The cotangents, (N, ...), None where not wanted.
     """
-    return attention_second_order(at, _NONE, o, lse, None, None, w, lse_bar, None, None, options, needs, _NO_NEEDS)[0]
+    return attention_second_order(
+        at, _NONE, o, lse, None, None, w, lse_bar, None, None, options, needs, _NO_NEEDS, rest
+    )[0]
 
 
 def attention_second_order(
@@ -59,6 +63,7 @@ def attention_second_order(
     options: Scores,
     needs_first: Operands,
     needs_second: Operands,
+    rest: Tensor | None = None,
 ) -> tuple[Operands, Operands]:
     """The pullback of (w, λ) and its tangent in the direction of the dots and (u, μ).
 
@@ -76,6 +81,7 @@ def attention_second_order(
         options: What is done to the scores.
         needs_first: Which cotangents are wanted.
         needs_second: Which tangents of cotangents are wanted.
+        rest: What ℓ as rounded lacks, see `attention_vjp`.
 
     Returns:
         The cotangents and their tangents, (N, ...), None where not wanted.
@@ -87,7 +93,8 @@ def attention_second_order(
     blocks = options.blocks
     lists = (None,) * 4 if blocks is None else blocks[:4]
     tensors = [q, k, v, q_dot, k_dot, v_dot, bias, bias_dot, options.mask, o, o_dot, w, u, lse, lse_dot]
-    tensors += [lse_bar, lse_bar_dot, options.slopes, options.ranges, options.seed, *lists]
+    tensors += [lse_bar, lse_bar_dot, rest if is_fine(q) else None]
+    tensors += [options.slopes, options.ranges, options.seed, *lists]
     key = (*needs_first, *needs_second, *call_key(q, options, tensors))
     call = _calls.get(key)
     if call is None:
@@ -109,9 +116,10 @@ def _run(call: Call, q: Tensor, tensors: list[Any], results: list[Any]) -> None:
     for i, only_first in call.copied:
         tensors[i] = (tensors[i][:1] if only_first else tensors[i]).contiguous()
     known: list[Any] = [*q.new_empty(call.known, dtype=partial_dtype(q.dtype))]
+    rest = known.pop() if is_fine(q) else None
     known += [None] * (4 - len(known))
     spans = spans_of(tensors[GIVEN.index("ranges")], call.spans) if call.spans else None
-    everything = (*tensors, *known, spans, *results, None)
+    everything = (*tensors, *known, rest, spans, *results, None)
     for prepared, places in call.steps:
         launch_prepared(prepared, q, [everything[i] for i in places])
 

@@ -107,6 +107,7 @@ def _rows_kernel(
     delta_ptr,
     lse_dot_ptr,
     delta_dot_ptr,
+    rest_ptr,
     bias_ptr,  # (n, batch, heads, rows, columns) by its strides, or None
     bias_dot_ptr,
     mask_ptr,  # the same, bool
@@ -243,8 +244,8 @@ def _rows_kernel(
     head = (b * heads + h).to(tl.int64)
     out = (n.to(tl.int64) * batch * heads + head) * rows
     here = head * rows
-    here_known = known_of(lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, n * batch * heads + head, stored, SECOND)
-    known = known_rows(here_known, index, 1, SECOND)
+    here_known = known_of(lse_ptr, delta_ptr, lse_dot_ptr, delta_dot_ptr, rest_ptr, n * batch * heads + head, stored)
+    known = known_rows(here_known, index, 1, SECOND, FACTS.FINE)
     begin, end = keys_seen(rules, index[:, None])
     tile = Tile(index[:, None], index[:, None], begin, end)  # columns as they come
     q = load_rows(q_ptr + head_offset(n, b, h, q_n, q_b, q_h), start, q_row, rows, BLOCK_M, DK, BLOCK_DK, False, True)

@@ -17,6 +17,7 @@ from .arguments import (
     capped,
     check_counted,
     head_strides,
+    is_fine,
     is_wide,
     padded,
     rule_arguments,
@@ -34,7 +35,7 @@ class _Call(NamedTuple):
     """All of a call that shapes, strides, dtypes and options determine.
 
     Attributes:
-        results: Shapes and dtypes of o, ℓ and their tangents; None for one that there is not.
+        results: Shapes and dtypes of o, ℓ, their tangents and the rest of ℓ; None for one that there is not.
         copied: Which of the tensors kernels cannot read as they lie.
         launch: The rest of the launch; None if there is nothing to compute.
     """
@@ -50,7 +51,7 @@ _MOST_CALLS = 1024
 
 def attention_forward(
     at: Operands, dots: Operands | None, options: Scores
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
     """Value and tangents of attention, in one launch.
 
     Args:
@@ -60,8 +61,9 @@ def attention_forward(
         options: What is done to the scores.
 
     Returns:
-        o (N, B, Hq, Lq, dv) in q's dtype, ℓ (N, B, Hq, Lq) in float32, or float64; and their tangents, or None. The
-        first axis is there where something that the result depends on has it.
+        o (N, B, Hq, Lq, dv) in q's dtype, ℓ (N, B, Hq, Lq) in float32, or float64; their tangents, or None; and what ℓ
+        as rounded lacks, of ℓ's shape, 0 for operands of 16 bits. The first axis is there where something that the
+        result depends on has it.
     """
     q, k, v, bias = at
     q_dot, k_dot, v_dot, bias_dot = dots or _NOTHING
@@ -100,11 +102,12 @@ def _call_of(tensors: list[Any], options: Scores) -> _Call:
     batch, heads, rows, dk = q.shape[1:]
     columns, dv = v.shape[-2:]
     check_counted(rows, columns)
-    results = tuple(
+    pairs = tuple(
         None if lead is None else ((*lead, batch, heads, rows, *last), dtype)
         for lead in (front, moved_front if moving else None)
         for last, dtype in (((dv,), q.dtype), ((), partial_dtype(q.dtype)))
     )
+    results = (*pairs, pairs[1])
     if 0 in (n, batch, heads, rows, dv, columns):
         return _Call(results)
     each = tangents_of_program(count, max(dk, dv)) if moving and n == 1 else int(bool(moving))
@@ -153,6 +156,7 @@ def _facts_of(strided: list[Any], options: Scores, each: int) -> tuple[Facts, Co
         v_dot is not None,
         bias_dot is not None,
         capped(options, q),
+        is_fine(q),
         options.left >= 0 or options.ranges is not None,
         options.scale > 0 and options.softcap <= 0 and bias is mask is options.slopes is None,
         is_wide(*strided),
@@ -165,8 +169,8 @@ def _facts_of(strided: list[Any], options: Scores, each: int) -> tuple[Facts, Co
 
 def empty_results(results: tuple[Any, ...]) -> tuple[Any, ...]:
     """Results where there is no row or no key: zeros, and −∞ for ℓ."""
-    o, lse, o_dot, lse_dot = results
-    for tensor in (o, o_dot, lse_dot):
+    o, lse, *zero = results
+    for tensor in (o, *zero):
         if tensor is not None:
             tensor.zero_()
     lse.fill_(-torch.inf)

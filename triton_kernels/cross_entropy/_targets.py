@@ -126,15 +126,6 @@ def lost(tau, gap, inside, PROBABILITIES: tl.constexpr):
 
 
 @triton.jit
-def rounding(a, b):
-    """Return what a + b lacks of the sum of a and b (Knuth's two-sum); 0 where the sum is not finite."""
-    total = a + b
-    b_kept = total - a
-    rest = (a - (total - b_kept)) + (b - b_kept)
-    return tl.where(rest == rest, rest, 0.0)
-
-
-@triton.jit
 def load_number(ptr, offset, counts, ACC: tl.constexpr):
     """Return one number for each row, 0 where it is absent or the row ignored: a mean over nothing has ∞ there."""
     if ptr is None:

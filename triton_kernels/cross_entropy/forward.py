@@ -13,7 +13,7 @@ from torch import Tensor
 from .._dtypes import accumulator, partial_dtype
 from .._launch import launch
 from .._layout import group_count, group_stride
-from .._rows import column_numbers, row_sum, row_sums
+from .._rows import column_numbers, rounding, row_sum, row_sums
 from ..softmax._tiles import (
     adjacent,
     column_offsets,
@@ -32,7 +32,6 @@ from ._targets import (
     load_logits,
     load_tangent,
     lost,
-    rounding,
     target_weights,
 )
 

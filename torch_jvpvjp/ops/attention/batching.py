@@ -32,7 +32,7 @@ def _rule(point: DifferentiableOp) -> VmapRule:
     """The vmap rule of a point.
 
     A pullback's results have the shapes of its arguments, so its differentiable arguments are expanded (stride 0): no
-    sum runs over the batch.
+    sum runs over the batch. So is the rest of ℓ, as ℓ is.
 
     Args:
         point: The point.
@@ -56,7 +56,7 @@ def _rule(point: DifferentiableOp) -> VmapRule:
         values = list(args)
         for i, rank in ranks.items():
             if values[i] is not None:
-                expands = likes is not None and i in signature.differentiable
+                expands = likes is not None and (i in signature.differentiable or names[i] == "rest")
                 values[i] = _merged(values[i], in_dims[i], rank, info.batch_size, inner, expands=expands)
         shaped: list[Tensor] = []
         out_dims: list[int | None] = []
@@ -67,7 +67,7 @@ def _rule(point: DifferentiableOp) -> VmapRule:
                 result = result.unflatten(0, (info.batch_size, inner))  # noqa: PLW2901
                 if likes is not None and likes[j] not in with_inner:
                     result = result.sum(1)  # noqa: PLW2901 -- a pullback of what was shared along it
-                elif likes is None and j < 2 and not any(i < primals for i in with_inner):
+                elif likes is None and j < 3 and not any(i < primals for i in with_inner):
                     result = result.select(1, 0)  # noqa: PLW2901 -- the value at a primal that has none
             shaped.append(result)
             out_dims.append(0 if batched else None)
@@ -112,7 +112,7 @@ def _apart(info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...], wi
     moved = point.vmap_rule, (None, None, *in_dims[2:]), (None, None, *args[2:])
     assert moved[0] is not None and pull.vmap_rule is not None
     results, dims = moved[0](info, moved[1], *moved[2])
-    kept = (*range(2), *range(4, 4 + count), *range(8 + count, 10 + count))  # cotangents, arguments, o and ℓ
+    kept = (*range(2), *range(4, 4 + count), *range(8 + count, 11 + count))  # cotangents, arguments, o, ℓ, its rest
     alone, alone_dims = pull.vmap_rule(
         info, (*(in_dims[i] for i in kept), None), *(args[i] for i in kept), needs[: len(needs) // 2]
     )

@@ -18,14 +18,16 @@ from .products import products_of
 from .rules import op
 
 
-def primal(*args: Any) -> tuple[Tensor, Tensor]:
-    """o and ℓ: fused, or tile by tile."""
+def primal(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """o and ℓ: fused, or tile by tile. Nothing here reads what ℓ lacks."""
     inputs = op.signature.inputs_type(*args)
     if in_tiles(inputs):
         return in_place.primal(inputs)
-    if fused.is_plain(inputs):
-        return fused.plain(inputs)
-    return fused.forward(inputs) if fused.fits(inputs) else in_place.primal(inputs)
+    plain = fused.is_plain(inputs)
+    if not plain and not fused.fits(inputs):
+        return in_place.primal(inputs)
+    o, lse = fused.plain(inputs) if plain else fused.forward(inputs)
+    return o, lse, torch.zeros_like(lse)
 
 
 def vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:

@@ -56,8 +56,8 @@ def scaled_dot_product_attention(
             derivatives; broadcasting with (..., Hq, Lq, Lk). Or a ``torch.nn.attention.flex_attention.BlockMask``,
             whose empty blocks are skipped; its ``mask_mod`` is evaluated once, under torch.compile in every call, to
             one bool per query and key for each batch and head that it tells apart. Whatever hides keys holds together.
-            A row hidden as a whole by finite numbers, such as −1e9, is one of equal scores; on a GPU its cotangents are
-            finite and no more than that, since P is made again from ℓ: hide rows by False or −∞.
+            A row hidden as a whole by finite numbers, such as −1e9, is one of equal scores; for 16 bits on a GPU its
+            cotangents are finite and no more than that, since P is made again from ℓ: hide rows by False or −∞.
         dropout_p: Probability with which an element of P is dropped and the rest divided by 1 − p. Which ones are is a
             function of a seed drawn from PyTorch's default generator (``torch.manual_seed``): the same in value,
             tangent and all derivatives of one call. Always active if positive, as in PyTorch.
@@ -92,7 +92,7 @@ def scaled_dot_product_attention(
         enable_gqa,
         Options(causal_alignment, window, softcap, alibi_slopes),
     )
-    o, lse = op.call_flat(arguments.values) if arguments.plain else op(*arguments.values)
+    o, lse = op.visible(op.call_flat(arguments.values)) if arguments.plain else op(*arguments.values)
     if arguments.heads.lead != o.shape[:-2]:
         lead = arguments.heads.lead
         o, lse = o.reshape((*lead, *o.shape[-2:])), lse.reshape((*lead, lse.shape[-1]))

@@ -20,7 +20,7 @@ from torch import Tensor
 from .._arithmetic import wide
 from .fills import Fills
 from .maps import Adjoint, Operands, Scores
-from .points import NONE, Cotangents
+from .points import NONE, Cotangents, Found
 from .products import products_of
 from .stripes import tiled
 from .tiles import Buffers, Gathered, Given, Tile, softmax_
@@ -32,17 +32,15 @@ _softmax_backward: Any = torch.ops.aten._softmax_backward_data.out
 class InPlace:
     """The engine of CPU tensors; capped scores, dropout and vmap's axis in front are left to plain stripes."""
 
-    def forward(
-        self, at: Operands, dots: Operands, scores: Scores
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """o, ℓ, ȯ, ℓ̇; of several tangents, which have an axis in front, P is found once."""
+    def forward(self, at: Operands, dots: Operands, scores: Scores) -> Found:
+        """o, ℓ, ȯ, ℓ̇; of several tangents, which have an axis in front, P is found once. No tile reads a rest of ℓ."""
         directions = _directions(dots)
         if not directions or not fits(scores, (*at, *directions[0])):
             return stripes.engine.forward(at, dots, scores)
         several = any(t is not None and t.dim() == _SEVERAL for t in dots)
         o, lse, o_dots, lse_dots = _forward(_given(at, directions, scores), at.q.dtype)
         o_dot, lse_dot = (t if t is None or several else t[0] for t in (o_dots, lse_dots))
-        return o, lse, o_dot, lse_dot
+        return o, lse, o_dot, lse_dot, torch.zeros_like(lse)
 
     def second(
         self,
@@ -56,9 +54,9 @@ class InPlace:
         outputs: Outputs,
     ) -> tuple[Operands, Operands]:
         """The pullback of w and its tangent."""
-        if outputs[1] is None or not fits(scores, (*at, *dots, w.o, u.o), (outputs[1], w.lse, u.lse)):
+        if outputs.lse is None or not fits(scores, (*at, *dots, w.o, u.o), (outputs.lse, w.lse, u.lse)):
             return stripes.engine.second(at, dots, scores, w, u, needs_first, needs_second, outputs)
-        blind = _blind(outputs[1].unsqueeze(-1))
+        blind = _blind(outputs.lse.unsqueeze(-1))
         w, u = (_seeing(Cotangents(*(wide(t, at.q) for t in c)), blind) for c in (w, u))
         bends = any(t is not None for t in dots) and any(t is not None for t in w) and any(needs_second)
         given = _given(at, [dots if bends else NONE], scores, blind)

@@ -69,7 +69,7 @@ def check_tangents(at: Operands, dots: Operands) -> None:
 
 # ---- the axis that vmap puts in front --------------------------------------------------------------------------------
 
-# How many axes a tensor argument has without it, by the beginning of its name; results of the primal are y0 and y1.
+# How many axes a tensor argument has without it, by the beginning of its name; results of the primal are y0, y1, rest.
 _RANKS = {
     "query": 4,
     "key": 4,
@@ -85,6 +85,7 @@ _RANKS = {
     "q_index": 4,
     "y0": 4,
     "y1": 3,
+    "rest": 3,
 }
 
 
@@ -119,11 +120,17 @@ def batch_of(*inputs: Any) -> Any:
 
 
 def with_batches(
-    primals: Any, tangents: Any, o: Tensor, lse: Tensor, o_dot: Tensor | None, lse_dot: Tensor | None
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    primals: Any,
+    tangents: Any,
+    o: Tensor,
+    lse: Tensor,
+    o_dot: Tensor | None,
+    lse_dot: Tensor | None,
+    rest: Tensor,
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Results of a JVP: each with the axis in front exactly if something it depends on may have it."""
     n, k = batch_of(primals), batch_of(primals, tangents)
-    return (with_batch(o, 4, n), with_batch(lse, 3, n)), (
+    return (with_batch(o, 4, n), with_batch(lse, 3, n), with_batch(rest, 3, n)), (
         with_batch(torch.zeros_like(o) if o_dot is None else o_dot, 4, k),
         with_batch(torch.zeros_like(lse) if lse_dot is None else lse_dot, 3, k),
     )

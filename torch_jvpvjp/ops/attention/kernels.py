@@ -10,7 +10,7 @@ from torch import Tensor
 from .._devices import triton_devices
 from .inputs import rank_of
 from .maps import Operands, Scores
-from .points import NONE, Cotangents
+from .points import NONE, Cotangents, Found
 from .rules import op
 from .tower import Outputs, Tower, stripes
 
@@ -21,9 +21,7 @@ _LARGEST_HEAD = 256
 class Kernels:
     """The engine of Triton kernels; what they do not take is computed stripe by stripe."""
 
-    def forward(
-        self, at: Operands, dots: Operands, scores: Scores
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def forward(self, at: Operands, dots: Operands, scores: Scores) -> Found:
         """One launch: o and ℓ once, ȯ and ℓ̇ for every tangent."""
         if not _runs(at, scores):
             return stripes.engine.forward(at, dots, scores)
@@ -46,10 +44,10 @@ class Kernels:
         bends = any(t is not None for t in dots) and any(t is not None for t in w) and any(needs_second)
         if not bends:
             return self._pull(at, scores, w, needs_first, outputs), self._pull(at, scores, u, needs_second, outputs)
-        o, lse, o_dot, lse_dot = outputs
+        o, lse, o_dot, lse_dot, rest = outputs
         assert o is not None and lse is not None  # only what is moved may be unknown
         if o_dot is None or lse_dot is None:
-            o_dot, lse_dot = self.forward(at, dots, scores)[2:]
+            o_dot, lse_dot = self.forward(at, dots, scores)[2:4]
         first, second = _launchers().attention_second_order(
             at,
             dots,
@@ -62,16 +60,17 @@ class Kernels:
             _taken(scores),
             Operands(*map(bool, needs_first)),
             Operands(*map(bool, needs_second)),
+            rest,
         )
         return Operands(*first), Operands(*second)
 
     def _pull(self, at: Operands, scores: Scores, w: Cotangents, needs: Sequence[bool], outputs: Outputs) -> Operands:
         if not any(needs) or all(t is None for t in w):
             return NONE
-        o, lse = outputs[:2]
+        o, lse = outputs.o, outputs.lse
         assert o is not None and lse is not None
         needed = Operands(*map(bool, needs))
-        found = _launchers().attention_vjp(at, o, lse, *w, _taken(scores), needed)
+        found = _launchers().attention_vjp(at, o, lse, *w, _taken(scores), needed, outputs.rest)
         return Operands(*found)
 
 
@@ -131,8 +130,8 @@ def _taken(scores: Scores) -> Any:
 kernels = Tower(Kernels())
 
 
-def _primal(*args: Any) -> tuple[Tensor, Tensor]:
-    """o and ℓ in one launch."""
+def _primal(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """o, ℓ and its rest in one launch."""
     return kernels.primal(op.signature.inputs_type(*args))
 
 

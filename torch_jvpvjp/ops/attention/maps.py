@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._arithmetic import times, total
+from .._arithmetic import rounding, times, total
 from .dropout import kept
 
 
@@ -83,7 +83,9 @@ class Rows(NamedTuple):
         k: (…, Hk, n, dk).
         v: (…, Hk, n, dv).
         p: P, (…, Hk, G·r, n).
-        lse: ℓ, (…, Hk, G·r, 1).
+        lse: ℓ, (…, Hk, G·r, 1), the sum of the following, −∞ where nothing is seen.
+        top: max S, or 0.
+        reach: log Σ exp(S − max S), or 0.
         g: dS/dz, or None for 1.
         t: tanh(z / κ), or None.
         drop: M, or None for 1.
@@ -97,12 +99,18 @@ class Rows(NamedTuple):
     v: Tensor
     p: Tensor
     lse: Tensor
+    top: Tensor
+    reach: Tensor
     g: Tensor | None
     t: Tensor | None
     drop: Tensor | None
     scores: Scores
     window: Window
     group: int
+
+    def rest(self) -> Tensor:
+        """What ℓ as rounded lacks: exp(S − ℓ) alone is as wrong as ℓ is, whose rounding is relative to ℓ."""
+        return rounding(self.top, self.reach)
 
     def fold(self, x: Tensor) -> Tensor:
         """These rows of (…, Hq, L, d), in the layout (…, Hk, G·r, d)."""
@@ -179,12 +187,12 @@ def look_at(at: Operands, scores: Scores, window: Window) -> Rows:
     visible = _visible(scores, heads, group, window, s)
     if visible is not None:
         s = torch.where(visible, s, -torch.inf)
-    p, lse = _softmax(s)
+    p, lse, top, reach = _softmax(s)
     drop = None
     if scores.dropout_p > 0:
         keep = fold_scores(_survivors(scores, at.q, window), heads, group, _ALL, s.shape)
         drop = keep.to(s.dtype) * (1 / (1 - scores.dropout_p) if scores.dropout_p < 1 else 0.0)
-    return Rows(q, k, v, p, lse, g, t, drop, scores, window, group)
+    return Rows(q, k, v, p, lse, top, reach, g, t, drop, scores, window, group)
 
 
 def value(rows: Rows) -> Tensor:
@@ -268,17 +276,19 @@ def _times(x: Tensor, factor: Tensor | None) -> Tensor:
     return x if factor is None else x * factor
 
 
-def _softmax(s: Tensor) -> tuple[Tensor, Tensor]:
-    """P and ℓ; a row that sees nothing has P = 0 and ℓ = −∞, and no derivative."""
+def _softmax(s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """P, ℓ and its summands; a row that sees nothing has P = 0 and ℓ = −∞, and no derivative."""
     if s.shape[-1] == 0:
-        return s, s.new_full((*s.shape[:-1], 1), -torch.inf)
+        zero = s.new_zeros((*s.shape[:-1], 1))
+        return s, torch.full_like(zero, -torch.inf), zero, zero
     top = s.detach().amax(-1, keepdim=True)
     top = torch.where(top == -torch.inf, 0.0, top)
     e = torch.exp(s - top)
     mass = e.sum(-1, keepdim=True)
     empty = mass == 0
     mass = torch.where(empty, 1.0, mass)
-    return e / mass, torch.where(empty, -torch.inf, torch.log(mass) + top)
+    reach = torch.log(mass)
+    return e / mass, torch.where(empty, -torch.inf, reach + top), top, reach
 
 
 def _positions(scores: Scores, window: Window, like: Tensor) -> Tensor:

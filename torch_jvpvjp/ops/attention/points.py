@@ -35,6 +35,7 @@ class Cotangents(NamedTuple):
 
 
 NONE = Operands()
+Found = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]  # o, ℓ, their tangents, and the rest of ℓ
 
 
 def whole(at: Operands, scores: Scores) -> Iterator[Window]:
@@ -42,8 +43,8 @@ def whole(at: Operands, scores: Scores) -> Iterator[Window]:
     yield Window(0, at.q.shape[-2], 0, at.k.shape[-2])
 
 
-def forward(at: Operands, scores: Scores, windows: Windows = whole) -> tuple[Tensor, Tensor]:
-    """The output o and ℓ = log Σ exp S.
+def forward(at: Operands, scores: Scores, windows: Windows = whole) -> tuple[Tensor, Tensor, Tensor]:
+    """The output o, ℓ = log Σ exp S, and what ℓ as rounded lacks.
 
     Args:
         at: The arguments.
@@ -51,17 +52,14 @@ def forward(at: Operands, scores: Scores, windows: Windows = whole) -> tuple[Ten
         windows: How the rows are cut.
 
     Returns:
-        o in the dtype of the query, (…, Hq, Lq, dv), and ℓ in that of the computation, (…, Hq, Lq).
+        o in the dtype of the query, (…, Hq, Lq, dv), ℓ and its rest in that of the computation, (…, Hq, Lq).
     """
-    o, lse, _, _ = forward_and_tangent(at, NONE, scores, windows)
-    assert o is not None and lse is not None
-    return o, lse
+    o, lse, _, _, rest = forward_and_tangent(at, NONE, scores, windows)
+    return o, lse, rest
 
 
-def forward_and_tangent(
-    at: Operands, dots: Operands, scores: Scores, windows: Windows = whole
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """o and ℓ with their tangents.
+def forward_and_tangent(at: Operands, dots: Operands, scores: Scores, windows: Windows = whole) -> Found:
+    """o and ℓ with their tangents, and what ℓ as rounded lacks.
 
     Args:
         at: The arguments.
@@ -70,22 +68,23 @@ def forward_and_tangent(
         windows: How the rows are cut.
 
     Returns:
-        o, ℓ, ȯ, ℓ̇; a tangent that is zero is None.
+        o, ℓ, ȯ, ℓ̇ and the rest; a tangent that is zero is None.
     """
     dtype, at, dots = at.q.dtype, _wide(at, at.q), _wide(dots, at.q)
     stripes: list[tuple[Tensor | None, ...]] = []
     for window in windows(at, scores):
         rows = look_at(at, scores, window)
         moved = move(rows, dots)
-        found = (value(rows), rows.lse, push(rows, moved, dots.v), moved.lse)
+        found = (value(rows), rows.lse, push(rows, moved, dots.v), moved.lse, rows.rest())
         stripes.append(tuple(None if t is None else rows.unfold(t) for t in found))
-    o, lse, o_dot, lse_dot = (_joined(list(stripe)) for stripe in zip(*stripes, strict=True))
-    assert o is not None and lse is not None
+    o, lse, o_dot, lse_dot, rest = (_joined(list(stripe)) for stripe in zip(*stripes, strict=True))
+    assert o is not None and lse is not None and rest is not None
     return (
         o.to(dtype),
         lse.squeeze(-1),
         None if o_dot is None else o_dot.to(dtype),
         None if lse_dot is None else lse_dot.squeeze(-1),
+        rest.squeeze(-1),
     )
 
 

@@ -2,7 +2,8 @@
 
 In the dispatcher query is (B, Hq, Lq, dk), key (B, Hk, Lk, dk), value (B, Hk, Lk, dv), bias and mask (b, h, r, n) with
 axes that are full or 1; any of them may have one axis more in front: that is where vmap puts a batch. The results are
-the output o and ℓ = log Σ exp S, (B, Hq, Lq), in float32, or float64.
+the output o and ℓ = log Σ exp S, (B, Hq, Lq), in float32, or float64. Kernels of pullbacks get a third, what ℓ as
+rounded lacks: they make P of exp(S − ℓ), and the rounding of ℓ is relative to ℓ, not to 1.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ from .tower import formulas
 _NOT_DIFFERENTIATED = ("mask", "slopes", "ranges", "seed", "kv_count", "kv_index", "q_count", "q_index")
 
 
-@differentiable_op("torch_jvpvjp::attention", non_differentiable=_NOT_DIFFERENTIATED)
+@differentiable_op("torch_jvpvjp::attention", residuals=("rest",), non_differentiable=_NOT_DIFFERENTIATED)
 def op(
     query: Tensor,
     key: Tensor,
@@ -42,7 +43,7 @@ def op(
     dropout_p: float,
     q_block: int,
     kv_block: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The reference: o = (P∘M) v and ℓ, with P = softmax S by rows.
 
     Args:
@@ -69,7 +70,7 @@ def op(
         kv_block: Keys in a block.
 
     Returns:
-        o and ℓ.
+        o and ℓ, and what ℓ lacks of log Σ exp S, 0 where no kernel reads it.
     """
     scores = Scores(mask, slopes, ranges, seed, factor_of(scale, query), left, right, offset, softcap, dropout_p)
     return forward(Operands(query, key, value, bias), scores)
@@ -87,23 +88,24 @@ op.vjp.vjp(formulas.vjp_vjp)
 
 
 @op.fake
-def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+def _fake(*args: Any) -> tuple[Tensor, ...]:
     inputs = op.signature.inputs_type(*args)
     n = batch_of(inputs)
-    return _empty(inputs, n)
+    return _empty(inputs, n, 3)
 
 
-def _empty(inputs: Any, n: Any) -> tuple[Tensor, Tensor]:
+def _empty(inputs: Any, n: Any, count: int) -> tuple[Tensor, ...]:
+    """o, or its tangent, and numbers of rows, together so many."""
     q = inputs.query
     lead = () if n is None else (n,)
-    lse = torch.float64 if q.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     o = q.new_empty((*lead, *q.shape[-4:-1], inputs.value.shape[-1]))
-    return o, q.new_empty((*lead, *q.shape[-4:-1]), dtype=lse)
+    return o, *(q.new_empty((*lead, *q.shape[-4:-1]), dtype=dtype) for _ in range(count - 1))
 
 
 @op.jvp.fake
 def _jvp_fake(primals: Any, tangents: Any) -> Any:
-    return _empty(primals, batch_of(primals)), _empty(primals, batch_of(primals, tangents))
+    return _empty(primals, batch_of(primals), 3), _empty(primals, batch_of(primals, tangents), 2)
 
 
 @op.vjp.fake

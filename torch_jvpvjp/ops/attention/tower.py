@@ -9,19 +9,26 @@ from torch import Tensor
 from .._arithmetic import cotangents_like, total
 from .inputs import batch_of, check_tangents, operands_of, scores_of, tangents_of, with_batch, with_batches
 from .maps import Operands, Scores
-from .points import NONE, Cotangents, Windows, forward_and_tangent, second_order, whole
+from .points import NONE, Cotangents, Found, Windows, forward_and_tangent, second_order, whole
 from .stripes import striped
 
 _NOTHING = (False,) * 4
-Outputs = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+class Outputs(NamedTuple):
+    """What is known of o, ℓ, their tangents, and what ℓ as rounded lacks."""
+
+    o: Tensor | None = None
+    lse: Tensor | None = None
+    o_dot: Tensor | None = None
+    lse_dot: Tensor | None = None
+    rest: Tensor | None = None
 
 
 class Engine(Protocol):
     """What computes value and tangent, and a pullback and its tangent."""
 
-    def forward(
-        self, at: Operands, dots: Operands, scores: Scores
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def forward(self, at: Operands, dots: Operands, scores: Scores) -> Found:
         """See `points.forward_and_tangent`."""
         ...
 
@@ -36,7 +43,7 @@ class Engine(Protocol):
         needs_second: Sequence[bool],
         outputs: Outputs,
     ) -> tuple[Operands, Operands]:
-        """See `points.second_order`; outputs are o, ℓ, ȯ, ℓ̇ as far as they are known."""
+        """See `points.second_order`."""
         ...
 
 
@@ -51,9 +58,7 @@ class Windowed(NamedTuple):
     windows: Windows
     reads_outputs: bool
 
-    def forward(  # noqa: D102 -- as the engine's
-        self, at: Operands, dots: Operands, scores: Scores
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def forward(self, at: Operands, dots: Operands, scores: Scores) -> Found:  # noqa: D102 -- as the engine's
         return forward_and_tangent(at, dots, scores, self.windows)
 
     def second(  # noqa: D102
@@ -67,7 +72,7 @@ class Windowed(NamedTuple):
         needs_second: Sequence[bool],
         outputs: Outputs,
     ) -> tuple[Operands, Operands]:
-        o = outputs[0]
+        o = outputs.o
         rounded = o is None or o.dtype not in (torch.float32, torch.float64)
         kept = None if rounded or not self.reads_outputs else o
         return second_order(at, dots, scores, w, u, needs_first, needs_second, self.windows, kept)
@@ -82,38 +87,53 @@ class Tower(NamedTuple):
 
     engine: Engine
 
-    def primal(self, inputs: Any) -> tuple[Tensor, Tensor]:
-        """o = (P∘M) v and ℓ."""
+    def primal(self, inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """o = (P∘M) v, ℓ, and what ℓ as rounded lacks."""
         n = batch_of(inputs)
-        o, lse, _, _ = self.engine.forward(operands_of(inputs), NONE, scores_of(inputs))
-        return with_batch(o, 4, n), with_batch(lse, 3, n)
+        o, lse, _, _, rest = self.engine.forward(operands_of(inputs), NONE, scores_of(inputs))
+        return with_batch(o, 4, n), with_batch(lse, 3, n), with_batch(rest, 3, n)
 
-    def jvp(self, primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def jvp(self, primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
         """o, ℓ and ȯ = (Ṗ∘M) v + (P∘M) v̇, ℓ̇ = Σ P∘Ṡ."""
         at, dots = operands_of(primals), operands_of(tangents)
         check_tangents(at, dots)
         return with_batches(primals, tangents, *self.engine.forward(at, dots, scores_of(primals)))
 
-    def vjp(self, cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    def vjp(
+        self,
+        cotangents: Any,
+        inputs: Any,
+        outputs: Any,
+        *,
+        needs: tuple[bool, ...],
+        residuals: tuple[Tensor, ...] = (),
+    ) -> tuple[Tensor | None, ...]:
         """q̄, k̄, v̄ and the bias's, from cotangents of o and ℓ."""
-        at, kept = operands_of(inputs), (*outputs, None, None)
+        at, kept = operands_of(inputs), _kept(outputs, residuals)
         w, u = Cotangents(*cotangents), Cotangents()
         first, _ = self.engine.second(at, NONE, scores_of(inputs), w, u, needs, _NOTHING, kept)
         return cotangents_like(first, at)
 
     def jvp_vjp(
-        self, cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]
+        self,
+        cotangents: Any,
+        inputs: Any,
+        outputs: Any,
+        *,
+        needs: tuple[bool, ...],
+        residuals: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor | None, ...]:
         """Reverse over forward: the pullback of the tangent's cotangents and its tangent, see `points.second_order`."""
         w, u = Cotangents(*cotangents[2:]), Cotangents(*cotangents[:2])
         at, dots, scores = operands_of(inputs), tangents_of(inputs), scores_of(inputs)
-        none, apart = Cotangents(), None
+        none, apart, kept = Cotangents(), None, _kept(outputs, residuals)
         if None not in (_front_of(u), _front_of(w)) and _front_of(u) != _front_of(
             w
         ):  # what comes from o counts once, what comes from ȯ for every tangent
-            apart = self.engine.second(at, NONE, scores, u, none, needs[:4], _NOTHING, (*outputs[:2], None, None))[0]
+            alone = kept._replace(o_dot=None, lse_dot=None)
+            apart = self.engine.second(at, NONE, scores, u, none, needs[:4], _NOTHING, alone)[0]
             apart, u = cotangents_like(apart, at), none
-        first, second = self.engine.second(at, dots, scores, w, u, needs[4:], needs[:4], outputs)
+        first, second = self.engine.second(at, dots, scores, w, u, needs[4:], needs[:4], kept)
         second = cotangents_like(second, at)
         if apart is not None:
             second = tuple(total(one, other) for one, other in zip(second, apart, strict=True))
@@ -123,7 +143,7 @@ class Tower(NamedTuple):
         """Forward over reverse: the pullback and its tangent."""
         at, dots, needs = operands_of(primals), operands_of(tangents), tuple(primals.needs)
         w, u = Cotangents(primals.y0_bar, primals.y1_bar), Cotangents(tangents.y0_bar, tangents.y1_bar)
-        outputs = (primals.y0, primals.y1, tangents.y0, tangents.y1)
+        outputs = Outputs(primals.y0, primals.y1, tangents.y0, tangents.y1, primals.rest)
         first, second = self.engine.second(at, dots, scores_of(primals), w, u, needs, needs, outputs)
         return cotangents_like(first, at), cotangents_like(second, at)
 
@@ -134,14 +154,19 @@ class Tower(NamedTuple):
         w = Cotangents(inputs.y0_bar, inputs.y1_bar)
         o_dot = lse_dot = None
         if any(t is not None for t in dots) and any(needs[:2]):
-            _, _, o_dot, lse_dot = self.engine.forward(at, dots, scores)
-        outputs = (inputs.y0, inputs.y1, o_dot, lse_dot)
+            _, _, o_dot, lse_dot, _ = self.engine.forward(at, dots, scores)
+        outputs = Outputs(inputs.y0, inputs.y1, o_dot, lse_dot, inputs.rest)
         _, second = self.engine.second(at, dots, scores, w, Cotangents(), _NOTHING, needs[2:6], outputs)
         filled = (  # a tangent that is equal along the axis in front may lack it
             None if t is None or c is None else t.expand(torch.broadcast_shapes(t.shape, c.shape))
             for t, c in zip((o_dot, lse_dot), w, strict=True)
         )
         return *cotangents_like(tuple(filled), w), *cotangents_like(second, at), None, None
+
+
+def _kept(outputs: Sequence[Tensor], residuals: Sequence[Tensor]) -> Outputs:
+    """What a rule is given of saved results."""
+    return Outputs(*outputs)._replace(rest=residuals[0] if residuals else None)
 
 
 def _front_of(w: Cotangents) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._arithmetic import total, wide
+from .._arithmetic import rounding, total, wide
 from .._softmaxes.maps import exponentials
 
 
@@ -91,23 +91,6 @@ def rows_of(inputs: Any) -> Rows:
         if slope is not None and curve is not None:  # whatever stands in an ignored row
             slope, curve = torch.where(counts, slope, 0), torch.where(counts, curve, 0)
     return Rows(z, slope, curve, top, sums.log(), p, tau, per_probability, counts, dim)
-
-
-def rounding(a: Tensor, b: Tensor) -> Tensor:
-    """What a + b lacks of the sum of a and b (Knuth's two-sum); 0 where the sum is not finite.
-
-    Args:
-        a: One summand.
-        b: The other.
-
-    Returns:
-        The rest.
-    """
-    a, b = a.detach(), b.detach()
-    total = a + b
-    b_kept = total - a
-    rest = (a - (total - b_kept)) + (b - b_kept)
-    return torch.where(rest.isfinite(), rest, 0)
 
 
 def row_results(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arithmetic import total, wide
+from .._arithmetic import rounding, total, wide
 from .._devices import triton_devices
 from .._softmaxes.maps import exponentials
-from ..cross_entropy.maps import rounding
 from .chunks import Factors, chunk_classes, logits, logits_along
 from .rules import op
 
