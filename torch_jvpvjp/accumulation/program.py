@@ -30,12 +30,14 @@ from .replay import (
     CompiledProgram,
     Layouts,
     Worth,
+    by_entries,
     by_hand,
     by_vectors,
     joined,
     kernel_bytes,
     layout_of,
     run_together,
+    small_or_whole,
     with_own_results,
     with_quick_products,
     with_quick_pullbacks,
@@ -73,6 +75,8 @@ class Program:
         quickened: Gives the calls that run in the place of some; None for the same.
 
     Attributes:
+        by_ops: Runs the calls.
+        run: The same, or their arithmetic alone where they are many and small.
         kernel_bytes: Bytes of code that libraries keep for it from its first run on.
     """
 
@@ -94,7 +98,9 @@ class Program:
         self._quickened = quickened or (lambda calls: calls)
         quick = self._quickened(self.replayed)
         self.kernel_bytes = kernel_bytes(quick, layouts)
-        self.run = past_autograd(self._written(quick))
+        self.run = self.by_ops = past_autograd(self._written(quick))
+        if quickened is not None:
+            self.run = small_or_whole(self.by_ops, lambda: by_entries(calls, inputs, fixed, results, layouts))
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the results for x and the constants, as tensors without grad; gradients must be off."""

@@ -276,7 +276,7 @@ class Runtime:
             tracing.compiled = tracing.program.compiled(self.options.compile_mode)
         run = tracing.compiled or tracing.program.run
         parts = run(*inputs)
-        if self._is_plain(tracing):
+        if self._is_plain(tracing) or self._is_plain(tracing, of_samples=True):
             x, constants = leaves[0], tuple(tracing.constants.values())
             outcome = tracing.conditions.outcome if tracing.conditions is not None else None
             if outcome is None or (tracing.sees_beside and tracing.in_a_row >= _STEADY):
@@ -333,13 +333,14 @@ class Runtime:
         model = device_model(source.device, source.dtype)
         return Worth(model.launch * model.traffic.at(16 * 2**20))
 
-    def _is_plain(self, tracing: Tracing) -> bool:
-        """Return whether a call is nothing but a run of the program on x."""
-        subject = tracing.subject
+    def _is_plain(self, tracing: Tracing, *, of_samples: bool = False) -> bool:
+        """Return whether a call is nothing but a run of the program on x, or on the samples along its first axis."""
+        subject, options = tracing.subject, self.options
         bare = subject.source.bare and subject.output is not None and subject.output.bare
-        elsewhere = self.options.batch_dims or self.options.sparse or subject.in_parameters or subject.extras
-        elsewhere = elsewhere or tracing.traced.tape.checked
-        return bare and not elsewhere and self.arguments is _as_given and subject.has_one_argument
+        batched = options.batch_dims == 1 and tracing.conditions is None if of_samples else not options.batch_dims
+        elsewhere = options.sparse or subject.in_parameters or subject.extras or tracing.traced.tape.checked
+        plain = bare and batched and not elsewhere and self.arguments is _as_given
+        return plain and subject.has_one_argument
 
     def executed(
         self, plan: Plan, tracing: Tracing, source: Tensor, extras: Sequence[Tensor], how: Execution | None = None
