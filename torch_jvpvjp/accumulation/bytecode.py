@@ -1,15 +1,10 @@
-"""What code names, as its bytecode tells, and what of that is a library's."""
+"""What code names, as its bytecode tells."""
 
 import dis
 import types
 from collections.abc import Iterator
 from itertools import accumulate
 
-_LIBRARIES = frozenset({
-    "torch", "torch_jvpvjp", "math", "numpy", "functools", "itertools", "operator", "builtins", "typing", "collections",
-    "abc", "dataclasses", "enum", "contextlib", "types", "warnings", "logging", "inspect", "copy", "re", "string",
-    "textwrap", "numbers", "fractions", "statistics", "bisect", "heapq", "cmath", "traceback", "json", "pprint",
-})  # fmt: skip
 GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
 ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"})
 IMPORTS = frozenset({"IMPORT_NAME"})
@@ -22,10 +17,17 @@ def named_in(code: types.CodeType, operations: frozenset[str]) -> Iterator[str]:
             yield str(instruction.argval)
 
 
+def codes_within(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield code with what is defined inside of it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from codes_within(constant)
+
+
 def named_within(code: types.CodeType, operations: frozenset[str]) -> set[str]:
     """Return what code names in some operations, with what is defined inside of it."""
-    inside = [named_within(constant, operations) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return set(named_in(code, operations)).union(*inside)
+    return {name for inside in codes_within(code) for name in named_in(inside, operations)}
 
 
 def modules_of(name: str, package: str | None) -> list[str]:
@@ -41,8 +43,3 @@ def modules_of(name: str, package: str | None) -> list[str]:
     above = list(accumulate(package.split("."), "{}.{}".format)) if package else []
     names = list(accumulate(name.split("."), "{}.{}".format)) if name else []
     return names + above * (not name) + [f"{one}.{inner}" for one in above for inner in names]
-
-
-def is_library(module: str | None) -> bool:
-    """Return whether something is PyTorch's or Python's own, which does not change from call to call."""
-    return (module or "").partition(".")[0] in _LIBRARIES

@@ -10,38 +10,44 @@ from __future__ import annotations
 
 import builtins
 import logging
+import os
 import re
 import sys
+import threading
 import types
 import weakref
 from collections import deque, namedtuple
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import cached_property, lru_cache, partial, partialmethod
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import places
 from ._torch import any_global_module_hook, function_modes
 from ._torch_contexts import LISTS_OF_WEIGHTS
-from .arrays import MOST_BYTES, Arrays, is_constant, is_watchable
-from .bytecode import ATTRIBUTES, GLOBALS, IMPORTS, is_library, modules_of, named_in, named_within
+from .arrays import is_constant, is_watchable
+from .bytecode import ATTRIBUTES, GLOBALS, IMPORTS, codes_within, modules_of, named_in, named_within
 from .cache import ATTRIBUTE, REFERRED, plans_of
-from .entries import DictEntries, Entries
+from .executed import Executed
+from .library import is_library, is_library_module, is_of_library
 from .members import is_used, slots_of
-from .places import GONE, cell_value, keep_only, put_cell, put_class, put_entry, put_slot, refill, slot_value
+from .places import GONE, cell_value, put_cell, put_slot, slot_value
+from .watching import Opaque, Watching
 
-_MOST_PLACES = 50_000
+__all__ = ["Guards", "Opaque"]
+
 _CHANGING = frozenset({"random", "time", "datetime", "secrets", "uuid", "os", "environ", "open", "input"})
 _SEEDING = frozenset({  # not seen by a recording
     "manual_seed", "seed", "set_state", "set_rng_state", "fork_rng", "initial_seed", "get_rng_state",
 })  # fmt: skip
+_HIDING = frozenset({"_getframe", "currentframe", "import_module", "start_new_thread"})  # likewise
+_OF_ENVIRONMENT = frozenset({"os", "environ", "getenv", "name", "sep", "linesep", "fspath"})  # of `os`, is watched
 _REFLECTING = frozenset({"globals", "locals", "eval", "exec", "__import__"})  # what these reach cannot be told
-_BY_NAME = frozenset({"getattr", "vars", "__dict__"})  # of a Python module these reach what no code names
+_BY_NAME = frozenset({"getattr", "hasattr", "vars", "__dict__"})  # of a Python module these reach what no code names
+_SIGNING = "inspect"  # which reads the defaults of functions that are not called
 _TupleGetter = type(vars(namedtuple("_Pair", "one other"))["one"])  # what a field of a NamedTuple is
 _VALUES = (
     int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, type(Ellipsis), slice,
@@ -60,40 +66,39 @@ _IDLE = frozenset({
     "_load_state_dict_post_hooks",
 })  # fmt: skip
 """What a module keeps that changes nothing in a call of it, as long as it has no hooks besides."""
-_IDLE_OBJECTS = (logging.Logger, logging.LoggerAdapter, type(vars(Sequence)["_abc_impl"]))
-"""Objects that change no value: what is logged, and what an abstract class knows of its subclasses."""
+_LOCKS = (type(threading.Lock()), type(threading.RLock()))
+_IDLE_OBJECTS = (logging.Logger, logging.LoggerAdapter, type(vars(Sequence)["_abc_impl"]), *_LOCKS)
+"""Objects that change no value: what is logged, what an abstract class knows of its subclasses, locks in a `with`."""
+_ASKING_LOCKS = frozenset({"locked", "acquire"})
 _Cached = type(lru_cache(len))
 
 
-class Opaque(Exception):  # noqa: N818 (an answer, not an error)
-    """A function refers to something that no guard can watch; the message says what."""
-
-
-class Guards:
+class Guards(Watching):
     """What some functions refer to, as it stands now.
+
+    What code names is watched where it may run, or where it did: a function goes on as it did as long as all that the
+    code reads which has run is what it was, whatever other code refers to.
 
     Args:
         functions: The functions to watch.
+        executed: The code that has run; None where all that a function may call counts.
 
     Raises:
         Opaque: If one refers to something that cannot be watched.
     """
 
-    def __init__(self, functions: Sequence[Callable[..., Any]]) -> None:
-        # Kinds of places by how they are looked at in every call: entries of a dict, of a mapping of another kind, and
-        # anything else.
-        self._dicts, self._mappings, self._arrays = DictEntries(), Entries(), Arrays()
-        self._puts: list[Callable[[], object]] = []  # what puts back what stood in other places
-        self._looks: list[tuple[Callable[[], Any], Any]] = []
-        self._empty: list[Any] = []  # containers that were empty, as most of a module's are
-        self._seen: set[int] = set()
+    def __init__(self, functions: Sequence[Callable[..., Any]], executed: Executed | None = None) -> None:
+        super().__init__()
+        self._executed, self._read = executed, set[int]()  # code whose names are watched
+        self._seen, self._classes = set[int](), set[int]()
         self._kept: list[Any] = []  # an id is a name only as long as its object lives
         self._named: set[str] = set()  # all attributes that code names
-        self._watched: set[tuple[int, str]] = set()  # modules and their attributes
         self._modules: list[types.ModuleType] = []  # reached otherwise than by a name in code
         self._foreign: types.ModuleType | None = None  # one of the user's, reached in any way
+        self._environment = self._locks = False  # whether the one is watched, and there are others
         self.tensors: list[Tensor] = []
-        self._count = 0
+        if executed is not None and executed.goes_elsewhere:
+            raise Opaque("what runs in another thread or process")
         for function in functions:
             with suppress(TypeError, AttributeError):  # put there now, it is no change later
                 plans_of(getattr(function, "__self__", function))
@@ -102,19 +107,22 @@ class Guards:
             self._visit_module(module, self._named)
         if self._foreign is not None and self._named & _BY_NAME:
             raise Opaque(f"the module {self._foreign.__name__}, by {', '.join(sorted(self._named & _BY_NAME))}")
+        if self._locks and self._named & _ASKING_LOCKS:
+            raise Opaque(f"a lock, by {', '.join(sorted(self._named & _ASKING_LOCKS))}")
         self._watch_tensors()
         self._modes = _modes()
 
     def hold(self) -> bool:
         """Return whether everything is as it was."""
-        return (
-            not any(self._empty)
-            and _modes() == self._modes
-            and self._dicts.hold()
-            and self._mappings.hold()
-            and self._arrays.hold()
-            and all([look() is before for look, before in self._looks])  # noqa: C419 (a list is quicker)
+        return _modes() == self._modes and super().hold()
+
+    def missed(self, executed: Executed) -> str | None:
+        """Return what of the code that has run was not found in what the functions refer to; None if all was."""
+        missed = [code for code in executed.foreign if id(code) not in self._read]
+        names = {code.co_qualname for code in missed} | (
+            {"os.environ"} if executed.environment > self._environment else set()
         )
+        return ", ".join(sorted(names)) or None
 
     def _watch_tensors(self) -> None:
         """Watch what code may ask tensors besides their entries, which no op shows."""
@@ -128,58 +136,6 @@ class Guards:
         for tensor in self.tensors:
             if tensor.is_leaf and id(tensor.grad) in numbers:
                 self._looks.append((partial(getattr, tensor, "grad"), tensor.grad))
-
-    def restore(self) -> None:
-        """Put back what stood in all places that can be written into."""
-        for container in self._empty:
-            if isinstance(container, (dict, list, set, deque)):
-                container.clear()
-        self._dicts.restore()
-        self._mappings.restore()
-        self._arrays.restore()
-        for put in self._puts:
-            put()
-
-    def __len__(self) -> int:
-        return self._count
-
-    def _watch(
-        self,
-        look: Callable[[], Any],
-        attributes: Iterable[str] | None = None,
-        put: Callable[[Any], object] | None = None,
-    ) -> None:
-        """Watch a place, and of a module that stands there these attributes; None for those that any code names."""
-        value = look()
-        self._looks.append((look, value))
-        if put is not None:
-            self._puts.append(partial(put, value))
-        self._counted(1)
-        if attributes is not None and isinstance(value, types.ModuleType):
-            _check_module(value)
-            self._visit_module(value, attributes)
-        else:
-            self._visit(value)
-
-    def _watch_once(self, look: Callable[[], Any]) -> None:
-        if not any(known is look for known, _ in self._looks):
-            self._looks.append((look, look()))
-
-    def _watch_mapping(self, mapping: Mapping[Any, Any], visited: Iterable[Any] | None = None) -> None:
-        """Watch all entries of a mapping, and visit the values of all or some."""
-        if not mapping:
-            self._empty.append(mapping)
-            return
-        (self._dicts if type(mapping) is dict else self._mappings).add(mapping)
-        self._counted(len(mapping))
-        for key in mapping if visited is None else visited:
-            self._visit(key)
-            self._visit(mapping[key])
-
-    def _counted(self, more: int) -> None:
-        self._count += more
-        if self._count > _MOST_PLACES:
-            raise Opaque("more than a guard can watch")
 
     def _visit(self, value: Any) -> None:
         if type(value) in _PLAIN or id(value) in self._seen:
@@ -195,8 +151,7 @@ class Guards:
         if isinstance(value, types.FunctionType):
             self._visit_function(value)
         elif isinstance(value, types.ModuleType):
-            _check_module(value)
-            self._modules.append(value)
+            self._visit_any_module(value)
         elif isinstance(value, type):
             self._visit_class(value, called=True)
         elif isinstance(value, types.MethodType):
@@ -220,9 +175,9 @@ class Guards:
             self._watch_mapping(value)
             self._visit_subclass(value)
         elif is_watchable(value):
-            self._visit_array(value)
+            self._watch_array(value)
         elif isinstance(value, (list, tuple, set, frozenset, deque)):
-            self._visit_container(value)
+            self._watch_container(value)
             self._visit_subclass(value)
         else:
             self._visit_object(value)
@@ -234,37 +189,23 @@ class Guards:
             self._kept.append(tensor)
             self._watch_mapping(vars(tensor), [name for name in vars(tensor) if name != ATTRIBUTE])
 
-    def _visit_array(self, array: Any) -> None:
-        if self._arrays.size + array.nbytes > MOST_BYTES:
-            raise Opaque(f"NumPy arrays of more than {MOST_BYTES:,} bytes")
-        self._arrays.add(array)
-
     def _visit_subclass(self, value: Any) -> None:
         """Watch what a container, or a number, of the user's own kind holds besides its members."""
         if not is_library(type(value).__module__):
+            self._kinds.add(value)
             self._visit_class(type(value))
             self._watch_mapping(getattr(value, "__dict__", {}))
-
-    def _visit_container(self, container: Any) -> None:
-        if not container:
-            if not isinstance(container, (tuple, frozenset)):
-                self._empty.append(container)
-            return
-        members = list(container)
-        if isinstance(container, (list, set, deque)):
-            self._looks.append((lambda: len(container) == len(members) and all(map(is_, container, members)), True))
-            self._puts.append(partial(refill, container, members))
-        self._counted(len(members))
-        for member in members:
-            self._visit(member)
 
     def _visit_object(self, value: Any) -> None:
         kind = type(value)
         if isinstance(value, _IDLE_OBJECTS):
+            self._locks = self._locks or isinstance(value, _LOCKS)
             return
-        if isinstance(value, _Cached):  # its results are those that it had, until it computes one anew
-            self._watch(partial(places.misses, value), put=partial(places.forget, value))
-            self._visit(value.__wrapped__)
+        if value is os.environ:
+            self._watch_environment()
+            return
+        if isinstance(value, _Cached):
+            self._watch_cached(value)
             return
         if isinstance(value, ContextVar):
             self._watch(partial(value.get, GONE))
@@ -277,13 +218,14 @@ class Guards:
         if kind.__module__.partition(".")[0] in {"numpy", "jax", "functools"} or slots is None:
             raise Opaque(f"a {kind.__name__}")
         self._visit_class(kind)
+        self._kinds.add(value)
         for slot in slots.values():
             self._watch(partial(slot_value, slot, value), put=partial(put_slot, slot, value))
         if not hasattr(value, "__dict__"):
             return
         attributes = vars(value)
         if isinstance(value, nn.Module):
-            self._watch_once(any_global_module_hook)
+            self._look_once(any_global_module_hook)
         if isinstance(value, nn.RNNBase):
             self._watch_attributes(attributes, LISTS_OF_WEIGHTS)
         elif attributes:
@@ -292,73 +234,101 @@ class Guards:
         else:
             self._watch_attributes(attributes)
 
-    def _watch_attributes(self, attributes: dict[str, Any], others: frozenset[str] = frozenset()) -> None:
-        """Watch attributes, but for some that come and go: plans that are kept among them, and others."""
-        passing = others | {ATTRIBUTE}
-        names = [name for name in attributes if name not in passing]
-        self._looks.append((lambda: len(attributes) - sum(map(attributes.__contains__, passing)) == len(names), True))
-        self._puts.append(partial(keep_only, attributes, {*names, *passing}))
-        for name in names:
-            self._watch(partial(attributes.get, name, GONE), put=partial(put_entry, attributes, name))
-
     def _visit_class(self, kind: type, *, called: bool = False) -> None:
         """Watch what objects of a class do, and how they are made where the class itself may be called."""
         for base in kind.__mro__:
             if is_library(base.__module__):
                 continue
-            if id(base) not in self._seen or base is kind:
-                self._seen.add(id(base))
-                self._puts.append(partial(put_class, base, dict(vars(base))))
-                self._watch_mapping(vars(base), [name for name, value in vars(base).items() if is_used(name, value)])
+            members = vars(base)
+            if id(base) not in self._classes:
+                self._classes.add(id(base))
+                self._watch_class(base, [name for name, value in members.items() if self._may_run(name, value)])
             if called:
-                self._visit(vars(base).get("__new__"))
-                self._visit(vars(base).get("__init__"))
+                for name in ("__new__", "__init__", "__post_init__"):
+                    self._visit(members.get(name))
         if not is_library(type(kind).__module__):
             self._visit_class(type(kind))
 
-    def _visit_function(self, function: types.FunctionType) -> None:
-        if is_library(function.__module__):
-            return
-        self._looks.append((partial(getattr, function, "__code__"), function.__code__))
-        attributes = named_within(function.__code__, ATTRIBUTES)
-        self._named |= attributes | named_within(function.__code__, GLOBALS) & _BY_NAME
-        for cell in function.__closure__ or ():
-            self._watch(partial(cell_value, cell), attributes, partial(put_cell, cell))
-        for name in ("__defaults__", "__kwdefaults__"):
-            self._watch(partial(getattr, function, name))
-        self._watch_attributes(vars(function))
-        self._visit_names(function.__globals__, function.__code__)
+    def _may_run(self, name: str, value: Any) -> bool:
+        """Return whether a call may have used an attribute of a class."""
+        code = getattr(getattr(value, "__func__", value), "__code__", None)
+        return is_used(name, value) or (self._executed is not None and code in self._executed)
 
-    def _visit_names(self, scope: dict[str, Any], code: types.CodeType) -> None:
-        names, attributes = set(named_in(code, GLOBALS)), set(named_in(code, ATTRIBUTES))
+    def _visit_function(self, function: types.FunctionType) -> None:
+        if is_of_library(function):
+            return
+        code, executed = function.__code__, self._executed
+        if executed is None or code in executed or _SIGNING in executed.modules:
+            self._functions.add(function)
+            self._counted(1)
+            for defaults in (function.__defaults__, function.__kwdefaults__):
+                self._visit(defaults)
+        if executed is not None and code not in executed:
+            self._watch_mapping(vars(function))
+            return
+        self._watch_attributes(vars(function))
+        attributes = named_within(code, ATTRIBUTES)
+        self._named |= attributes | named_within(code, GLOBALS) & _BY_NAME
+        for cell in function.__closure__ or ():
+            self._visit_named(self._look(partial(cell_value, cell), partial(put_cell, cell)), attributes)
+        for inside in codes_within(code):
+            if executed is None or inside in executed:
+                self._read.add(id(inside))
+                self._visit_names(function.__globals__, inside, attributes)
+
+    def _visit_names(self, scope: dict[str, Any], code: types.CodeType, attributes: set[str]) -> None:
+        names, own = set(named_in(code, GLOBALS)), set(named_in(code, ATTRIBUTES))
         imports = set(named_in(code, IMPORTS))
         parts = {part for name in imports for part in name.split(".")}
-        changing = (names | attributes | parts) & (_CHANGING | _SEEDING) | names & _REFLECTING
+        changing = (names | own | parts) & (_CHANGING | _SEEDING | _HIDING) | names & _REFLECTING
+        if _takes_environment_alone(own):
+            changing -= _OF_ENVIRONMENT
         if changing:
             raise Opaque(f"what changes by itself: {', '.join(sorted(changing))}")
         for name in sorted(imports):
             for module in modules_of(name, scope.get("__package__")):
                 if not is_library(module):
-                    self._watch(partial(sys.modules.get, module, GONE), attributes)
+                    self._visit_named(self._look(partial(sys.modules.get, module, GONE)), attributes)
         for name in sorted(names):
-            if name in scope:
-                self._watch(partial(scope.get, name, GONE), attributes, partial(put_entry, scope, name))
-            elif not hasattr(builtins, name):
+            value = self._look_up(scope, name)
+            if value is GONE and not hasattr(builtins, name):
                 raise Opaque(f"the name {name}, which is not defined")
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):
-                self._visit_names(scope, constant)
+            self._visit_named(self._look_up(vars(builtins), name) if value is GONE else value, attributes)
+
+    def _visit_named(self, value: Any, attributes: Iterable[str]) -> None:
+        """Visit what code names; of a module what the code may take of it."""
+        if value is os and _takes_environment_alone(attributes):
+            self._watch_environment()
+        elif isinstance(value, types.ModuleType):
+            _check_module(value)
+            self._visit_module(value, attributes)
+            self._visit_subclass(value)
+        else:
+            self._visit(value)
+
+    def _watch_environment(self) -> None:
+        """Watch the variables of the environment, as Python has them."""
+        if not self._environment:
+            self._environment = True
+            self._fixed.add(vars(os.environ)["_data"])
+
+    def _visit_any_module(self, module: types.ModuleType) -> None:
+        """Visit a module that is reached in another way, of which any code may take something."""
+        _check_module(module)
+        self._modules.append(module)
+        self._visit_subclass(module)
 
     def _visit_module(self, module: types.ModuleType, attributes: Iterable[str]) -> None:
         """Watch what a function may take from a module of the user's, or from one within that."""
-        if is_library(module.__name__):
+        if is_library_module(module):
             return
+        scope: Any = vars(module)  # a dict, which the stubs have as a proxy
         self._foreign = module
         for name in sorted(attributes):
-            if name in vars(module) and (id(module), name) not in self._watched:
-                self._watched.add((id(module), name))
-                put = partial(put_entry, vars(module), name)
-                self._watch(partial(vars(module).get, name, GONE), attributes, put)
+            known = self._names.has(scope, name)
+            value = self._look_up(scope, name)
+            if not known and value is not GONE:
+                self._visit_named(value, attributes)
 
     def _visit_builtin(self, value: Any) -> None:
         if getattr(value, "__module__", None) in _CHANGING:
@@ -366,6 +336,11 @@ class Guards:
         owner = getattr(value, "__self__", None)
         if owner is not None and not isinstance(owner, (types.ModuleType, type)):
             self._visit(owner)
+
+
+def _takes_environment_alone(attributes: Iterable[str]) -> bool:
+    """Return whether code that takes no more than these of `os` takes what is watched."""
+    return vars(os).keys() & set(attributes) <= _OF_ENVIRONMENT
 
 
 def _check_module(module: types.ModuleType) -> None:

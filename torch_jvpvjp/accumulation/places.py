@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import types
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from operator import is_
 from typing import Any
@@ -47,6 +49,22 @@ def refill(container: Any, members: Sequence[Any]) -> None:
         (container.update if isinstance(container, set) else container.extend)(members)
 
 
+def refill_dict(entries: dict[Any, Any], before: Mapping[Any, Any]) -> None:
+    """Put entries back into a dict, whatever a class of the user's says about writing into it."""
+    if list(entries) == list(before) and all(map(is_, entries.values(), before.values())):
+        return
+    kind: Any = OrderedDict if isinstance(entries, OrderedDict) else dict
+    kind.clear(entries)
+    for key, value in before.items():
+        kind.__setitem__(entries, key, value)
+
+
+def dict_behind(members: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the dict that the attributes of a class stand in, to be read alone: its version tells of any write."""
+    behind = gc.get_referents(members)
+    return behind[0] if len(behind) == 1 and type(behind[0]) is dict else members
+
+
 def put_class(kind: type, before: Mapping[str, Any]) -> None:
     """Put attributes back into a class."""
     for name in vars(kind).keys() - before.keys():
@@ -76,6 +94,27 @@ def put_slot(slot: Any, owner: Any, value: Any) -> None:
 def misses(cached: Any) -> int:
     """Return how many results an `lru_cache` has computed."""
     return cached.cache_info().misses
+
+
+def results_of(cached: Any) -> tuple[dict[Any, Any], list[Any]]:
+    """Return what an `lru_cache` keeps by its arguments, and its results, with what else it refers to."""
+    inside = [one for one in gc.get_referents(cached) if one is not vars(cached)]
+    size = cached.cache_info().currsize
+    if cached.cache_parameters()["maxsize"] is None:
+        kept = next(one for one in inside if type(one) is dict and len(one) == size)
+        return kept, list(kept.values())
+    # Each result stands in a link of a list, to which the dict leads.
+    kept = next(one for one in inside if type(one) is dict and len(one) == size and all(map(_is_link, one.values())))
+    return kept, [one for one in inside if one is not kept]
+
+
+def _is_link(value: Any) -> bool:
+    return type(value).__name__ == "_lru_list_elem"
+
+
+def holds_entries(entries: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
+    """Return whether a mapping still holds some entries."""
+    return all(map(is_, map(entries.get, before), before.values()))
 
 
 def forget(cached: Any, before: int) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from ._torch import inside_transform, same_forms, wraps_transform
-from .carrying import random_state, set_random_state
+from ._torch import same_forms
 from .conditions import Conditions, sees_values
-from .guards import Guards, Opaque
+from .executed import Executed
+from .guards import Guards
 from .program import Program
 from .sparse import Sparsity
 from .stages import label_of
@@ -26,6 +25,7 @@ from .tracing.known import Unchanged
 from .tracing.traced import Traced, trace
 from .trees import assembled, flattened
 from .unwritten import Unwritten
+from .watched import Watched, call_once, is_transformed
 
 if TYPE_CHECKING:
     from .factor import Factor
@@ -155,52 +155,20 @@ def _traced_and_watched(
     only_recorded: bool,  # noqa: FBT001 (as it was given)
     as_it_stands: str | None,
 ) -> Tracing:
-    guards, unwatchable = _watched(subject, watching)
-    seen = not subject.batch_dims and sees_values([subject.sample, *subject.extras])
-    unwritten.keep(watching, () if guards is None else guards.tensors)
-
-    def settle() -> None:
-        """See to it that what the function keeps from a call, such as a table, is no tensor without data."""
-        if guards is not None:
-            guards.restore()
-        _call_once(subject)
-
-    def taken_apart() -> Traced:
-        try:
-            return trace(
-                subject.functions,
-                subject.sample,
-                keep_patterns=bool(sparse),
-                as_it_stands=as_it_stands or unwatchable,
-                settle=settle,
-                varying=subject.extras,
-                only_recorded=only_recorded,
-                seen=seen,
-            )
-        except BaseException:
-            if guards is not None:
-                guards.restore()
-            raise
-
-    traced = taken_apart()
-    if guards is not None and not guards.hold():
-        settle()
-        guards, unwatchable = _watched(subject, watching)
-        traced = taken_apart()
+    watched = Watched.of(subject, watching, recorded=as_it_stands is None)
+    attempt = _attempt(subject, watched, sparse, unwritten, only_recorded=only_recorded, as_it_stands=as_it_stands)
+    for rounds in range(_MOST_ROUNDS):
+        if attempt.missed is None:
+            break
+        if rounds + 1 < _MOST_ROUNDS:
+            watched = Watched(subject, watching, attempt.executed)
+        else:
+            as_it_stands = f"it calls {attempt.missed}, which it finds in a way that cannot be watched"
+        attempt = _attempt(subject, watched, sparse, unwritten, only_recorded=only_recorded, as_it_stands=as_it_stands)
+    traced, guards = attempt.traced, watched.guards
     constants, extras = _outside(traced, subject)
-    why = None
-    if guards is not None and not guards.hold():
-        guards.restore()  # a value that was kept on the way was a fake one
-        why = "it changes what it refers to"
-    elif not _agrees(traced, subject, constants, extras):
-        why = "what was recorded does not have the derivative that PyTorch gives it"
-    if why is not None and not traced.opaque:
-        traced = trace(subject.functions, subject.sample, as_it_stands=why, settle=settle, only_recorded=only_recorded)
-        if guards is not None:
-            guards.restore()
-        constants, extras = _outside(traced, subject)
     if traced.opaque and guards is not None:  # a black box is called in any case
-        guards = Guards([stage for stage in watching if label_of(stage) not in traced.refusals])
+        guards = Guards([stage for stage in watching if label_of(stage) not in traced.refusals], watched.executed)
     if guards is not None:
         guards.watch_gradients(constants.values())
     conditions = Conditions(traced.tape) if traced.tape.conditions else None
@@ -216,31 +184,96 @@ def _traced_and_watched(
     )
 
 
-def _watched(subject: Subject, watching: Sequence[Callable[..., Any]]) -> tuple[Guards | None, str | None]:
-    """Return what keeps a recording true; without it, why the function cannot be recorded."""
-    try:
-        return Guards([*watching, *subject.objects]), None
-    except Opaque as reason:
-        return None, f"it refers to what cannot be watched for changes, {reason}"
+_MOST_ROUNDS = 4
 
 
-def _call_once(subject: Subject) -> None:
-    """Call the function on its first sample; what goes wrong is raised when it is called again."""
-    if inside_transform() or wraps_transform(subject.sample):
-        return
-    value, drawn = subject.sample.detach().clone(), random_state(subject.sample.device)
-    with suppress(Exception), torch.enable_grad():
-        for function in subject.functions:
-            value = function(value)
-    set_random_state(subject.sample.device, drawn)
+class _Attempt(NamedTuple):
+    """A function taken apart, once.
+
+    Attributes:
+        traced: What was found.
+        executed: The code that has run.
+        missed: What of that the guards do not know; None if they know all of it.
+    """
+
+    traced: Traced
+    executed: Executed
+    missed: str | None
 
 
-def _agrees(traced: Traced, subject: Subject, constants: dict[int, Tensor], extras: list[int | None]) -> bool:
+def _attempt(
+    subject: Subject,
+    watched: Watched,
+    sparse: bool | str,
+    unwritten: Unwritten,
+    *,
+    only_recorded: bool,
+    as_it_stands: str | None,
+) -> _Attempt:
+    """Take a function apart, and see whether what was found is true and what code has run."""
+    seen = not subject.batch_dims and sees_values([subject.sample, *subject.extras])
+    ran = Executed()
+    functions = [ran.watching(function) for function in subject.functions]
+    unwritten.keep(subject.stages, () if watched.guards is None else watched.guards.tensors)
+
+    def settle() -> None:
+        """See to it that what the function keeps from a call, such as a table, is no tensor without data."""
+        watched.restore()
+        call_once(subject)
+
+    def taken_apart() -> Traced:
+        # Without a transform around, the function runs once more, to be compared: that shows as well what it calls.
+        from_now = watched.executed is not None or is_transformed(subject)
+        try:
+            return trace(
+                functions if from_now else subject.functions,
+                subject.sample,
+                keep_patterns=bool(sparse),
+                as_it_stands=as_it_stands or watched.unwatchable,
+                settle=settle,
+                varying=subject.extras,
+                only_recorded=only_recorded,
+                seen=seen,
+            )
+        except BaseException:
+            watched.restore()
+            raise
+
+    traced = taken_apart()
+    if not watched.hold():
+        settle()
+        watched.renew()
+        traced = taken_apart()
+    constants, extras = _outside(traced, subject)
+    why = None
+    if not watched.hold():
+        watched.restore()  # a value that was kept on the way was a fake one
+        why = "it changes what it refers to"
+    elif not _agrees(traced, functions, subject, constants, extras):
+        why = "what was recorded does not have the derivative that PyTorch gives it"
+    if why is not None and not traced.opaque:
+        traced = trace(subject.functions, subject.sample, as_it_stands=why, settle=settle, only_recorded=only_recorded)
+        watched.restore()
+    if watched.guards is None or not traced.regions or len(traced.refusals) == len(subject.functions):
+        return _Attempt(traced, ran, None)
+    if not ran.foreign:  # it was not compared
+        call_once(subject, functions)
+    executed = ran if watched.executed is None else ran | watched.executed
+    return _Attempt(traced, executed, watched.guards.missed(ran))
+
+
+def _agrees(
+    traced: Traced,
+    functions: Sequence[Callable[..., Any]],
+    subject: Subject,
+    constants: dict[int, Tensor],
+    extras: list[int | None],
+) -> bool:
     """Return whether a recording agrees with the function; inside a transform values cannot be compared."""
-    if inside_transform() or wraps_transform(subject.sample):
+    if is_transformed(subject):
         return True
     given = {index: extra for index, extra in zip(extras, subject.extras, strict=True) if index is not None}
-    return agrees(traced, subject.functions, subject.sample.detach().contiguous(), constants | given)
+    return agrees(traced, functions, subject.sample.detach().contiguous(), constants | given)
 
 
 def fitted(caller: str, plan: Plan, tracing: Tracing) -> Plan:

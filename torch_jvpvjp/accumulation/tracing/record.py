@@ -33,7 +33,7 @@ from .masks import is_sized_by_data, without_masks
 from .op_arguments import SLICES, argument, clamped, fits_into
 from .own_derivatives import called, check_derivatives
 from .results import Results
-from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, with_refs
+from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, place_of, with_refs
 from .values import Answers, columns_where_true, where_true
 
 MOST_OPS = 20_000  # a longer tape would take minutes to plan
@@ -170,6 +170,9 @@ class _Recorder(TorchDispatchMode):
             dim, *ends = args[2:] or (0,)  # autograd takes no complex ones
             written = self.__torch_dispatch__(func, types, (*pairs, dim % args[0].dim(), *ends))
             return self.__torch_dispatch__(_aten.view_as_complex.default, types, (written,))
+        if func is _aten.native_group_norm.default and not args[0].is_contiguous():
+            # It takes entries side by side alone, and of axes of one entry a fake tensor has other strides than a real.
+            args = (self._run(types, _aten.clone.default, args[0], memory_format=torch.contiguous_format), *args[1:])
         if func is _aten.rrelu_with_noise.default and not argument(func, args, kwargs, "training"):
             slope = sum(argument(func, args, kwargs, name) for name in ("lower", "upper")) / 2
             return self.__torch_dispatch__(_aten.leaky_relu.default, types, (args[0], slope))
@@ -240,8 +243,8 @@ class _Recorder(TorchDispatchMode):
         known = self._from_outside.all(index := self._asked(tensor))
         return self._told(lambda: self._answers.truths(index)) if known is None else known
 
-    def _run(self, types: Iterable[type], func: Any, *args: Any) -> Any:
-        return self.__torch_dispatch__(func, types, args)
+    def _run(self, types: Iterable[type], func: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.__torch_dispatch__(func, types, args, kwargs)
 
     def _asked(self, tensor: Tensor) -> int:
         """Return which value f looks at."""
@@ -313,7 +316,7 @@ class _Recorder(TorchDispatchMode):
         for piece in pieces:
             if piece is not None:
                 counts = self._pieces.setdefault(piece.untyped_storage()._cdata, Counter())
-                counts[_place(piece)] += 1
+                counts[place_of(piece)] += 1
 
     def _is_alone(self, tensor: Tensor) -> bool:
         """Return whether no other tensor looks at the entries of one."""
@@ -321,7 +324,7 @@ class _Recorder(TorchDispatchMode):
         counts = self._pieces.get(memory)
         if counts is None:
             return self._sharing[memory] == 1
-        return counts[_place(tensor)] == 1 and not counts[None]
+        return counts[place_of(tensor)] == 1 and not counts[None]
 
     def _new(self, tensor: Tensor) -> int:
         index = self.tape.new_value(meta_of(tensor))
@@ -331,7 +334,7 @@ class _Recorder(TorchDispatchMode):
             self._sharing[memory] += 1
             counts = self._pieces.get(memory)
             if counts is not None:
-                counts[_place(tensor) if _place(tensor) in counts else None] += 1
+                counts[place_of(tensor) if place_of(tensor) in counts else None] += 1
         self._numbers[id(tensor)] = index
         return index
 
@@ -377,11 +380,6 @@ class _Recorder(TorchDispatchMode):
         if drawn:
             raise NotRecordable(f"{drawn[0]} draws random numbers and is differentiated")
         return tape
-
-
-def _place(tensor: Tensor) -> Any:
-    """Return which entries of its memory a tensor looks at."""
-    return tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
 _aten = torch.ops.aten

@@ -121,6 +121,11 @@ class Tape:
         return (op for op in self.ops if op.active)
 
 
+def place_of(tensor: Tensor) -> Any:
+    """Return which entries of its memory a tensor looks at."""
+    return tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
 def meta_of(tensor: Tensor) -> Meta:
     """Return the shape, dtype and device of a tensor."""
     return Meta(tensor.shape, tensor.dtype, tensor.device)
