@@ -178,9 +178,8 @@ def test_each_thread_has_a_sample(monkeypatch):
 def _net():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2),
-        nn.Conv2d(8, 8, 3, padding=1), nn.Sigmoid(), nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(), nn.Linear(128, 10),
+        nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2), nn.Sigmoid(), nn.AdaptiveAvgPool2d(16),
+        nn.Flatten(), nn.Linear(2048, 10),
     )  # fmt: skip
 
 

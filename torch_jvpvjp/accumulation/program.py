@@ -38,6 +38,7 @@ from .replay import (
     layout_of,
     run_together,
     small_or_whole,
+    with_channels_innermost,
     with_own_results,
     with_quick_products,
     with_quick_pullbacks,
@@ -246,6 +247,7 @@ class ProgramRecorder(TorchDispatchMode):
         limited = self._most_folded == 0  # nothing is to be kept between calls: oneDNN keeps code
 
         def quick(calls: Sequence[ProgramCall]) -> Sequence[ProgramCall]:
+            calls = calls if limited else with_channels_innermost(calls, numbers, layouts, self._next)
             calls = with_quick_pullbacks(calls, numbers, layouts, self._next)
             return calls if limited else with_quick_products(calls, layouts, self._next)
 

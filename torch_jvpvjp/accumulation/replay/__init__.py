@@ -1,6 +1,7 @@
 """Recorded programs made quick: what is idle goes, like calls run as one, and the rest is written as by hand."""
 
 from .arithmetic import without_idle_arithmetic
+from .channels_last import with_channels_innermost
 from .copies import without_double_copies
 from .graph import CompiledProgram
 from .innermost import with_samples_innermost
@@ -18,7 +19,7 @@ from .writing import Spelling, by_hand, written
 
 __all__ = [
     "CompiledProgram", "Layout", "Layouts", "Spelling", "Worth", "by_entries", "by_hand", "by_vectors", "joined",
-    "kernel_bytes", "layout_of", "run_together", "small_or_whole", "with_own_results", "with_quick_products",
-    "with_quick_pullbacks", "with_samples_innermost", "without_double_copies", "without_idle_arithmetic",
-    "without_idle_moves", "without_joins", "written",
+    "kernel_bytes", "layout_of", "run_together", "small_or_whole", "with_channels_innermost", "with_own_results",
+    "with_quick_products", "with_quick_pullbacks", "with_samples_innermost", "without_double_copies",
+    "without_idle_arithmetic", "without_idle_moves", "without_joins", "written",
 ]  # fmt: skip

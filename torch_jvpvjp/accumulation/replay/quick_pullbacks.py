@@ -50,7 +50,7 @@ def with_quick_pullbacks(
     for call in calls:
         made = call.outputs[0] if call.outputs else None
         window = _window(call, layouts)
-        if images and _is_of_an_image(call, layouts):
+        if images and is_of_an_image(call, layouts):
             found.append(_by_products(call, layouts))
         elif window is not None:
             rows = _Rows(call, window, layouts, new_value)
@@ -91,15 +91,16 @@ def _path(call: ProgramCall, users: dict[int, list[ProgramCall | None]]) -> tupl
         read.append(user.outputs[0] or 0)
 
 
-def _is_plain(layout: Layout) -> bool:
+def is_plain(layout: Layout) -> bool:
+    """Return whether a value lies row by row in the memory of a CPU."""  # noqa: DOC201
     return layout.device.type == "cpu" and layout.contiguous and not any(layout.twisted)
 
 
 # ---- convolutions ----------------------------------------------------------------------------------------------------
 
 
-def _is_of_an_image(call: ProgramCall, layouts: Layouts) -> bool:
-    """Return whether a call is the pullback of a convolution to few channels that products are quicker for."""
+def is_of_an_image(call: ProgramCall, layouts: Layouts) -> bool:
+    """Return whether a call is the pullback of a convolution to few channels that products are quicker for."""  # noqa: DOC201
     if call.target is not _aten.convolution_backward.default or call.kwargs:
         return False
     cotangent, x, weight, _, stride, _, dilation, transposed, _, groups, wanted = call.args
@@ -109,7 +110,7 @@ def _is_of_an_image(call: ProgramCall, layouts: Layouts) -> bool:
     return (
         layouts[x.index].shape[1] <= _MOST_CHANNELS
         and cotangents.shape[0] >= torch.get_num_threads()  # each of which takes whole samples
-        and all(_is_plain(layout) and layout.dtype is torch.float32 for layout in (cotangents, weights))
+        and all(is_plain(layout) and layout.dtype is torch.float32 for layout in (cotangents, weights))
         and layouts[call.outputs[0] or 0].contiguous
     )
 
@@ -143,7 +144,7 @@ def _window(call: ProgramCall, layouts: Layouts) -> _Window | None:
     if call.target not in _MEANS or call.kwargs:
         return None
     before, after = layouts[call.operands[0]], layouts[call.outputs[0] or 0]
-    if not _is_plain(before) or before.dtype not in _EXACT or not after.contiguous or after.numel < _LEAST_SPREAD:
+    if not is_plain(before) or before.dtype not in _EXACT or not after.contiguous or after.numel < _LEAST_SPREAD:
         return None
     height, width = (size // parts for size, parts in zip(after.shape[-2:], before.shape[-2:], strict=True))
     if after.shape[-2:] != (before.shape[-2] * height, before.shape[-1] * width):
@@ -196,7 +197,7 @@ class _Rows:
     def can_be_read_by(self, product: ProgramCall, pullback: int) -> bool:
         """Return whether a product of the pullback, seen as that value, may read each row several times instead."""
         factor, made = self._layouts[_other(product, pullback)], self._layouts[product.outputs[0] or 0]
-        if not (_is_plain(factor) and _is_plain(made)) or self._layouts[pullback].shape != made.shape:
+        if not (is_plain(factor) and is_plain(made)) or self._layouts[pullback].shape != made.shape:
             return False
         first = next((place for place, size in enumerate(factor.shape) if size != 1), len(factor.shape))
         shape = factor.shape[first:]

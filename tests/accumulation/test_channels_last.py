@@ -1,0 +1,160 @@
+"""Adjoint sweeps through convolutions in replayed programs lie with channels innermost, and give what they gave."""
+
+import pytest
+import torch
+from jacobian_checks import F64
+from replay_checks import program_of, recorded, run_calls
+from torch import nn
+from torch.nn import functional
+
+from torch_jvpvjp.accumulation import plan_jacobian
+from torch_jvpvjp.accumulation.program import Program
+from torch_jvpvjp.accumulation.replay import channels_last
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+GENERATOR = torch.Generator().manual_seed(0)
+ADJOINTS, SIDE = 3, 16
+CONVOLUTION = "aten.convolution_backward.default"
+
+
+def _randn(*shape, dtype=torch.float32):
+    return torch.randn(shape, generator=GENERATOR, dtype=F64).to(dtype)
+
+
+WEIGHTS = {channels: _randn(*channels, 3, 3) / 10 for channels in [(24, 24), (24, 3), (24, 12), (12, 24), (24, 2)]}
+SCALE, TERM = _randn(24 * SIDE * SIDE), _randn(ADJOINTS, 24 * SIDE * SIDE)
+BEFORE_POOL = _randn(ADJOINTS, 24, 2 * SIDE, 2 * SIDE)
+
+
+def back(g, channels=(24, 24), side=SIDE, **options):
+    """The pullback of a convolution of 3 x 3 to an input of a side."""
+    weight, like = WEIGHTS[channels].to(g), g.new_zeros(len(g), channels[1], side, side)
+    options = {"padding": 1} | options
+    return torch.func.vjp(lambda x: functional.conv2d(x, weight, **options), like)[1](g)[0]
+
+
+def mean_back(g):
+    return torch.func.vjp(lambda x: functional.avg_pool2d(x, 2), BEFORE_POOL.to(g))[1](g)[0]
+
+
+def largest_back(g, count=1):
+    before = BEFORE_POOL[:count].to(g)
+    if count == 1:  # one image, whose places all adjoints share
+        return torch.func.vmap(torch.func.vjp(lambda x: functional.max_pool2d(x, 2), before)[1])(g[:, None])[0][:, 0]
+    return torch.func.vjp(lambda x: functional.max_pool2d(x, 2), before)[1](g)[0]
+
+
+def scaled(g):
+    return (g.reshape(len(g), -1) * SCALE.to(g)).view_as(g)
+
+
+def _calls(program: Program):
+    return program._quickened(program.calls)
+
+
+def _turned(program: Program) -> int:
+    """How many convolutions of a program lie with channels innermost."""
+    found = [call for call in _calls(program) if str(call.target) == CONVOLUTION]
+    return sum(not program.layouts[call.operands[0]].contiguous for call in found)
+
+
+CASES = {  # what is done with a cotangent, and how many convolutions find its channels innermost
+    "twice": (lambda g: back(back(g)), 2),
+    "a diagonal between": (lambda g: back(scaled(back(g))), 2),
+    "from the left": (lambda g: back((SCALE.to(g) * back(g).flatten(1)).view_as(g)), 2),
+    "a number between": (lambda g: back(2.0 * back(g)), 2),
+    "a mask of pixels": (lambda g: back(back(g) * SCALE.to(g).view(1, 24, SIDE, SIDE)), 2),
+    "another product for each": (lambda g: back((back(g).flatten(1) * TERM.to(g)).view_as(g)), 2),
+    "itself between": (lambda g: back((y := back(g)) * y), 2),
+    "a residual": (lambda g: back(scaled((y := scaled(back(g))) + back(y))), 3),
+    "a residual with a factor": (lambda g: back(torch.add(y := back(g), back(y), alpha=0.5)), 3),
+    "a difference": (lambda g: back((y := back(g)) - scaled(back(y))), 3),
+    "strided": (lambda g: back(back(g, side=2 * SIDE, stride=2), side=2 * SIDE), 2),
+    "dilated": (lambda g: back(back(g, padding=2, dilation=2)), 2),
+    "down and up": (lambda g: back(back(g, (24, 12)), (12, 24)), 2),
+    "a mean": (lambda g: back(scaled(back(mean_back(g), side=2 * SIDE, stride=1)[:, :, ::2, ::2].contiguous())), 2),
+    "a mean first": (lambda g: back(back(mean_back(g), side=2 * SIDE), side=2 * SIDE), 2),
+    "the largest": (lambda g: back(largest_back(back(g)), side=2 * SIDE), 2),
+    "the largest of many": (lambda g: back(largest_back(back(g), ADJOINTS), side=2 * SIDE), 2),
+    "to an image": (lambda g: back(scaled(back(g)), (24, 3)), 1),
+    "to an image in two ways": (lambda g: (back(y := back(g), (24, 2)), back(y, (24, 3))), 1),
+    "looked at between": (lambda g: (back(y := back(g)), y.sin()), 2),
+    "looked at between, flat": (lambda g: (back(y := scaled(back(g))), y.view(len(g), -1).cumsum(1)), 2),
+    "returned between": (lambda g: (back(y := back(g)), y, y.flatten(1)), 2),
+    "a sum over channels": (lambda g: back(back(g) * back(g).sum(1, keepdim=True)), 2),
+    "one of each channel": (lambda g: back(back(g) * SCALE.to(g)[:24, None, None]), 2),
+    "another order of axes": (lambda g: back(back(g).transpose(2, 3).contiguous()), 2),
+    "alone": (lambda g: scaled(back(g)), 0),
+    "small": (lambda g: back(back(g[:1, :, :4, :4].contiguous(), side=4), side=4), 0),
+    "to images alone": (lambda g: (back(g, (24, 3)), back(g, (24, 2))), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sweeps_lie_with_channels_innermost_and_results_as_before(name):
+    function, turned = CASES[name]
+    g = _randn(ADJOINTS, 24, SIDE, SIDE)
+    given = g.clone()
+
+    def whole(g):
+        result = function(g)
+        return result if isinstance(result, tuple) else (result,)
+
+    program = recorded(whole, g)
+    assert _turned(program) == turned
+    for value, before, expected in zip(program(g), whole(g), whole(g.double()), strict=True):
+        assert value.stride() == before.stride()
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=3e-6 * float(expected.abs().max()))
+    assert torch.equal(g, given)
+    values = run_calls(_calls(program), {**program.fixed, program.inputs[0]: g})
+    for index, value in values.items():
+        lies, layout = zip(value.shape, value.stride(), strict=True), program.layouts[index]
+        assert value.shape == layout.shape
+        assert [s for n, s in lies if n > 1] == [s for n, s in zip(layout.shape, layout.stride, strict=True) if n > 1]
+
+
+def test_where_onednn_does_nothing_all_stays(monkeypatch):
+    function, g = CASES["a residual"][0], _randn(ADJOINTS, 24, SIDE, SIDE)
+    assert _turned(recorded(function, g.double())) == 0
+    monkeypatch.setattr(channels_last, "onednn_is_on", lambda: False)
+    assert _turned(recorded(function, g)) == 0
+
+
+class _Block(nn.Module):
+    def __init__(self, n: int, m: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(n, m, 3, 2, 1, bias=False), nn.BatchNorm2d(m)
+        self.conv2, self.norm2 = nn.Conv2d(m, m, 3, 1, 1), nn.BatchNorm2d(m)
+        self.skip = nn.Conv2d(n, m, 1, 2)
+
+    def forward(self, x):
+        h = functional.silu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(h)) + self.skip(x))
+
+
+def _net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.MaxPool2d(2), _Block(12, 24), _Block(24, 40), nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(160, 10),
+    ).eval()  # fmt: skip
+
+
+def test_the_jacobian_of_a_residual_network_is_right():
+    net, x = _net(), _randn(1, 3, 32, 32)
+    plan = plan_jacobian(net, torch.zeros(1, 3, 32, 32))
+    assert _turned(program_of(plan, x)) > 3
+    expected = torch.func.jacrev(net.double())(x.double())
+    net.float()
+    for _ in range(3):
+        torch.testing.assert_close(plan(x).double(), expected, rtol=1e-3, atol=1e-5)
+    assert plan.verify(x).rows
+
+
+@pytest.mark.compiled
+def test_a_compiled_plan_of_it_is_right():
+    net, x = _net(), _randn(1, 3, 32, 32)
+    compiled = plan_jacobian(net, torch.zeros(1, 3, 32, 32)).compile()
+    expected = torch.func.jacrev(net.double())(x.double())
+    net.float()
+    torch.testing.assert_close(compiled(x).double(), expected, rtol=1e-3, atol=1e-5)
