@@ -144,3 +144,34 @@ def test_layouts_are_told_apart_by_the_types_of_numbers():
     for call, result in zip(recorder._calls, results, strict=True):
         layouts.add(call)
         assert layouts[call.outputs[0]].dtype is result.dtype
+
+
+def test_constant_weights_have_no_tangents():
+    """Forward mode convolves the primal with the tangent of the weights, which is zero where they have none."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(4, 32), torch.nn.Unflatten(-1, (2, 4, 4)), torch.nn.Conv2d(2, 3, 3, padding=1), torch.nn.Tanh(),
+        torch.nn.ConvTranspose2d(3, 2, 2, 2), torch.nn.Tanh(), torch.nn.Conv2d(2, 5, 3, bias=False),
+    ).double()  # fmt: skip
+    x = randn(1, 4)
+    plan = plan_jacobian(net, x, strategy="forward")
+    convolutions = [call for call in program_of(plan, x).calls if call.target is ATEN.convolution.default]
+    assert len(convolutions) == 5  # three of the tangents, two of the primal, whose last value nobody needs
+    for _ in range(3):
+        assert_same(plan(x), judged(net, x))
+
+
+@pytest.mark.parametrize("alpha", [1, 2])
+def test_sums_with_convolutions_by_zero(alpha):
+    def function(x):
+        weights = torch.zeros(1, 1, 2, 2, dtype=F64)
+        other = (x + 0.5).sin().view(1, 1, 3, 4)
+        zero = torch.conv2d(x.view(1, 1, 3, 4), weights)
+        return torch.add(zero, other[..., :2, :3], alpha=alpha), torch.add(zero, other.sum(), alpha=alpha), zero
+
+    recorder = ProgramRecorder([x := randn(3, 4)])
+    with recorder, torch.no_grad():
+        expected = function(x)
+    program = recorder.program(recorder.numbers(expected))
+    assert program is not None
+    assert_same(list(program(x)), list(expected), 0.0)

@@ -48,6 +48,7 @@ from .replay import (
     without_idle_moves,
     without_joins,
     written,
+    zero_weights,
 )
 from .schedule import Task
 from .shared_products import without_copies_of_shared
@@ -227,7 +228,8 @@ class ProgramRecorder(TorchDispatchMode):
             calls, fixed = folded(calls, fixed | filled, numbers, self._most_folded)
             del filled
             calls = with_equal_values_once(calls, fixed, numbers)
-            calls, numbers = without_idle_arithmetic(calls, numbers, layouts, self._next)
+            zeros = zero_weights(calls, fixed)
+            calls, numbers = without_idle_arithmetic(calls, numbers, layouts, self._next, zeros)
             calls, numbers = without_repetitions(calls, numbers)
             calls = without_copies_of_shared(calls, layouts, self._next)
             calls, numbers = without_idle_moves(calls, numbers, layouts)

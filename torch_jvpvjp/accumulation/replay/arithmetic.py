@@ -1,6 +1,7 @@
 """Arithmetic that changes nothing, or that one op does.
 
 1 · x,  x / 1,  x¹                                    become    x
+x + convolution(y, 0)                                 becomes   x, which is what forward mode makes of constant weights
 (…, view(s, (1,))) of a number s                      becomes   (…, s)
 Σ_i select_backward(x_i, i) over all places i         becomes   stack(x_1, …, x_n)
 """
@@ -8,10 +9,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..calls import ProgramCall, without_unused
 from ..tracing.tape import Ref
@@ -21,10 +23,21 @@ from .relaid import laid_out, looks_at_memory
 _aten = torch.ops.aten
 _BY_ONE = frozenset({_aten.mul.Tensor, _aten.div.Tensor, _aten.pow.Tensor_Scalar})
 _BROADCAST = frozenset({_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor})
+_CONVOLUTION = _aten.convolution.default
+
+
+def zero_weights(calls: Sequence[ProgramCall], fixed: Mapping[int, Tensor]) -> set[int]:
+    """Return the weights and biases of convolutions that are fixed, and zero throughout."""
+    used = {index for call in calls if call.target is _CONVOLUTION for index in call.operands[1:]}
+    return {index for index in used if index in fixed and not fixed[index].any()}
 
 
 def without_idle_arithmetic(
-    calls: Sequence[ProgramCall], results: Sequence[int], layouts: Layouts, new_value: Callable[[], int]
+    calls: Sequence[ProgramCall],
+    results: Sequence[int],
+    layouts: Layouts,
+    new_value: Callable[[], int],
+    zeros: Collection[int] = (),
 ) -> tuple[list[ProgramCall], list[int]]:
     """Return calls and results in which nothing is computed that is there already, and sums of slices are stacks.
 
@@ -33,10 +46,11 @@ def without_idle_arithmetic(
         results: The values that are returned.
         layouts: How each value lies in memory; those of values that lie otherwise now are put right.
         new_value: Makes the number of another value.
+        zeros: Values that are zero throughout, see `zero_weights`.
     """
     after, same = Layouts(layouts), dict[int, int]()
     try:
-        found = None if any(map(looks_at_memory, calls)) else _without_idle(calls, after, same)
+        found = None if any(map(looks_at_memory, calls)) else _without_idle(calls, after, same, set(zeros))
     except RuntimeError:  # an op that does not run without data
         found = None
     if found is None:
@@ -46,14 +60,18 @@ def without_idle_arithmetic(
     return _with_stacks(without_unused(found, results), results, layouts, new_value), results
 
 
-def _without_idle(calls: Sequence[ProgramCall], layouts: Layouts, same: dict[int, int]) -> list[ProgramCall]:
+def _without_idle(
+    calls: Sequence[ProgramCall], layouts: Layouts, same: dict[int, int], zeros: set[int]
+) -> list[ProgramCall]:
     """Return the calls; `same` learns which value takes the place of which."""
     makers: dict[int, ProgramCall] = {}
     moved: set[int] = set()
     found: list[ProgramCall] = []
     for call in calls:
         again = call.renamed(same)
-        kept = _unchanged(again, layouts)
+        if _is_zero(again, zeros):
+            zeros.update(index for index in again.outputs if index is not None)
+        kept = _unchanged(again, layouts, zeros)
         if kept is not None:
             out = call.outputs[0] or 0
             same[out] = kept
@@ -68,9 +86,18 @@ def _without_idle(calls: Sequence[ProgramCall], layouts: Layouts, same: dict[int
     return found
 
 
-def _unchanged(call: ProgramCall, layouts: Mapping[int, Layout]) -> int | None:
+def _is_zero(call: ProgramCall, zeros: set[int]) -> bool:
+    """Return whether a call makes zeros of zeros."""
+    if call.target is _CONVOLUTION:
+        return zeros.issuperset(call.operands[1:])
+    return bool(zeros) and call.target.is_view and zeros.issuperset(call.operands)
+
+
+def _unchanged(call: ProgramCall, layouts: Mapping[int, Layout], zeros: set[int]) -> int | None:
     """Return the value that a call gives again; None if it gives another one."""
-    if call.target in _BY_ONE and not call.kwargs and isinstance(call.args[0], Ref):
+    if _is_sum(call) and not zeros.isdisjoint(call.operands):
+        kept = next((index for index in call.operands if index not in zeros), None)
+    elif call.target in _BY_ONE and not call.kwargs and isinstance(call.args[0], Ref):
         kept = call.args[0].index if call.args[1] in ({1} if type(call.args[1]) in {int, float} else ()) else None
     else:
         return None
