@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ._torch import FakeTensorMode
-from .tracing.results import Results
+from .tracing.results import Known, Results
 
 _aten = torch.ops.aten
 # On a CPU these bring operands and results into layouts of their own, of channels by 16, a copy of each while they run.
@@ -27,16 +27,17 @@ class Footprint(TorchDispatchMode):
     Args:
         fake: The mode in which tensors have no data; None if they have.
         given: Tensors that are there anyway.
+        known: What ops return, remembered from one count to the next.
 
     Attributes:
         held: Bytes held now.
         peak: The most bytes that were held at one time.
     """
 
-    def __init__(self, fake: FakeTensorMode | None, given: Iterable[Tensor] = ()) -> None:
+    def __init__(self, fake: FakeTensorMode | None, given: Iterable[Tensor] = (), known: Known | None = None) -> None:
         super().__init__()
         self.held = self.peak = 0
-        self._results = None if fake is None else Results(fake)
+        self._results = None if fake is None else Results(fake, known)
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._given = [tensor.untyped_storage() for tensor in given]
         self._known = {storage._cdata for storage in self._given}

@@ -11,11 +11,16 @@ from ._torch import FakeTensorMode, unharmed
 from .footprint import Footprint
 from .program import Program, ProgramRecorder
 from .replay import Worth
+from .tracing.results import Known
 from .tracings import Tracing
 
 
 def held_bytes(
-    tracing: Tracing, executed: Callable[[Tensor, Sequence[Tensor]], Tensor], most_folded: int, worth: Worth | None
+    tracing: Tracing,
+    executed: Callable[[Tensor, Sequence[Tensor]], Tensor],
+    most_folded: int,
+    worth: Worth | None,
+    known: Known | None = None,
 ) -> int | None:
     """The most bytes that a call holds beyond what it is given, its result included.
 
@@ -24,6 +29,7 @@ def held_bytes(
         executed: The Jacobian by the plan, of the source vector and the other tensors.
         most_folded: Most entries of a value that is held between calls.
         worth: When like calls of what is recorded are worth running as one; None where they never are.
+        known: What ops return, remembered from one such run to the next.
 
     Returns:
         Bytes; None if only data can tell.
@@ -35,13 +41,13 @@ def held_bytes(
         recorder = ProgramRecorder([*leaves, *extras, *tracing.constants.values()], most_folded)
         try:
             source = tracing.subject.source_of(leaves)
-            with Footprint(fake, [source, *inputs]) as footprint, recorder:
+            with Footprint(fake, [source, *inputs], known) as footprint, recorder:
                 parts = tracing.parts(executed(source, extras))
                 numbers = recorder.numbers(parts)
             del parts
             first = footprint.peak + bytes_of(recorder.tables)
             program = recorder.program(numbers, worth)
-            return first if program is None else max(first, _held_by(program, inputs, fake))
+            return first if program is None else max(first, _held_by(program, inputs, fake, known))
         except Exception:  # noqa: BLE001 (something that only data can tell)
             return None
 
@@ -57,10 +63,10 @@ def _empty_arguments(tracing: Tracing) -> tuple[list[Tensor], list[Tensor]]:
     return leaves, extras
 
 
-def _held_by(program: Program, inputs: Sequence[Tensor], fake: FakeTensorMode) -> int:
+def _held_by(program: Program, inputs: Sequence[Tensor], fake: FakeTensorMode, known: Known | None) -> int:
     """Return the most bytes that a run of a program holds, with what is kept between runs."""
     kept = list(program.fixed.values())
-    with Footprint(fake, [*inputs, *kept]) as footprint:
+    with Footprint(fake, [*inputs, *kept], known) as footprint:
         program.run(*inputs)
     return footprint.peak + bytes_of(kept) + program.kernel_bytes
 

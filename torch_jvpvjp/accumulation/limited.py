@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .infeasible import InfeasiblePlanError
 from .memory import chunk_for
 from .plan import Plan
 from .runtime import Runtime
+from .tracing.results import Known
 from .tracings import Tracing
 
 Planned = Callable[
@@ -34,6 +35,16 @@ class Limit:
     runtime: Runtime
     tracing: Tracing
     x: Any
+    _results: Known = field(default_factory=dict, repr=False)
+    _held: dict[Any, int | None] = field(default_factory=dict, repr=False)
+
+    def held(self, runtime: Runtime, plan: Plan, chunk_size: int | None = None) -> int | None:
+        """Return the bytes that a call of a plan holds, in chunks of that size or the runtime's own; found once."""
+        chunk_size = chunk_size or runtime.options.chunk_size
+        key = plan.steps, chunk_size, runtime.options.together
+        if key not in self._held:
+            self._held[key] = runtime.peak_bytes(plan, chunk_size, self._results)
+        return self._held[key]
 
     @property
     def itemsize(self) -> int:
@@ -79,18 +90,17 @@ def ready_within(limit: Limit, planned: Planned, strategy: str, peak_entries: in
     Raises:
         InfeasiblePlanError: If none was found.
     """
-    made = _in_chunks(limit, planned())
-    if _keeps(limit, made):
-        return made
+    tried = [_in_chunks(limit, planned())]
+    if _keeps(limit, tried[0]):
+        return tried[0]
     most = limit.entries if peak_entries is None else min(limit.entries, peak_entries)
     plans, smallest = _plans(limit, planned, most, every=strategy == "dynamic_programming")
-    tried: list[Plan] = []
     for plan in sorted(plans, key=lambda plan: plan.cost):
         if all(plan.steps != other.steps for other in tried):
             tried.append(_in_chunks(limit, plan))
             if _keeps(limit, tried[-1]):
                 return tried[-1]
-    if tried:
+    if plans:
         least = min(tried, key=lambda plan: plan.peak_bytes or 0)
         raise InfeasiblePlanError(_too_much(limit, least), smallest=-(-(least.peak_bytes or 0) // limit.itemsize))
     raise InfeasiblePlanError(
@@ -131,7 +141,8 @@ def _plans(limit: Limit, planned: Planned, most: int, *, every: bool) -> tuple[l
 
 def _keeps(limit: Limit, plan: Plan) -> bool:
     """Return whether a plan keeps a limit; one of which nothing can be told is believed to, in its chunks."""
-    held = plan.peak_bytes  # kept, so that the plan prints it
+    assert plan.runtime is not None
+    held = vars(plan)["peak_bytes"] = limit.held(plan.runtime, plan)  # so that the plan prints it
     return held is None or held <= limit.most
 
 
@@ -139,8 +150,10 @@ def _in_chunks(limit: Limit, plan: Plan) -> Plan:
     """Return a plan that can be called, in chunks that keep a limit as far as chunks can."""
     asked = limit.runtime.options.chunk_size
     whole = ready(limit.runtime, limit.tracing, plan)
-    if asked is None and whole.peak_bytes is not None and whole.peak_bytes <= limit.most:
-        return whole
+    if asked is None:
+        held = limit.held(limit.runtime, plan)
+        if held is not None and held <= limit.most:
+            return whole
     runtime = _runtime(limit, asked)
     return ready(runtime if asked else _runtime(limit, _chunk(limit, runtime, plan)), limit.tracing, plan)
 
@@ -159,18 +172,18 @@ def _chunk(limit: Limit, runtime: Runtime, plan: Plan) -> int | None:
     their whole result as well.
     """
     widest = max(plan.dims)
-    whole = runtime.peak_bytes(plan)
+    whole = limit.held(runtime, plan)
     if whole is not None and whole <= limit.most:
         return None
     chunk = min(chunk_for(limit.most, limit.itemsize, plan.peak_entries, limit.column), widest)
     if whole is None:  # a black box, of which no more is known than its size
         return None if chunk >= widest else chunk
-    least = runtime.peak_bytes(plan, 1)
+    least = limit.held(runtime, plan, 1)
     if least is not None and least > limit.most:
         return 1
     chunk = max(chunk, 2)
     for _ in range(_ATTEMPTS):
-        held = runtime.peak_bytes(plan, chunk)
+        held = limit.held(runtime, plan, chunk)
         if least is None or held is None or held <= limit.most:
             break
         column = max((held - least) / (chunk - 1), 1.0)

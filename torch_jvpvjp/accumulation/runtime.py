@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .factor import Factor
     from .plan import Plan
     from .timing import Verification
+    from .tracing.results import Known
 
 
 class Runtime:
@@ -226,7 +227,7 @@ class Runtime:
 
             return verification(plan, source, watch.tasks, watched, runs)
 
-    def peak_bytes(self, plan: Plan, chunk_size: int | None = None) -> int | None:
+    def peak_bytes(self, plan: Plan, chunk_size: int | None = None, known: Known | None = None) -> int | None:
         """The most bytes that a call holds, its result included, of a plan for the shapes that it was made for.
 
         The plan is executed on tensors without data, and so is what that records.
@@ -234,6 +235,7 @@ class Runtime:
         Args:
             plan: The plan.
             chunk_size: Instead of that of the options.
+            known: What ops return, remembered from one such execution to the next.
 
         Returns:
             Bytes; None if only a call can tell.
@@ -250,7 +252,7 @@ class Runtime:
             return self.executed(plan, tracing, source, extras, how)
 
         worth = self._worth(tracing.subject.sample) if how.chunk_size is None else None
-        return held_bytes(tracing, executed, self._most_folded, worth)
+        return held_bytes(tracing, executed, self._most_folded, worth, known)
 
     def primal_seconds(self) -> float:
         """Return the seconds that running f takes by the launches of its ops, which is the same in every plan."""
@@ -335,12 +337,11 @@ class Runtime:
 
     def _is_plain(self, tracing: Tracing, *, of_samples: bool = False) -> bool:
         """Return whether a call is nothing but a run of the program on x, or on the samples along its first axis."""
-        subject, options = tracing.subject, self.options
+        subject, dims = tracing.subject, self.options.batch_dims
         bare = subject.source.bare and subject.output is not None and subject.output.bare
-        batched = options.batch_dims == 1 and tracing.conditions is None if of_samples else not options.batch_dims
-        elsewhere = options.sparse or subject.in_parameters or subject.extras or tracing.traced.tape.checked
-        plain = bare and batched and not elsewhere and self.arguments is _as_given
-        return plain and subject.has_one_argument
+        batched = dims == 1 and tracing.conditions is None if of_samples else not dims
+        elsewhere = self.options.sparse or subject.in_parameters or subject.extras or tracing.traced.tape.checked
+        return bare and batched and not elsewhere and self.arguments is _as_given and subject.has_one_argument
 
     def executed(
         self, plan: Plan, tracing: Tracing, source: Tensor, extras: Sequence[Tensor], how: Execution | None = None

@@ -24,16 +24,21 @@ class _Kind(NamedTuple):
     device: torch.device
 
 
+Known = dict[Any, _Kind]
+"""What ops return, by the op and what it depends on."""
+
+
 class Results:
     """The results of ops in one mode.
 
     Args:
         fake: The mode.
+        known: What is remembered of other modes, which learns what this one returns; nothing if not given.
     """
 
-    def __init__(self, fake: FakeTensorMode) -> None:
+    def __init__(self, fake: FakeTensorMode, known: Known | None = None) -> None:
         self._fake = fake
-        self._known: dict[Any, _Kind] = {}
+        self._known: Known = {} if known is None else known
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return what an op returns."""
