@@ -12,11 +12,12 @@ these with rows or keys, added up in place.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..._onednn import LEAST_FMA_BY_HEAD
 from .._arithmetic import wide
 from .fills import Fills
 from .maps import Adjoint, Operands, Scores
@@ -30,10 +31,19 @@ _softmax_backward: Any = torch.ops.aten._softmax_backward_data.out
 
 
 class InPlace:
-    """The engine of CPU tensors; capped scores, dropout and vmap's axis in front are left to plain stripes."""
+    """The engine of CPU tensors; capped scores and dropout are left to plain stripes.
+
+    So is what is small and has vmap's axis in front, but for several tangents of one value. What is large is computed
+    one after another along that axis.
+    """
 
     def forward(self, at: Operands, dots: Operands, scores: Scores) -> Found:
         """o, ℓ, ȯ, ℓ̇; of several tangents, which have an axis in front, P is found once. No tile reads a rest of ℓ."""
+        point = Point(at, dots, scores)
+        if any(t is not None and t.dim() == _SEVERAL for t in at) and point.is_large():
+            ones = [point.at_number(i) for i in range(point.front())]
+            if fits(ones[0].scores, (*ones[0].at, *ones[0].dots)):
+                return _stacked([self.forward(*one[:3]) for one in ones])
         directions = _directions(dots)
         if not directions or not fits(scores, (*at, *directions[0])):
             return stripes.engine.forward(at, dots, scores)
@@ -54,18 +64,74 @@ class InPlace:
         outputs: Outputs,
     ) -> tuple[Operands, Operands]:
         """The pullback of w and its tangent."""
-        if outputs.lse is None or not fits(scores, (*at, *dots, w.o, u.o), (outputs.lse, w.lse, u.lse)):
+        point = Point(at, dots, scores, w, u, outputs.lse)
+        count = point.front()
+        if count and point.is_large() and point.at_number(0).fits():
+            results = [_second_of(point.at_number(i), needs_first, needs_second) for i in range(count)]
+            first, second = (Operands(*_stacked(found)) for found in zip(*results, strict=True))
+            return first, second
+        if not point.fits():
             return stripes.engine.second(at, dots, scores, w, u, needs_first, needs_second, outputs)
-        blind = _blind(outputs.lse.unsqueeze(-1))
-        w, u = (_seeing(Cotangents(*(wide(t, at.q) for t in c)), blind) for c in (w, u))
-        bends = any(t is not None for t in dots) and any(t is not None for t in w) and any(needs_second)
-        given = _given(at, [dots if bends else NONE], scores, blind)
-        if not bends:
-            return _pull(given, w, needs_first), _pull(given, u, needs_second)
-        return _second(given, w, u, needs_first, needs_second)
+        return _second_of(point, needs_first, needs_second)
 
 
 in_place = Tower(InPlace())
+
+
+class Point(NamedTuple):
+    """What a pullback and its tangent are computed from; see the engine."""
+
+    at: Operands
+    dots: Operands
+    scores: Scores
+    w: Cotangents = Cotangents()
+    u: Cotangents = Cotangents()
+    lse: Tensor | None = None
+
+    def fits(self) -> bool:
+        """Whether tiles compute it."""
+        tensors, lses = (*self.at, *self.dots, self.w.o, self.u.o), (self.lse, self.w.lse, self.u.lse)
+        return self.lse is not None and fits(self.scores, tensors, lses)
+
+    def front(self) -> int:
+        """How many there are along an axis in front; 0 if there is none."""
+        vectors = (*self.at, *self.dots, self.w.o, self.u.o)
+        fronts = (len(t) for t in vectors if t is not None and t.dim() == _SEVERAL)
+        return next(fronts, 0)
+
+    def is_large(self) -> bool:
+        """Whether one alone keeps a processor busy for longer than Python takes to begin it."""
+        return self.at.q.shape[-3:].numel() * self.at.k.shape[-2] >= LEAST_FMA_BY_HEAD
+
+    def at_number(self, i: int) -> "Point":
+        """One along the axis in front."""
+        at, dots = (Operands(*(_one(t, i, 4) for t in group)) for group in (self.at, self.dots))
+        w, u = (Cotangents(_one(c.o, i, 4), _one(c.lse, i, 3)) for c in (self.w, self.u))
+        s = self.scores
+        s = s._replace(mask=_one(s.mask, i, 4), slopes=_one(s.slopes, i, 2), ranges=_one(s.ranges, i, 3))
+        return Point(at, dots, s, w, u, _one(self.lse, i, 3))
+
+
+def _one(t: Tensor | None, i: int, rank: int) -> Any:
+    return t if t is None or t.dim() <= rank else t[i]
+
+
+def _stacked(results: Sequence[Sequence[Any]]) -> Any:
+    """Results with an axis in front; None for None."""
+    return tuple(None if each[0] is None else torch.stack(each) for each in zip(*results, strict=True))
+
+
+def _second_of(point: Point, needs_first: Sequence[bool], needs_second: Sequence[bool]) -> tuple[Operands, Operands]:
+    """The pullback of w and its tangent, of arguments that fit."""
+    at, dots, scores, w, u, lse = point
+    assert lse is not None
+    blind = _blind(lse.unsqueeze(-1))
+    w, u = (_seeing(Cotangents(*(wide(t, at.q) for t in c)), blind) for c in (w, u))
+    bends = any(t is not None for t in dots) and any(t is not None for t in w) and any(needs_second)
+    given = _given(at, [dots if bends else NONE], scores, blind)
+    if not bends:
+        return _pull(given, w, needs_first), _pull(given, u, needs_second)
+    return _second(given, w, u, needs_first, needs_second)
 
 
 def fits(scores: Scores, tensors: Sequence[Tensor | None], lses: Sequence[Tensor | None] = ()) -> bool:
