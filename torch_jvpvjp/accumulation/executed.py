@@ -53,10 +53,10 @@ class Executed:
         module = _module_of(frame)
         self.modules.add(module)
         if not is_library(module):
+            if _is_called_by_library(frame) or self._is_aside(frame):  # it may be called otherwise as well
+                return
             if frame.f_globals is vars(os) and code.co_qualname.startswith(_OF_ENVIRONMENT):
                 self.environment = True
-            elif _is_called_by_library(frame) or self._is_aside(frame):  # it may be called otherwise as well
-                return
             else:
                 self._foreign[id(code)] = code
         self._codes[id(code)] = code
