@@ -1,4 +1,4 @@
-"""Adjoint sweeps through convolutions in replayed programs lie with channels innermost, and give what they gave."""
+"""Sweeps through convolutions in replayed programs lie with channels innermost, and give what they gave."""
 
 import pytest
 import torch
@@ -14,14 +14,16 @@ from torch_jvpvjp.accumulation.replay import channels_last
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 GENERATOR = torch.Generator().manual_seed(0)
 ADJOINTS, SIDE = 3, 16
-CONVOLUTION = "aten.convolution_backward.default"
+CONVOLUTIONS = {"aten.convolution.default", "aten.convolution_backward.default"}
 
 
 def _randn(*shape, dtype=torch.float32):
     return torch.randn(shape, generator=GENERATOR, dtype=F64).to(dtype)
 
 
-WEIGHTS = {channels: _randn(*channels, 3, 3) / 10 for channels in [(24, 24), (24, 3), (24, 12), (12, 24), (24, 2)]}
+WEIGHTS = {
+    channels: _randn(*channels, 3, 3) / 10 for channels in [(24, 24), (24, 3), (24, 12), (12, 24), (24, 2), (2, 24)]
+}
 SCALE, TERM = _randn(24 * SIDE * SIDE), _randn(ADJOINTS, 24 * SIDE * SIDE)
 BEFORE_POOL = _randn(ADJOINTS, 24, 2 * SIDE, 2 * SIDE)
 
@@ -31,6 +33,36 @@ def back(g, channels=(24, 24), side=SIDE, **options):
     weight, like = WEIGHTS[channels].to(g), g.new_zeros(len(g), channels[1], side, side)
     options = {"padding": 1} | options
     return torch.func.vjp(lambda x: functional.conv2d(x, weight, **options), like)[1](g)[0]
+
+
+def forth(t, channels=(24, 24), **options):
+    """The tangent of a convolution of 3 x 3."""
+    return functional.conv2d(t, WEIGHTS[channels].to(t), **({"padding": 1} | options))
+
+
+def grown(t, channels=(24, 24)):
+    """The tangent of a transposed convolution of 3 x 3 by strides of 2."""
+    return functional.conv_transpose2d(t, WEIGHTS[channels].to(t), stride=2)
+
+
+def grown_back(g, channels=(24, 24)):
+    """The pullback of `grown`."""
+    like = g.new_zeros(len(g), channels[0], (g.shape[2] - 1) // 2, (g.shape[3] - 1) // 2)
+    return torch.func.vjp(lambda x: grown(x, channels), like)[1](g)[0]
+
+
+def larger(t, mode="nearest"):
+    return functional.interpolate(t, scale_factor=2, mode=mode)
+
+
+def larger_back(g, mode="nearest"):
+    like = g.new_zeros(len(g), g.shape[1], g.shape[2] // 2, g.shape[3] // 2)
+    return torch.func.vjp(lambda x: larger(x, mode), like)[1](g)[0]
+
+
+def by_columns(t, diagonal):
+    """A diagonal on tangents that are the columns of a matrix."""
+    return (diagonal.to(t)[: t[0].numel(), None] * t.flatten(1).t()).t().view_as(t)
 
 
 def mean_back(g):
@@ -54,7 +86,7 @@ def _calls(program: Program):
 
 def _turned(program: Program) -> int:
     """How many convolutions of a program lie with channels innermost."""
-    found = [call for call in _calls(program) if str(call.target) == CONVOLUTION]
+    found = [call for call in _calls(program) if str(call.target) in CONVOLUTIONS]
     return sum(not program.layouts[call.operands[0]].contiguous for call in found)
 
 
@@ -83,7 +115,31 @@ CASES = {  # what is done with a cotangent, and how many convolutions find its c
     "returned between": (lambda g: (back(y := back(g)), y, y.flatten(1)), 2),
     "a sum over channels": (lambda g: back(back(g) * back(g).sum(1, keepdim=True)), 2),
     "one of each channel": (lambda g: back(back(g) * SCALE.to(g)[:24, None, None]), 2),
+    "one of each channel, flat": (lambda g: back((back(g).flatten(1) * SCALE.to(g)[:1]).view_as(g)), 2),
+    "one of each image": (lambda g: back(back(g) * SCALE.to(g)[:ADJOINTS, None, None, None]), 2),
     "another order of axes": (lambda g: back(back(g).transpose(2, 3).contiguous()), 2),
+    "tangents": (lambda t: forth(forth(t)), 2),
+    "a diagonal on tangents": (lambda t: forth(by_columns(forth(t), SCALE)), 2),
+    "tangents from the left": (lambda t: forth((forth(t).flatten(1).t() * SCALE.to(t)[:, None]).t().view_as(t)), 2),
+    "a residual of tangents": (
+        lambda t: forth(((y := forth(t)).flatten(1).t() + by_columns(forth(y), SCALE).flatten(1).t()).t().view_as(t)),
+        3,
+    ),
+    "tangents that are returned as columns": (lambda t: (forth(y := forth(t)), y.flatten(1).t()), 2),
+    "tangents by rows and by columns": (lambda t: forth(scaled(by_columns(forth(t), SCALE))), 2),
+    "a sum of rows and columns": (lambda t: forth((y := forth(t)) + y.flatten(1).t().reshape(y.shape)), 2),
+    "tangents of an image": (lambda t: forth(forth(t[:, :2].contiguous(), (24, 2))), 1),
+    "tangents to an image": (lambda t: forth(by_columns(forth(t), SCALE), (2, 24)), 2),
+    "tangents that grow": (lambda t: forth(grown(forth(t), (24, 12)), (24, 12)), 3),
+    "adjoints that shrink": (lambda g: back(grown_back(g.repeat(3, 1, 1, 1)[:, :, 1:, 1:].contiguous()), side=7), 2),
+    "upsampled": (lambda t: forth(larger(forth(t))), 2),
+    "upsampled linearly": (lambda t: forth(larger(forth(t), "bilinear")), 2),
+    "upsampled first": (lambda t: forth(forth(larger(t))), 2),
+    "downsampled": (lambda t: forth(forth(functional.avg_pool2d(forth(larger(t)), 2))), 3),
+    "the pullback of upsampling": (lambda g: back(back(larger_back(g.repeat(2, 1, 1, 1)), side=8), side=8), 2),
+    "the pullback of linear upsampling": (lambda g: back(larger_back(back(g), "bilinear"), side=8), 2),
+    "the primal with a bias": (lambda t: functional.conv2d(forth(t), WEIGHTS[24, 24].to(t), SCALE[:24].to(t)), 0),
+    "one tangent": (lambda t: forth(forth(t[:1])), 0),
     "alone": (lambda g: scaled(back(g)), 0),
     "small": (lambda g: back(back(g[:1, :, :4, :4].contiguous(), side=4), side=4), 0),
     "to images alone": (lambda g: (back(g, (24, 3)), back(g, (24, 2))), 0),
@@ -149,6 +205,40 @@ def test_the_jacobian_of_a_residual_network_is_right():
     for _ in range(3):
         torch.testing.assert_close(plan(x).double(), expected, rtol=1e-3, atol=1e-5)
     assert plan.verify(x).rows
+
+
+class _Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.grow = nn.Linear(6, 24 * 4 * 4), nn.ConvTranspose2d(24, 20, 4, 2, 1)
+        self.conv, self.skip, self.last = nn.Conv2d(20, 20, 3, padding=1), nn.Conv2d(20, 20, 1), nn.Conv2d(20, 3, 3)
+
+    def forward(self, z):
+        h = functional.gelu(self.grow(self.first(z).view(-1, 24, 4, 4)))
+        h = functional.interpolate(h, scale_factor=2)
+        return torch.sigmoid(self.last(torch.tanh(self.conv(h)) + self.skip(h)))
+
+
+def test_the_jacobian_of_a_decoder_is_right():
+    torch.manual_seed(0)
+    net, z = _Decoder(), _randn(1, 6)
+    plan = plan_jacobian(net, torch.zeros(1, 6))
+    assert _turned(program_of(plan, z)) == 3  # the first is too small to begin with
+    expected = torch.func.jacrev(net.double())(z.double())
+    net.float()
+    for _ in range(3):
+        torch.testing.assert_close(plan(z).double(), expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["forward", "reverse"])
+def test_a_batch_has_the_jacobian_of_each_sample(strategy):
+    torch.manual_seed(0)
+    net, samples = _Decoder(), _randn(2, 6)
+    plan = plan_jacobian(net, torch.zeros(2, 6), batch_dims=1, strategy=strategy)
+    expected = torch.stack([torch.func.jacrev(net.double())(z[None].double())[0, ..., 0, :] for z in samples])
+    net.float()
+    for _ in range(3):
+        torch.testing.assert_close(plan(samples).double(), expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.compiled

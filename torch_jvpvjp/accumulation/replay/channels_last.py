@@ -1,16 +1,16 @@
-"""Adjoint sweeps through convolutions on a CPU with the channels of a pixel side by side in memory.
+"""Sweeps through convolutions on a CPU with the channels of a pixel side by side in memory.
 
 oneDNN brings what lies image by image into an order of its own, of channels by 16, and back, for each convolution: for
-24 channels that takes three times what the convolution does, for 48 as much as a fifth. What has the channels of a
-pixel side by side (PyTorch's channels_last) it takes as it is; and PyTorch's means over windows go along the channels
-then, in an eighth of the time. So a sweep is brought into that order once, where it meets its first convolution, and
-back where something else looks at it:
+24 channels that takes as long again as the convolution, for 48 a fifth. What has the channels of a pixel side by side
+(PyTorch's channels_last) it takes as it is; and PyTorch's pools and upsampling go along the channels then, in a tenth
+of the time. So a sweep of tangents or adjoints is brought into that order once, where it meets its first convolution or
+pool, and back where something else looks at it:
 
     convolution_backward → view → mul, add → view → convolution_backward → … .
 
-Between convolutions a sweep is a matrix, (adjoints, entries): entry by entry ops on it are done on images, as are what
-they multiply and add. Where the sweep comes to the image itself, of a few channels, oneDNN has little to fill its
-vectors with; there it is one product for each adjoint, which reads either order, and the sum of what overlaps.
+Between convolutions a sweep is a matrix, (adjoints, entries) or (entries, tangents): entry by entry ops on it are done
+on images, as are what they multiply and add. Where adjoints come to an image of a few channels, oneDNN has little to
+fill its vectors with; there it is one product for each adjoint, which reads either order, and the sum of what overlaps.
 """
 
 from __future__ import annotations
@@ -28,18 +28,24 @@ from .quick_pullbacks import is_of_an_image, is_plain
 
 _aten = torch.ops.aten
 _LEAST_FMA = 1 << 20  # of a convolution that a sweep is brought into another order for
-_LEAST_CHANNELS = 8  # of a pool, which goes along them
+_LEAST_CHANNELS, _LEAST_RESAMPLED = 8, 1 << 14  # of a pool or an upsampling that it is for, which goes along channels
 _FEWEST = 2  # convolutions; one alone is not worth it
 _VIEWS = frozenset({_aten.view.default, _aten._unsafe_view.default})
 _BY_ENTRIES = frozenset({_aten.mul.Tensor, _aten.add.Tensor, _aten.sub.Tensor})
-_POOLS = frozenset({_aten.avg_pool2d_backward.default, _aten.max_pool2d_with_indices_backward.default})
-_CONVOLUTION = _aten.convolution_backward.default
+_TURNS = frozenset({_aten.permute.default, _aten.t.default, _aten.transpose.int})
+_POOLS = frozenset({_aten.avg_pool2d_backward.default, _aten.max_pool2d_with_indices_backward.default})  # (ȳ, x, …)
+_RESAMPLING = frozenset({
+    _aten.avg_pool2d.default,
+    _aten.upsample_nearest2d.default, _aten.upsample_nearest2d_backward.default,
+    _aten.upsample_bilinear2d.default, _aten.upsample_bilinear2d_backward.default,
+})  # fmt: skip
+_FORWARD, _BACKWARD = _aten.convolution.default, _aten.convolution_backward.default
 
 
 def with_channels_innermost(
     calls: Sequence[ProgramCall], results: Sequence[int], layouts: Layouts, new_value: Callable[[], int]
 ) -> list[ProgramCall]:
-    """Return calls whose adjoint sweeps through convolutions lie with channels innermost, if there are some.
+    """Return calls whose sweeps through convolutions lie with channels innermost, if there are some.
 
     Args:
         calls: A straight line of calls none of which writes into a tensor.
@@ -66,19 +72,31 @@ def with_channels_innermost(
 
 
 def _is_convolution(call: ProgramCall, layouts: Layouts) -> bool:
-    """Return whether a call is the pullback of a convolution of images to its input that oneDNN makes."""
-    if call.target is not _CONVOLUTION or call.kwargs:
+    """Return whether a call is a convolution of tangents, or of adjoints to its input, that oneDNN makes."""
+    if call.target not in {_FORWARD, _BACKWARD} or call.kwargs:
         return False
-    cotangent, _, weight, _, stride, _, _, transposed, _, groups, wanted = call.args
-    plain = all(
-        is_plain(layouts[ref.index]) and layouts[ref.index].dtype is torch.float32 for ref in (cotangent, weight)
-    )
-    return plain and not transposed and groups == 1 and len(stride) == 2 and list(wanted) == [True, False, False]
+    swept, *others = (layouts[index] for index in (call.operands[0], _weight(call)))
+    if call.target is _FORWARD:
+        *_, bias, stride, _, _, _, _, groups = call.args
+        linear = bias is None and swept.shape[0] > 1  # else it is one of the primal
+    else:
+        *_, stride, _, _, _, _, groups, wanted = call.args
+        linear = list(wanted) == [True, False, False]
+    plain = all(is_plain(layout) and layout.dtype is torch.float32 for layout in (swept, *others))
+    return plain and linear and groups == 1 and len(stride) == 2
+
+
+def _weight(call: ProgramCall) -> int:
+    return call.args[1 if call.target is _FORWARD else 2].index
 
 
 def _fma(call: ProgramCall, layouts: Layouts) -> int:
-    cotangent, _, weight, *_ = call.args
-    return layouts[cotangent.index].numel * layouts[weight.index].numel // layouts[weight.index].shape[0]
+    """Return the multiplications of a convolution of tangents or adjoints."""
+    swept, weight, made = (layouts[index] for index in (call.operands[0], _weight(call), call.outputs[0] or 0))
+    transposed = call.args[6 if call.target is _FORWARD else 7]
+    # Each entry of the side that an entry of the other is a sum over meets the weights of one channel of it.
+    one = made if transposed == (call.target is _BACKWARD) else swept
+    return one.numel * weight.numel // max(1, weight.shape[0])
 
 
 class _Sweep:
@@ -99,6 +117,7 @@ class _Sweep:
         self._makers = {index: call for call in calls for index in call.outputs if index is not None}
         self._images: dict[int, int] = {}  # by a value: its entries as images with channels innermost
         self._absent: set[int] = set()  # values that are there as such images only
+        self._turned: set[int] = set()  # values of which each column is an image, and not each row
         self._again: dict[int, int] = {}  # by such images: the same in the order of before
         self._converted: dict[tuple[int, tuple[int, ...]], int] = {}
 
@@ -117,43 +136,64 @@ class _Sweep:
         if images not in self._again:
             kwargs = {"memory_format": torch.contiguous_format}
             self._again[images] = self._run(segment, _aten.clone.default, Ref(images), **kwargs)
-        shape = list(self.layouts[index].shape)
-        self.found.append(ProgramCall(_aten.view.default, (Ref(self._again[images]), shape), {}, [index], segment))
+        value, shape = self._again[images], self.layouts[index].shape
+        if index in self._turned:
+            value = self._run(segment, _aten.view.default, Ref(value), list(shape[::-1]))
+            call = ProgramCall(_aten.permute.default, (Ref(value), [1, 0]), {}, [index], segment)
+        else:
+            call = ProgramCall(_aten.view.default, (Ref(value), list(shape)), {}, [index], segment)
+        self.found.append(call)
         self._absent.discard(index)
 
     def _rewritten(self, call: ProgramCall) -> bool:
         """Add a call on images, and return whether it can be done so."""
-        if not call.outputs or not self.layouts[call.outputs[0] or 0].contiguous:
+        if not call.outputs or call.outputs[0] is None:
             return False
+        first = call.operands[0] if call.operands else None
         if call.target in _VIEWS:
-            (value,) = call.operands
-            return value in self._absent and self._stands_for(call, self._images[value])
+            return first in self._absent - self._turned and self._stands_for(call, self._images[first or 0])
+        if call.target in _TURNS:
+            return first in self._absent and self._turn(call, first or 0)
         if call.target in _BY_ENTRIES:
             return self._by_entries(call)
-        if call.target in _POOLS:
-            return self._pool(call)
+        if not self.layouts[call.outputs[0]].contiguous or first in self._turned:
+            return False
+        if call.target in _POOLS or call.target in _RESAMPLING:
+            return self._resample(call)
         if not _is_convolution(call, self.layouts):
             return False
-        if is_of_an_image(call, self.layouts):
-            return call.operands[0] in self._images and self._to_an_image(call)
-        return self._convolution(call)
+        if is_of_an_image(call, self.layouts) and first not in self._images:
+            return False
+        return (is_of_an_image(call, self.layouts) and self._to_an_image(call)) or self._convolve(call)
 
-    def _stands_for(self, call: ProgramCall, images: int) -> bool:
+    def _stands_for(self, call: ProgramCall, images: int, *, turned: bool = False) -> bool:
         made = call.outputs[0] or 0
         self._images[made] = images
         self._absent.add(made)
+        if turned:
+            self._turned.add(made)
         return True
 
-    def _convolution(self, call: ProgramCall) -> bool:
-        cotangent, x, weight, *others = call.args
-        images = self._images.get(cotangent.index)
+    def _turn(self, call: ProgramCall, value: int) -> bool:
+        """Take a transpose, or a permutation that changes nothing, for what it is of."""
+        before, after = self.layouts[value], self.layouts[call.outputs[0] or 0]
+        turned = value in self._turned
+        if before.shape == after.shape and before.stride == after.stride:
+            return self._stands_for(call, self._images[value], turned=turned)
+        if len(before.shape) != 2 or (after.shape, after.stride) != (before.shape[::-1], before.stride[::-1]):
+            return False
+        return self._stands_for(call, self._images[value], turned=not turned)
+
+    def _convolve(self, call: ProgramCall) -> bool:
+        swept, *others = call.args
+        images = self._images.get(swept.index)
         if images is None:
             if _fma(call, self.layouts) < _LEAST_FMA:
                 return False
-            images = self._converted_once(cotangent.index, self.layouts[cotangent.index].shape, call.segment)
-        empty = self._empty(self.layouts[x.index].shape, call.segment)
-        arguments = (Ref(images), Ref(empty), weight, *others)
-        return self._stands_for(call, self._run_images(call, arguments))
+            images = self._converted_once(swept.index, self.layouts[swept.index].shape, call.segment)
+        if call.target is _BACKWARD:
+            others[0] = Ref(self._empty(self.layouts[others[0].index].shape, call.segment))
+        return self._stands_for(call, self._run_images(call, (Ref(images), *others)))
 
     def _to_an_image(self, call: ProgramCall) -> bool:
         cotangent, _, weight, _, stride, padding, dilation, *_ = call.args
@@ -172,23 +212,23 @@ class _Sweep:
         self.found.append(ProgramCall(_aten.col2im.default, arguments, {}, call.outputs[:1], segment))
         return True
 
-    def _pool(self, call: ProgramCall) -> bool:
-        cotangent, x, *others = call.args
-        before, after = self.layouts[cotangent.index], self.layouts[x.index]
-        images = self._images.get(cotangent.index)
-        if (
-            len(after.shape) != 4
-            or after.shape[1] < _LEAST_CHANNELS
-            or not is_plain(before)
-            or before.dtype is not torch.float32
-        ):
+    def _resample(self, call: ProgramCall) -> bool:
+        """Go along channels in a pool, an upsampling or the pullback of one; a large one begins that order."""
+        swept, *others = call.args
+        before, after = self.layouts[swept.index], self.layouts[call.outputs[0] or 0]
+        if len(after.shape) != 4 or len(before.shape) != 4 or call.kwargs:
             return False
+        images = self._images.get(swept.index)
         if images is None:
-            images = self._converted_once(cotangent.index, before.shape, call.segment)
-        if isinstance(others[-1], Ref):  # the places of the largest
-            others[-1] = Ref(self._places(others[-1].index, call.segment))
-        arguments = (Ref(images), Ref(self._empty(after.shape, call.segment)), *others)
-        return self._stands_for(call, self._run_images(call, arguments))
+            plain = is_plain(before) and before.dtype is torch.float32 and before.shape[0] > 1
+            if not plain or after.shape[1] < _LEAST_CHANNELS or max(before.numel, after.numel) < _LEAST_RESAMPLED:
+                return False
+            images = self._converted_once(swept.index, before.shape, call.segment)
+        if call.target in _POOLS:
+            others[0] = Ref(self._empty(after.shape, call.segment))
+            if isinstance(others[-1], Ref):  # the places of the largest
+                others[-1] = Ref(self._places(others[-1].index, call.segment))
+        return self._stands_for(call, self._run_images(call, (Ref(images), *others)))
 
     def _places(self, index: int, segment: int) -> int:
         copy = self._makers.get(index)
@@ -197,36 +237,39 @@ class _Sweep:
         return self._converted_once(index, self.layouts[index].shape, segment)
 
     def _by_entries(self, call: ProgramCall) -> bool:
-        known = [self._images[index] for index in call.operands if index in self._images]
+        known = [index for index in call.operands if index in self._images]
         if not known:
             return False
-        shape = self.layouts[known[0]].shape
-        fitting = {index: self._fitting(index, shape, call) for index in call.distinct}
-        if None in fitting.values():
+        turned, shape = known[0] in self._turned, self.layouts[self._images[known[0]]].shape
+        made = self.layouts[call.outputs[0] or 0]
+        row_by_row = made._replace(shape=made.shape[::-1], stride=made.stride[::-1]) if turned else made
+        fitting = {index: self._fitting(index, shape, call, turned) for index in call.distinct}
+        if None in fitting.values() or not row_by_row.contiguous:
             return False
         arguments = tuple(Ref(fitting[arg.index] or 0) if isinstance(arg, Ref) else arg for arg in call.args)
-        return self._stands_for(call, self._run_images(call, arguments, shape, **call.kwargs))
+        images = self._run_images(call, arguments, shape, **call.kwargs)
+        return self._stands_for(call, images, turned=turned)
 
-    def _fitting(self, index: int, shape: torch.Size, call: ProgramCall) -> int | None:
+    def _fitting(self, index: int, shape: torch.Size, call: ProgramCall, turned: bool) -> int | None:
         """Return an operand as images of that shape, or as one for all of them; None if its entries are others'."""
-        before, made = self.layouts[index], self.layouts[call.outputs[0] or 0]
+        before, made, image = self.layouts[index], self.layouts[call.outputs[0] or 0], shape[1:]
         if index in self._images:
-            return (
-                self._images[index]
-                if (self.layouts[self._images[index]].shape, before.shape) == (shape, made.shape)
-                else None
-            )
-        first = next((place for place, size in enumerate(before.shape) if size != 1), len(before.shape))
-        inner = before.shape[first:]
-        ends = made.shape[len(made.shape) - len(inner) :] == inner
-        if (
-            not ends
-            or not is_plain(before)
-            or before.dtype is not made.dtype
-            or before.numel not in {shape.numel(), shape[1:].numel()}
-        ):
+            images = self._images[index]
+            alike = self.layouts[images].shape == shape and before.shape == made.shape
+            return images if alike and (index in self._turned) is turned else None
+        if not is_plain(before) or before.dtype is not made.dtype:
             return None
-        return self._converted_once(index, torch.Size([before.numel // shape[1:].numel(), *shape[1:]]), call.segment)
+        if before.shape[-3:] == (shape[1], 1, 1) and before.numel == shape[1] and made.shape[-3:] == image:
+            return self._run(call.segment, _aten.view.default, Ref(index), [1, shape[1], 1, 1])  # one of each channel
+        if before.numel not in {shape.numel(), image.numel()}:
+            return None
+        if turned:
+            fits = before.shape == (image.numel(), 1)
+        else:
+            first = next((place for place, size in enumerate(before.shape) if size != 1), len(before.shape))
+            fits = made.shape[len(made.shape) - len(before.shape[first:]) :] == before.shape[first:]
+        many = before.numel // max(1, image.numel())
+        return self._converted_once(index, torch.Size([many, *image]), call.segment) if fits else None
 
     def _converted_once(self, index: int, shape: Sequence[int], segment: int) -> int:
         """Return a value as images with channels innermost."""
