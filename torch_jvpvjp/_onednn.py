@@ -4,9 +4,9 @@
 
 PyTorch's products of float32 call MKL, which does not use AVX-512 on processors that are not Intel's; oneDNN, which
 PyTorch carries for convolutions, does. Both are products of float32; oneDNN adds the terms of a sum one after another
-and errs by 1.7 times as much as MKL for 512 to 1024 terms, 2.3 times for 2048. Which one a machine is quicker with
-is measured once in a process for each number of threads, when something first has a product that is large enough; small
-ones stay, since oneDNN takes some microseconds to look up its kernel.
+and errs by 1.7 times as much as MKL for 512 to 1024 terms, 2.3 times for 2048, unless they go piece by piece. Which one
+a machine is quicker with is measured once in a process for each number of threads, when something first has a product
+that is large enough; small ones stay, since oneDNN takes some microseconds to look up its kernel.
 """
 
 from __future__ import annotations

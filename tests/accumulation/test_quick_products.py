@@ -80,6 +80,26 @@ def test_large_products_of_float32_are_made_by_onednn(quick, function, ops):
     assert all(torch.equal(one, other) for one, other in zip(inputs, kept, strict=True))
 
 
+LONG, LONG_RIGHT, LONG_ROW, LONG_TERM = _randn(320, 1100), _randn(1100, 320), _randn(320), _randn(320, 320)
+LONG_CASES = {
+    "a product": (lambda a, b, row, c: a @ b, [ALONE, ADDED, ADDED]),
+    "transposed": (lambda a, b, row, c: b.t() @ a.t(), [ALONE, ADDED, ADDED]),
+    "a row is added": (lambda a, b, row, c: torch.addmm(row, a, b), [ALONE, ADDED, ADDED]),
+    "a matrix is added": (lambda a, b, row, c: torch.addmm(c, a, b), [ADDED, ADDED, ADDED]),
+    "small": (lambda a, b, row, c: a[:24] @ b, [ALONE]),
+}
+
+
+@pytest.mark.parametrize(("function", "ops"), LONG_CASES.values(), ids=LONG_CASES)
+def test_long_sums_go_piece_by_piece_and_err_no_more_than_those_of_pytorch(quick, function, ops):
+    inputs = [LONG, LONG_RIGHT, LONG_ROW, LONG_TERM]
+    program = recorded(function, *inputs)
+    assert _products(program) == ops
+    exact, plain = function(*(one.double() for one in inputs)), function(*inputs)
+    errors = [float((found.double() - exact).norm()) for found in (program(*inputs)[0], plain)]
+    assert errors[0] <= (1.6 if len(ops) > 1 else 3.0) * errors[1]
+
+
 def test_each_machine_has_the_products_that_are_quicker_there(monkeypatch):
     program = recorded(lambda a, b: a @ b, A, B)
     for quicker, op in ((True, ALONE), (False, PLAIN)):
