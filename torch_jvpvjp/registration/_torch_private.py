@@ -173,6 +173,7 @@ def is_lazy(value: torch.Tensor) -> bool:
 
 # What the checks need.
 tree_leaves = _lookup("torch.utils._pytree.tree_leaves")
+forget_fake_results = _lookup("torch._subclasses.fake_tensor.FakeTensorMode.cache_clear")
 TorchDispatchMode = _lookup("torch.utils._python_dispatch.TorchDispatchMode")
 
 
