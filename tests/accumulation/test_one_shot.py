@@ -10,6 +10,7 @@ from jacobian_checks import F64, assert_same, judged, randn
 from torch import nn
 
 from torch_jvpvjp.accumulation import cache, jacobian
+from torch_jvpvjp.accumulation._torch import Recording
 
 
 class Power:
@@ -194,11 +195,14 @@ def test_first_calls_leave_the_function_and_its_point_as_they_were():
 def test_planning_is_put_off_by_the_ops_that_it_takes(monkeypatch):
     seconds = {name: getattr(cache, name) for name in ("_PLANNING_SECONDS", "_PLANNING_SECONDS_OF_OP")}
     monkeypatch.setattr(cache, "_PLANNING_RUNS", 0.0)
-    known = cache.Remembered(seconds=3 * seconds["_PLANNING_SECONDS"])
+    short, long, other = (Recording(nodes, True, True, way) for nodes, way in ((5, 0), (100, 0), (5, 1)))
+    known = cache.Remembered(last=short)
+    known.took(3 * seconds["_PLANNING_SECONDS"])
     assert known.planning_pays(0.0, 0)
-    assert known.planning_pays(0.0, 0, lambda: 5)
-    assert not known.planning_pays(0.0, 0, lambda: 100)
-    assert not cache.Remembered().planning_pays(0.0, 0, lambda: 0)
+    assert known.planning_pays(0.0, 0, lambda: short)
+    assert not known.planning_pays(0.0, 0, lambda: long)
+    assert not known.planning_pays(0.0, 0, lambda: other)  # calls that went another way do not pay for this one
+    assert not cache.Remembered().planning_pays(0.0, 0, lambda: short)
 
 
 def test_what_only_autograd_takes_is_right_whenever_a_plan_would_pay(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
@@ -151,19 +152,22 @@ class Recording(NamedTuple):
             PyTorch's own, nor where PyTorch's own is wrong: of all that PyTorch samples of its ops, a test compares
             the batched derivatives with single ones.
         bends_rightly: Whether forward mode of the function may be differentiated in turn; see `bending`.
+        way: A number that recordings of as many operations of each kind share: those of a function that goes one way.
     """
 
     nodes: int
     batches_rightly: bool
     bends_rightly: bool
+    way: int
 
 
 def recording_of(y: Tensor) -> Recording:
     """Return what autograd has recorded of a tensor."""
     nodes = autograd_nodes(y)
-    kinds = set(map(type, nodes))
+    kinds = Counter(map(type, nodes))
     names = {kind.__name__.rstrip("0123456789") for kind in kinds}
-    return Recording(len(nodes), all(map(_batches_rightly, kinds)), names.isdisjoint(BENT_NODES))
+    way = hash(frozenset(kinds.items()))
+    return Recording(len(nodes), all(map(_batches_rightly, kinds)), names.isdisjoint(BENT_NODES), way)
 
 
 def _batches_rightly(kind: type) -> bool:

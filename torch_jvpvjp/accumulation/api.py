@@ -116,6 +116,7 @@ def jacobian(
         runtime = Runtime("jacobian", stages, options)
         runtime.only_recorded = free
         runtime.at_once = 0 if free else AT_ONCE
+        runtime.apart = (lambda x, known: without_plan(stages, x, options, known)) if free else None
         try:
             made = make_plan(runtime, x, objective=objective, strategy=strategy, memory_limit=memory_limit)
         except (NotImplementedError, NotRecordable):

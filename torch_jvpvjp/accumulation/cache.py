@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._torch import Recording
     from .plan import Plan
 
 
 _MOST_KINDS = 64  # of arguments and options, for one function
+_MOST_WAYS = 256  # that it goes
 
 # What taking a Jacobian without a plan, and making a plan, cost, by one run of the function with its tape and the count
 # of its ops. Measured on functions of 1 to 1,000 ops; planning takes up to 3 times more or less, and more than that for
@@ -21,6 +23,29 @@ _PLANNING_RUNS, _PLANNING_SECONDS, _PLANNING_SECONDS_OF_OP = 10.0, 20e-3, 1.5e-3
 _FIRST = 4.0  # a first call plans only where a sweep takes so many times what planning does
 
 
+class Spent:
+    """Seconds of calls by the way that a function went, those of the ways that were gone last."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def add(self, way: int, seconds: float) -> float:
+        """Add those of one call, and return those of all that went this way."""
+        spent = self._seconds.pop(way, 0.0) + seconds
+        while len(self._seconds) >= _MOST_WAYS:
+            self._seconds.pop(next(iter(self._seconds)))
+        self._seconds[way] = spent
+        return spent
+
+    def of(self, way: int) -> float:
+        """Return those of one way."""
+        return self._seconds.get(way, 0.0)
+
+    def forget(self, way: int) -> None:
+        """Begin anew with one way."""
+        self._seconds.pop(way, None)
+
+
 @dataclass(eq=False)
 class Remembered:
     """What is known of one function with arguments of one kind.
@@ -28,14 +53,24 @@ class Remembered:
     Attributes:
         plan: Its plan, once made.
         seconds: What calls without a plan have taken so far.
+        by_way: The same of those that went one way, where the function looks at data.
+        last: What autograd has recorded of the last of them; None before that, and of batches.
         plannable: Whether there can be a plan, as far as is known.
     """
 
     plan: Plan | None = None
     seconds: float = 0.0
+    by_way: Spent = field(default_factory=Spent)
+    last: Recording | None = None
     plannable: bool = True
 
-    def planning_pays(self, run: float, width: int, ops: Callable[[], int] | None = None) -> bool:
+    def took(self, seconds: float) -> None:
+        """Take note of what a call without a plan has taken."""
+        self.seconds += seconds
+        if self.last is not None:
+            self.by_way.add(self.last.way, seconds)
+
+    def planning_pays(self, run: float, width: int, recording: Callable[[], Recording] | None = None) -> bool:
         """Whether a plan should be made now.
 
         As with renting or buying: once what was spent without a plan, with what the next call would take, exceeds what
@@ -45,7 +80,8 @@ class Remembered:
         Args:
             run: Seconds of one run of the function.
             width: How many columns or rows a sweep would carry.
-            ops: Counts the ops of the function; asked only if it may pay.
+            recording: What autograd has recorded of the function at a point; asked only if it may pay. A plan is for
+                one way of a function, and pays with what calls that went this way have taken.
 
         Returns:
             Whether it pays.
@@ -57,7 +93,12 @@ class Remembered:
         spent, times = self.seconds + sweep, 1.0 if self.seconds else _FIRST
         if spent <= planning * times:
             return False
-        return ops is None or spent > (planning + _PLANNING_SECONDS_OF_OP * ops()) * times
+        if recording is None:
+            return True
+        recorded = recording()
+        before = self.by_way.of(recorded.way)
+        times = 1.0 if before else _FIRST
+        return before + sweep > (planning + _PLANNING_SECONDS_OF_OP * recorded.nodes) * times
 
 
 class _Plans(dict[Hashable, Remembered]):

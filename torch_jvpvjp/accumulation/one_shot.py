@@ -36,7 +36,7 @@ def without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options,
         blocks = [_own(block.detach()) for block in blocks]
     assert subject.output is not None
     result = assembled_of(blocks, subject.output, subject.source, subject.batch)
-    known.seconds += perf_counter() - begin
+    known.took(perf_counter() - begin)
     return result
 
 
@@ -84,10 +84,12 @@ def _blocks_of_one(subject: Subject, leaves: Sequence[Tensor], known: Remembered
         if not live or inside_transform() or "transform" not in str(error):
             raise
         return None  # no transform of torch.func takes f, but autograd may, as a plan finds out
-    pays = known.planning_pays(run.seconds, run.width, lambda: run.recording.nodes)
+    pays = known.planning_pays(run.seconds, run.width, lambda: run.recording)
     if not pays or (not live and updates_statistics(run.recorded)):  # what has counted a batch is not run again
         try:
-            return plain_jacobian(run)
+            blocks = plain_jacobian(run)
+            known.last = run.recording
+            return blocks
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise  # autograd needs a value that f has written over since, which a recording keeps

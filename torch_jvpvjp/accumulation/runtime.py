@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ._torch import inside_transform, set_grad_enabled, wraps_transform
-from .branches import AT_ONCE, Branches
+from .branches import AT_ONCE, Branches, kind_of
+from .cache import Remembered
 from .calls import MOST_FOLDED
 from .checks import check_passes
 from .execute import Execution, as_jacobian, count_chunks, execute
@@ -24,7 +26,7 @@ from .progress import bar
 from .remaking import Planning, fitted_or_remade
 from .repeating import alike, marks, repeated
 from .replay import Worth
-from .shortcut import Shortcut
+from .shortcut import STEADY, Shortcut
 from .sparse import is_sparse
 from .subject import Subject
 from .tracings import Tracing, trace_subject
@@ -63,6 +65,7 @@ class Runtime:
         self.watching = self.stages if watched is None else tuple(watched)
         self.only_recorded = False  # whether a function that cannot be recorded is refused
         self.at_once = AT_ONCE  # ways by what it sees that are recorded at once
+        self.apart: Callable[[Any, Remembered], Any] | None = None  # calls in ways that are not recorded
         self.planning = planning
         self._tracings: dict[Any, Tracing] = {}  # the last that was used for tensors of a kind
         self._branches: dict[Any, Branches] = {}  # all of those that look at data
@@ -74,12 +77,16 @@ class Runtime:
 
     def tracing(self, x: Any) -> Tracing:
         """Return the function traced for tensors such as x, anew if it is no longer what it was."""
-        x = self.arguments(x)
-        key = _key(x)
+        found = self._way(self.arguments(x))
+        return self._branches[kind_of(self.arguments(x))].as_it_stands(self.arguments(x)) if found is None else found
+
+    def _way(self, x: Any) -> Tracing | None:
+        """Return the way that the function goes at x, recorded anew if it is no longer that; None if that is apart."""
+        key = kind_of(x)
         known = self._tracings.get(key)
         if key in self._branches:
             known = self._branches[key].of(x)
-            if known is not self._branches[key].unrecorded:
+            if known is not None and known is not self._branches[key].unrecorded:
                 self._tracings[key] = known
         elif known is None or not known.holds():
             known = self._traced(x)
@@ -97,11 +104,12 @@ class Runtime:
         self._tracings[key] = tracing
         self._branches.pop(key, None)
         if tracing.conditions is not None:
-            self._branches[key] = Branches(tracing, self._traced, self.at_once)
+            apart = self.apart is not None
+            self._branches[key] = Branches(tracing, self._traced, self.at_once, apart=apart)
 
     def adopt(self, x: Any, tracing: Tracing) -> None:
         """Take over the tracing of another runtime of the same function."""
-        self._keep(_key(self.arguments(x)), tracing)
+        self._keep(kind_of(self.arguments(x)), tracing)
 
     def refusals(self) -> dict[str, str]:
         """Return why functions could not be recorded, by their names."""
@@ -176,10 +184,25 @@ class Runtime:
             if found is not None:
                 return found
             self._shortcut = None
-        tracing = self.tracing(x)
-        branches = self._branches.get(_key(self.arguments(x))) if self._branches else None
+        given = self.arguments(x)
+        tracing, branches = self._way(given), self._branches.get(kind_of(given)) if self._branches else None
+        if tracing is None:
+            assert branches is not None, "a function of one way has no other"
+            found = self._made_apart(branches, given)
+            if found is not None:
+                return found
+            tracing = branches.as_it_stands(given)
         with nullcontext() if branches is None else branches.paying(tracing):
             return self.called(plan, tracing, x)
+
+    def _made_apart(self, branches: Branches, x: Any) -> Any | None:
+        """Return the Jacobian at x on a way that is not recorded; None where that takes a plan."""
+        assert self.apart is not None
+        begin = perf_counter()
+        found = self.apart(x, known := Remembered(plannable=False))
+        if found is not None and known.last is not None:
+            branches.went(x, known.last, perf_counter() - begin)
+        return found
 
     def called(self, plan: Plan, tracing: Tracing, x: Any) -> Any:
         """Return the Jacobian at x of the function as it was traced, by a plan for it as it is now or was before."""
@@ -228,18 +251,7 @@ class Runtime:
             return verification(plan, source, watch.tasks, watched, runs)
 
     def peak_bytes(self, plan: Plan, chunk_size: int | None = None, known: Known | None = None) -> int | None:
-        """The most bytes that a call holds, its result included, of a plan for the shapes that it was made for.
-
-        The plan is executed on tensors without data, and so is what that records.
-
-        Args:
-            plan: The plan.
-            chunk_size: Instead of that of the options.
-            known: What ops return, remembered from one such execution to the next.
-
-        Returns:
-            Bytes; None if only a call can tell.
-        """
+        """Return the most bytes that a call holds, executed on tensors without data, whose results are known or not."""
         # By now the function may go another way than where the plan was made.
         sizes = _sizes(plan.factors)
         tracing = next((one for one in self._tracings.values() if _sizes(one.traced.factors) == sizes), None)
@@ -247,12 +259,8 @@ class Runtime:
             return None
         # Two chunks hold what all of them do, each being like the one before.
         how = Execution(chunk_size or self.options.chunk_size, most_chunks=2)
-
-        def executed(source: Tensor, extras: Sequence[Tensor]) -> Tensor:
-            return self.executed(plan, tracing, source, extras, how)
-
         worth = self._worth(tracing.subject.sample) if how.chunk_size is None else None
-        return held_bytes(tracing, executed, self._most_folded, worth, known)
+        return held_bytes(tracing, partial(self.executed, plan, tracing, how=how), self._most_folded, worth, known)
 
     def primal_seconds(self) -> float:
         """Return the seconds that running f takes by the launches of its ops, which is the same in every plan."""
@@ -261,9 +269,8 @@ class Runtime:
         tracing = next(iter(self._tracings.values()), None)
         if tracing is None:
             return 0.0
-        tape = tracing.traced.tape
-        meta = tape.metas[tape.result]
-        return tape.launches * device_model(meta.device, meta.dtype).launch
+        meta = tracing.traced.output
+        return tracing.traced.tape.launches * device_model(meta.device, meta.dtype).launch
 
     def _replayed(
         self, plan: Plan, tracing: Tracing, leaves: Sequence[Tensor], extras: Sequence[Tensor]
@@ -281,7 +288,7 @@ class Runtime:
         if self._is_plain(tracing) or self._is_plain(tracing, of_samples=True):
             x, constants = leaves[0], tuple(tracing.constants.values())
             outcome = tracing.conditions.outcome if tracing.conditions is not None else None
-            if outcome is None or (tracing.sees_beside and tracing.in_a_row >= _STEADY):
+            if outcome is None or (tracing.sees_beside and tracing.in_a_row >= STEADY):
                 self._shortcut = Shortcut(plan.steps, x.shape, x.dtype, x.device, constants, run, tracing, outcome)
         return parts[:-1] if tracing.sees_beside else parts
 
@@ -385,16 +392,9 @@ class Runtime:
         ])
 
 
-_STEADY = 2  # calls in a row that went the same way, after which the next is taken to go that way until it is seen
-
-
 def _sizes(factors: Sequence[Factor]) -> list[tuple[int, int]]:
     return [(factor.n, factor.m) for factor in factors]
 
 
 def _as_given(x: Any) -> Any:
     return x
-
-
-def _key(x: Any) -> Any:
-    return tuple((leaf.dtype, leaf.device) for leaf in tree_leaves(x) if isinstance(leaf, Tensor))

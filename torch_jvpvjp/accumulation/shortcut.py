@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .tracings import Tracing
 
 
+STEADY = 2
+"""Calls in a row that went the same way, after which the next is taken to go that way until it is seen."""
+
+
 class Shortcut(NamedTuple):
     """A call of one tensor that has been made before, with nothing in between x and the program."""
 

@@ -106,6 +106,11 @@ class Tape:
         return len(self.metas) - 1
 
     @property
+    def differentiated(self) -> int:
+        """How many ops the derivative passes through."""
+        return sum(bool(op.active) for op in self.ops)
+
+    @property
     def launches(self) -> int:
         """How many ops are launched in each call: no views, nor what constants alone tell, which is done once."""
         outside, count = set(self.constants), 0
