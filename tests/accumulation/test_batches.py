@@ -74,6 +74,21 @@ def test_a_function_that_mixes_samples_is_refused(function, wide, samples):
         jacobian(wider, randn(samples, 3), batch_dims=1)
 
 
+@pytest.mark.parametrize("samples", [3, 20])
+@pytest.mark.parametrize(
+    "jacobian_of", [lambda f, x: jacobian(f, x, batch_dims=1), lambda f, x: plan_jacobian(f, x, batch_dims=1)(x)]
+)
+def test_samples_without_a_value_are_no_mixture(jacobian_of, samples):
+    """A value may be NaN or infinite, by itself as in the batch."""
+    function = lambda x: torch.stack([x.log().sum(-1), x[..., 0] ** 2, 1 / x[..., 1]], -1)  # noqa: E731
+    x = randn(samples, 3)
+    x[0], x[1, 1] = -1.0, 0.0
+    expected = torch.stack([torch.func.jacrev(function)(one) for one in x])
+    torch.testing.assert_close(jacobian_of(function, x)[2:], expected[2:], equal_nan=True)
+    with pytest.raises(ValueError, match="independently"):
+        jacobian_of(lambda x: function(x) + x.sum(0)[:1] * 1e-3, x)
+
+
 @pytest.mark.parametrize("m", [1, 2, 4, 5, 9, 40])
 @pytest.mark.parametrize("samples", [1, 2, 9])
 def test_first_calls_of_any_number_of_outputs_are_right(m, samples):

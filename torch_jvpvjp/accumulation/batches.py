@@ -79,7 +79,9 @@ def check_independent(subject: Subject, apart: Tensor, together: Tensor) -> None
     """
     if torch.equal(apart, together):
         return
-    gap, scale = (apart - together).abs().max(), together.abs().max()
+    same = (apart == together) | (apart.isnan() & together.isnan())
+    gap = (apart - together).abs().masked_fill(same, 0).max()
+    scale = together.abs().masked_fill(~together.isfinite(), 0).max()
     if not gap <= scale * torch.finfo(apart.dtype).eps ** 0.5:
         raise ValueError(
             f"{subject.caller}: f must treat the samples of batch_dims={subject.batch_dims} independently, got values "
