@@ -33,6 +33,16 @@ def _funnel(depth: int, first: int, last: int) -> Case:
     )
 
 
+def _encoder(pooled: str, layers: int, tokens: int, width: int, size: str = "", why_not_compiled: str = "") -> Case:
+    return Case(
+        f"encoder{size}-pooled-{pooled}",
+        encoder,
+        {"layers": layers, "tokens": tokens, "width": width, "heads": 4, "pooled": pooled},
+        {"layers": 1, "tokens": 3, "width": 4, "heads": 2, "pooled": pooled},
+        unfit_to_compile=why_not_compiled,
+    )
+
+
 CASES: tuple[Case, ...] = (
     # chains with a bottleneck
     Case(
@@ -80,19 +90,14 @@ CASES: tuple[Case, ...] = (
     # networks
     Case("cnn", small_cnn, {"side": 16, "channels": 8}, {"side": 4, "channels": 2}),
     Case("resnet", resnet, {"side": 16, "widths": (16, 16, 32, 64)}, {"side": 4, "widths": (3, 3, 4)}),
-    Case(
-        "encoder-pooled-input",
-        encoder,
-        {"layers": 2, "tokens": 16, "width": 64, "heads": 4, "pooled": "input"},
-        {"layers": 1, "tokens": 3, "width": 4, "heads": 2, "pooled": "input"},
-        unfit_to_compile="a later call of one of them fails, and all that is differentiated after it in the process",
+    _encoder(
+        "input",
+        2,
+        16,
+        64,
+        why_not_compiled="a later call of one of them fails, and all that is differentiated after it in the process",
     ),
-    Case(
-        "encoder-pooled-output",
-        encoder,
-        {"layers": 2, "tokens": 16, "width": 64, "heads": 4, "pooled": "output"},
-        {"layers": 1, "tokens": 3, "width": 4, "heads": 2, "pooled": "output"},
-    ),
+    _encoder("output", 2, 16, 64),
     Case(
         "ensemble-256",
         ensemble,
@@ -111,21 +116,10 @@ CASES: tuple[Case, ...] = (
         {"steps": 4, "hidden": 5, "inputs": 3},
     ),
     Case("ode-200-wide", explicit_ode, {"steps": 200, "n": 256}, {"steps": 4, "n": 5}),
-    _funnel(13, 64, 1024),
     Case("cnn-large", small_cnn, {"side": 64, "channels": 32}, {"side": 4, "channels": 2}),
     Case("resnet-large", resnet, {"side": 32, "widths": (24, 24, 48, 96)}, {"side": 4, "widths": (3, 3, 4)}),
-    Case(
-        "encoder-large-pooled-input",
-        encoder,
-        {"layers": 3, "tokens": 24, "width": 96, "heads": 4, "pooled": "input"},
-        {"layers": 1, "tokens": 3, "width": 4, "heads": 2, "pooled": "input"},
-    ),
-    Case(
-        "encoder-large-pooled-output",
-        encoder,
-        {"layers": 3, "tokens": 24, "width": 96, "heads": 4, "pooled": "output"},
-        {"layers": 1, "tokens": 3, "width": 4, "heads": 2, "pooled": "output"},
-    ),
+    _encoder("input", 3, 24, 96, "-large"),
+    _encoder("output", 3, 24, 96, "-large"),
 )
 
 QUICK = ("autoencoder", "hourglass-12", "funnel-4", "robot-arm", "roe-flux-256", "ode-200", "tangent-kernel")

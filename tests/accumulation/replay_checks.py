@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from torch_jvpvjp.accumulation import plan_jacobian
 from torch_jvpvjp.accumulation.calls import ProgramCall
 from torch_jvpvjp.accumulation.program import Program, ProgramRecorder
 from torch_jvpvjp.accumulation.tracing.tape import fill, flat_outputs
@@ -50,3 +51,11 @@ def run_calls(calls: Sequence[ProgramCall], values: Mapping[int, Tensor], *, ane
         results = flat_outputs(call.target(*args, **kwargs))
         known |= {i: out for i, out in zip(call.outputs, results, strict=True) if i is not None and out is not None}
     return known
+
+
+def check_compiled_plan(net: nn.Module, x: Tensor) -> None:
+    """Check that the compiled plan of a network of float32 has the Jacobian that the network has in float64."""
+    compiled = plan_jacobian(net, torch.zeros_like(x)).compile()
+    expected = torch.func.jacrev(net.double())(x.double())
+    net.float()
+    torch.testing.assert_close(compiled(x).double(), expected, rtol=1e-3, atol=1e-5)
