@@ -221,6 +221,28 @@ RESAMPLING = {
     "upsample_bicubic2d": Case(aten.upsample_bicubic2d.default, (IMAGE, [9, 7], False)),
 }
 
+POINTS, OTHERS = randn(2, 4, 3), randn(2, 5, 3, seed=1)
+MEETING = torch.cat([POINTS[0, :2], OTHERS[0]])
+DISTANCES = {
+    "euclidean": Case(
+        aten._cdist_forward.default, (POINTS[0], OTHERS[0], 2.0, None), active=(0, 1), kind=BlockDiagonal
+    ),
+    "of many sets": Case(aten._cdist_forward.default, (POINTS, OTHERS, 2.0, None), active=(0, 1), kind=BlockDiagonal),
+    "from one point": Case(aten._cdist_forward.default, (POINTS[:, :1], OTHERS, 2.0, None), active=(0, 1)),
+    "to one point": Case(aten._cdist_forward.default, (POINTS, OTHERS[:, :1], 2.0, None), active=(0, 1)),
+    "of magnitudes": Case(aten._cdist_forward.default, (POINTS, OTHERS, 1.0, None), active=(0, 1)),
+    "of cubes": Case(aten._cdist_forward.default, (POINTS, OTHERS, 3.0, None), active=(0, 1)),
+    "between both": Case(aten._cdist_forward.default, (POINTS, OTHERS, 1.5, None), active=(0, 1)),
+    "points that meet": Case(aten._cdist_forward.default, (POINTS[0], MEETING, 2.0, None), active=(0, 1)),
+    "cubes that meet": Case(aten._cdist_forward.default, (POINTS[0], MEETING, 3.0, None), active=(0, 1)),
+    "by a product": Case(aten._euclidean_dist.default, (POINTS, OTHERS), active=(0, 1), kind=BlockDiagonal),
+}
+
+
+@pytest.mark.parametrize("case", DISTANCES.values(), ids=DISTANCES)
+def test_distances_change_along_the_line_between_points(case):
+    check(case)
+
 
 @pytest.mark.parametrize("case", MOVEMENT.values(), ids=MOVEMENT)
 def test_moving_entries_is_a_matrix_of_zeros_and_ones(case):

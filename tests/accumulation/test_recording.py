@@ -1,5 +1,7 @@
 """What a function does on the way, is recorded right: views, writes in place, transforms, stopped gradients."""
 
+import math
+
 import pytest
 import torch
 from jacobian_checks import F64, assert_same, check_jacobian, judged, quiet_judge, randn
@@ -102,7 +104,10 @@ FUNCTIONS = {
     "0-dim to three": (lambda v: v * torch.arange(3.0, dtype=F64) + v**2, ()),
     "nothing in": (lambda v: v.sum() + v.sin().sum(), (0,)),
     "nothing out": (lambda v: v[:0].sin(), (3,)),
-    "an op without forward mode": (lambda v: torch.cdist(v, v + 1.5), (3, 2)),
+    "an op without forward mode": (lambda v: torch.cdist(v, v + 1.5, p=math.inf), (3, 2)),
+    "distances": (lambda v: torch.cdist(v, v.square() + 2).sin(), (2, 3, 2)),
+    "distances of many": (lambda v: torch.cdist(v, v.square() + 2), (30, 2)),  # by a product of matrices
+    "distances from a point": (lambda v: torch.cdist(v[:1], v.exp(), p=3), (4, 2)),
     "values read": (lambda v: v * 2 if v.sum() > 0 else v.square(), (3,)),
 }
 
@@ -126,7 +131,7 @@ def test_an_op_that_pytorch_pulls_back_wrongly_in_a_batch_is_pulled_back_row_by_
     x = randn(4, 2)
 
     def distances(v):
-        return torch.cdist(v, v + 1)
+        return torch.cdist(v, v + 1, p=math.inf)
 
     expected = torch.autograd.functional.jacobian(distances, x)  # row by row
     for strategy in ("reverse", "dynamic_programming"):

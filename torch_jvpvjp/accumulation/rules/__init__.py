@@ -8,6 +8,7 @@ from . import (
     complex_entrywise,
     complex_linear,
     convolution,
+    distances,
     dropout,
     extrema,
     fourier,
@@ -32,8 +33,8 @@ from .registry import COMPLEX_RULES, LOCAL_RULES, Call, Local, Meta, Operand, lo
 # imported for the rules that they register
 FAMILIES = (
     batch_normalisation, batched_products, binary, binary_kinked, complex_entrywise, complex_linear, convolution,
-    dropout, extrema, fourier, gated, group_normalisation, indexed, kinked, linear_entrywise, losses, max_pooling,
-    movement, normalisation, products, reductions, resampling, small_matrices, smooth, softmax,
+    distances, dropout, extrema, fourier, gated, group_normalisation, indexed, kinked, linear_entrywise, losses,
+    max_pooling, movement, normalisation, products, reductions, resampling, small_matrices, smooth, softmax,
 )  # fmt: skip
 
 __all__ = [
