@@ -157,6 +157,7 @@ def test_constant_weights_have_no_tangents():
     plan = plan_jacobian(net, x, strategy="forward")
     convolutions = [call for call in program_of(plan, x).calls if call.target is ATEN.convolution.default]
     assert len(convolutions) == 5  # three of the tangents, two of the primal, whose last value nobody needs
+    assert plan.peak_bytes is not None  # which is told without data
     for _ in range(3):
         assert_same(plan(x), judged(net, x))
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._torch import FakeTensor
 from ..calls import ProgramCall, without_unused
 from ..tracing.tape import Ref
 from .layout import Layout, Layouts
@@ -27,9 +28,9 @@ _CONVOLUTION = _aten.convolution.default
 
 
 def zero_weights(calls: Sequence[ProgramCall], fixed: Mapping[int, Tensor]) -> set[int]:
-    """Return the weights and biases of convolutions that are fixed, and zero throughout."""
-    used = {index for call in calls if call.target is _CONVOLUTION for index in call.operands[1:]}
-    return {index for index in used if index in fixed and not fixed[index].any()}
+    """Return the weights and biases of convolutions that are fixed, have data, and are zero throughout."""
+    used = {index for call in calls if call.target is _CONVOLUTION for index in call.operands[1:]} & fixed.keys()
+    return {index for index in used if not isinstance(fixed[index], FakeTensor) and not fixed[index].any()}
 
 
 def without_idle_arithmetic(
