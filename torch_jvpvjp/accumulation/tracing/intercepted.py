@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from .._torch import is_all_true, wraps_derivative, wraps_transform
 from .read_numbers import MAKING, ReadNumber, has_read_numbers, with_tensors
+from .sized import SIZED
 
 
 class NotRecordable(Exception):
@@ -54,6 +55,10 @@ class Intercepted(TorchFunctionMode):
             self._refuse(f"it reads the entries of a tensor, by {func.__name__}")
         if self._answers and func in _ASKING:
             return _ASKING[func](*args, **kwargs)
+        if self._answers and func in SIZED:
+            with self:
+                followed = SIZED[func](*args, **kwargs)
+            return func(*args, **kwargs) if followed is None else followed
         if func is is_all_true and not self._answers and not wraps_transform(args[0]):
             self.checked.append(args[0])
             return True
