@@ -222,8 +222,41 @@ def test_seeds():
     plan = Chain([clipped, piecewise]).plan(x, left=left, right=right)
     for point in (x, 0.1 * x, x):
         assert_same(plan(point), left @ judged(lambda v: piecewise(clipped(v)), point) @ right)
-    with pytest.raises(ValueError, match="f must be recordable for every x, got one that is not"):
-        gauss_newton(clipped, x)
+
+
+@quiet_judge
+@pytest.mark.parametrize("hessian", [None, randn(N, N)], ids=["identity", "hessian"])
+@pytest.mark.parametrize("f", [f for f in FUNCTIONS if f is not refusing], ids=lambda f: f.__name__)
+def test_gauss_newton_goes_the_way_that_f_goes(f, hessian):
+    points = _points()
+    plan = gauss_newton(f, points[0], hessian)
+    for x in (*points, *points):
+        jacobian_at = judged(f, x)
+        assert_same(plan(x), jacobian_at.T @ (jacobian_at if hessian is None else hessian @ jacobian_at))
+
+
+def test_gauss_newton_of_many_ways_keeps_some():
+    def f(v):
+        return v.sin() * int(1e6 * v.norm())
+
+    plan = gauss_newton(f, randn(N))
+    for _ in range(ways.MOST_KEPT + 3):
+        x = randn(N)
+        assert_same(plan(x), judged(f, x).T @ judged(f, x))
+    assert len(plan.runtime._tracings) <= ways.MOST_KEPT
+
+
+def test_gauss_newton_refuses_a_way_that_cannot_be_recorded():
+    def f(v):
+        return v.sin() if v.sum() > 0 else v * float(v.detach().max())
+
+    x = torch.ones(N, dtype=F64)
+    plan = gauss_newton(f, x)
+    with pytest.raises(ValueError, match="f must be recordable at x, got one that is not"):
+        plan(-x)
+    assert_same(plan(x), torch.diag(x.cos() ** 2))
+    with pytest.raises(ValueError, match="multiply jacobian"):
+        gauss_newton(f, -x)
 
 
 def test_inside_of_transforms_values_are_not_seen():

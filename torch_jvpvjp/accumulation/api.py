@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -245,7 +246,7 @@ def gauss_newton(
 
     Raises:
         TypeError: If x or the Hessian is not a floating tensor.
-        ValueError: If the Hessian has another shape, or f looks at data and cannot be taken apart.
+        ValueError: If the Hessian has another shape, or f cannot be recorded.
 
     Source: Schraudolph (2002), Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent.
     """  # noqa: DOC502 (some are raised further down)
@@ -254,17 +255,12 @@ def gauss_newton(
         raise TypeError(f"gauss_newton: x must be a floating tensor, got {kind}.")
     stages = stages_of("gauss_newton", f)
     function = Runtime("gauss_newton", stages, Options())
-    traced = function.tracing(x).traced
-    if traced.opaque or traced.looks:
-        why = "; ".join(f"{name}: {reason}" for name, reason in traced.refusals.items()) or "it looks at data"
-        raise ValueError(
-            f"gauss_newton: f must be recordable for every x, got one that is not ({why}); multiply jacobian(f, x) by "
-            f"hand instead."
-        )
+    function.at_once = sys.maxsize  # every way that f goes is recorded: the product is made of recordings
+    product = GaussNewton(function, hessian)
+    product.arguments(x)
     if hessian is not None:
         for axis in (0, 1):
-            check_seed("gauss_newton", "hessian", hessian, traced.output.numel, axis)
-    product = GaussNewton(function, hessian)
+            check_seed("gauss_newton", "hessian", hessian, product.way().traced.output.numel, axis)
     runtime = Runtime("gauss_newton", [product.product], Options(wrt=0), product.arguments, watched=stages)
     return make_plan(runtime, x, objective=objective, strategy=strategy)
 

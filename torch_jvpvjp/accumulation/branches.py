@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MOST = 16  # ways that are kept
 _HOPEFUL, _MOST_UNASKED = 8, 64  # after so many calls in a row in new ways up to so many are not asked
+MOST_KEPT = 32  # recordings of a function, for tensors of other kinds each
 _OF_ANY = 10.0  # ops that take as long to plan as what any plan takes
 AT_ONCE = 2  # ways that are recorded beside the first before calls must have paid for one
 

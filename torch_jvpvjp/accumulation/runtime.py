@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._torch import inside_transform, set_grad_enabled, wraps_transform
-from .branches import AT_ONCE, Branches, kind_of
+from .branches import AT_ONCE, MOST_KEPT, Branches, kind_of
 from .cache import Remembered
 from .calls import MOST_FOLDED
 from .checks import check_passes
@@ -67,6 +67,8 @@ class Runtime:
         self.at_once = AT_ONCE  # ways by what it sees that are recorded at once
         self.apart: Callable[[Any, Remembered], Any] | None = None  # calls in ways that are not recorded
         self.planning = planning
+        told = getattr(getattr(arguments, "__self__", None), "way", None)  # of a product of recordings, for that alone
+        self._key = kind_of if told is None else lambda given: (kind_of(given), told())
         self._tracings: dict[Any, Tracing] = {}  # the last that was used for tensors of a kind
         self._branches: dict[Any, Branches] = {}  # all of those that look at data
         self._shortcut: Shortcut | None = None
@@ -77,12 +79,13 @@ class Runtime:
 
     def tracing(self, x: Any) -> Tracing:
         """Return the function traced for tensors such as x, anew if it is no longer what it was."""
-        found = self._way(self.arguments(x))
-        return self._branches[kind_of(self.arguments(x))].as_it_stands(self.arguments(x)) if found is None else found
+        given = self.arguments(x)
+        found = self._way(given)
+        return self._branches[self._key(given)].as_it_stands(given) if found is None else found
 
     def _way(self, x: Any) -> Tracing | None:
         """Return the way that the function goes at x, recorded anew if it is no longer that; None if that is apart."""
-        key = kind_of(x)
+        key = self._key(x)
         known = self._tracings.get(key)
         if key in self._branches:
             known = self._branches[key].of(x)
@@ -95,12 +98,12 @@ class Runtime:
 
     def _traced(self, x: Any, as_it_stands: str | None = None) -> Tracing:
         subject = Subject(self.caller, self.stages, x, self.options.wrt, self.options.batch_dims)
-        refuses = self.only_recorded and as_it_stands is None
-        return trace_subject(
-            subject, self.watching, self.options.sparse, only_recorded=refuses, as_it_stands=as_it_stands
-        )
+        how = {"only_recorded": self.only_recorded and as_it_stands is None, "as_it_stands": as_it_stands}
+        return trace_subject(subject, self.watching, self.options.sparse, **how)
 
     def _keep(self, key: Any, tracing: Tracing) -> None:
+        while len(self._tracings) >= MOST_KEPT:
+            self._tracings.pop(next(iter(self._tracings)))
         self._tracings[key] = tracing
         self._branches.pop(key, None)
         if tracing.conditions is not None:
@@ -109,7 +112,7 @@ class Runtime:
 
     def adopt(self, x: Any, tracing: Tracing) -> None:
         """Take over the tracing of another runtime of the same function."""
-        self._keep(kind_of(self.arguments(x)), tracing)
+        self._keep(self._key(self.arguments(x)), tracing)
 
     def refusals(self) -> dict[str, str]:
         """Return why functions could not be recorded, by their names."""
@@ -185,7 +188,7 @@ class Runtime:
                 return found
             self._shortcut = None
         given = self.arguments(x)
-        tracing, branches = self._way(given), self._branches.get(kind_of(given)) if self._branches else None
+        tracing, branches = self._way(given), self._branches.get(self._key(given)) if self._branches else None
         if tracing is None:
             assert branches is not None, "a function of one way has no other"
             found = self._made_apart(branches, given)
@@ -335,12 +338,8 @@ class Runtime:
 
     def _worth(self, source: Tensor) -> Worth | None:
         """Return when like calls are worth running as one; None where memory is limited, since stacks take more."""
-        from .timing.current import device_model
-
-        if self.options.chunk_size is not None or not self.options.together:
-            return None
-        model = device_model(source.device, source.dtype)
-        return Worth(model.launch * model.traffic.at(16 * 2**20))
+        limited = self.options.chunk_size is not None or not self.options.together
+        return None if limited else Worth.on(source.device, source.dtype)
 
     def _is_plain(self, tracing: Tracing, *, of_samples: bool = False) -> bool:
         """Return whether a call is nothing but a run of the program on x, or on the samples along its first axis."""

@@ -80,15 +80,21 @@ class GaussNewton:
             v = 0, x and H.
 
         Raises:
-            ValueError: If f has come to look at data, which what is recorded of the product would not see.
+            ValueError: If f cannot be recorded as it goes at x.
         """
         self._tracing = self.function.tracing(x)
-        if self._tracing.conditions is not None:
+        if self._tracing.traced.opaque:
+            why = "; ".join(f"{name}: {reason}" for name, reason in self._tracing.traced.refusals.items())
             raise ValueError(
-                "gauss_newton: f must not look at data, which it does by now; multiply jacobian(f, x) by hand instead."
+                f"gauss_newton: f must be recordable at x, got one that is not ({why}); multiply jacobian(f, x) by "
+                f"hand instead."
             )
         start = torch.zeros_like(x).reshape(-1)
         return (start, x) if self.hessian is None else (start, x, self.hessian)
+
+    def way(self) -> Tracing:
+        """Return the recording of f that `product` goes through, that of the last arguments."""
+        return self._tracing
 
     def product(self, v: Tensor, x: Tensor, hessian: Tensor | None = None) -> Tensor:
         """Return Jᵀ H J v."""

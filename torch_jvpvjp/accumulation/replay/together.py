@@ -42,6 +42,14 @@ class Worth:
     most_bytes: int = 1 << 26
     least: int = 4
 
+    @staticmethod
+    def on(device: torch.device, dtype: torch.dtype) -> Worth:
+        """Return when they are on a device."""
+        from ..timing.current import device_model
+
+        model = device_model(device, dtype)
+        return Worth(model.launch * model.traffic.at(16 * 2**20))
+
 
 class Together(NamedTuple):
     """A program in which like calls are one."""
