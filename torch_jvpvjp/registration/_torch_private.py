@@ -173,7 +173,17 @@ def is_lazy(value: torch.Tensor) -> bool:
 
 # What the checks need.
 tree_leaves = _lookup("torch.utils._pytree.tree_leaves")
-forget_fake_results = _lookup("torch._subclasses.fake_tensor.FakeTensorMode.cache_clear")
+
+
+def without_kept_fake_results() -> Any:
+    """A context in which PyTorch computes anew what an op gives for fake tensors; `torch._dynamo` is slow to import.
+
+    Returns:
+        The context.
+    """
+    return _lookup("torch._dynamo.config").patch(fake_tensor_cache_enabled=False)
+
+
 TorchDispatchMode = _lookup("torch.utils._python_dispatch.TorchDispatchMode")
 
 

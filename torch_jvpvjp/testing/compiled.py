@@ -61,10 +61,10 @@ def _run(f: TensorFunction, point: Point, name: str, composition: Composition, b
     torch.compiler.reset()
     # PyTorch keeps what ops gave for fake tensors. Where that of `_new_zeros_with_same_feature_meta` is taken again, a
     # dual of an expanded tensor raises: whether a composition compiles would depend on what was compiled before.
-    private.forget_fake_results()
-    if name in OUTSIDE_OF_COMPILE:  # compile the function; its backward runs outside
-        return composition(torch.compile(f, fullgraph=True, backend=backend), point)
-    return torch.compile(lambda p: composition(f, p), fullgraph=True, backend=backend)(point)
+    with private.without_kept_fake_results():
+        if name in OUTSIDE_OF_COMPILE:  # compile the function; its backward runs outside
+            return composition(torch.compile(f, fullgraph=True, backend=backend), point)
+        return torch.compile(lambda p: composition(f, p), fullgraph=True, backend=backend)(point)
 
 
 def alike(cases: Sequence[Case]) -> list[Case]:
