@@ -185,6 +185,21 @@ def test_what_a_plan_holds_counts_the_code_that_onednn_keeps(monkeypatch):
     assert abs(peaks[True] - peaks[False] - code) < 4096  # some small values are made in another order
 
 
+def test_what_a_plan_of_long_sums_holds_is_told(quick):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(1024, 1024), nn.Tanh(), nn.Linear(1024, 300)), torch.zeros(1024)
+    plan = plan_jacobian(net, x)
+    assert ADDED in _products(program_of(plan, x))
+    held = 2 * 4 * 1024 * 300 + 3 * quick_products._KERNEL_BYTES  # the result, and what its last piece is added to
+    assert plan.peak_bytes is not None
+    assert held <= plan.peak_bytes <= 1.5 * held
+
+
+def test_a_large_result_is_held_once(quick):
+    program = recorded(lambda a, b: a @ b, _randn(1100, 800), _randn(800, 1100))
+    assert _products(program) == [ALONE]
+
+
 def test_products_of_one_shape_share_a_kernel(quick):
     program = recorded(lambda a, b, c: (a @ b) @ (a @ b) @ (c @ c), A, B, TERM)
     assert len(_products(program)) == 4

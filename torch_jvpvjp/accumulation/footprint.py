@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .._onednn import onednn_products
 from ._torch import FakeTensorMode
 from .tracing.results import Known, Results
 
@@ -45,7 +46,7 @@ class Footprint(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = self._results(func, args, kwargs or {}) if self._results else func(*args, **(kwargs or {}))
+        out = self._result(func, args, kwargs or {})
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for tensor in made:
             self._seen(tensor)
@@ -53,6 +54,14 @@ class Footprint(TorchDispatchMode):
             copied = [*made, *(leaf for leaf in args if isinstance(leaf, Tensor))]
             self.peak = max(self.peak, self.held + sum(map(_by_channels, copied)))
         return out
+
+    def _result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._results is None:
+            return func(*args, **kwargs)
+        products = onednn_products()
+        if products is not None and func is products[1]:  # PyTorch cannot tell what that gives without data
+            return torch.empty_like(args[1])
+        return self._results(func, args, kwargs)
 
     def _seen(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

@@ -23,6 +23,7 @@ _aten = torch.ops.aten
 _LEAST_INNER, _LEAST_SIDE = 4, 2  # an outer product, or one of a vector, is bound by memory
 _MOST_TERMS = 384  # of a piece of a sum
 _LEAST_PIECE = 4 * LEAST_FMA  # what a piece takes besides is then a twentieth
+_MOST_SUMMED = 1 << 20  # entries of a result, which is held twice while pieces are added
 _ONEDNN = "mkldnn"  # the namespace of its ops
 _KERNEL_BYTES = 600 << 10  # of the code that oneDNN makes for one shape and keeps, as measured at shapes of all kinds
 
@@ -74,10 +75,11 @@ def _in_pieces(
     """Return the calls of oneDNN that make the result of a product.
 
     It adds the terms of a sum one after another, which errs by more than PyTorch's products do: by 1.7 times for 512
-    terms. Of several pieces, each takes in what those before it have made.
+    terms. Of several pieces, each takes in what those before it have made. A large result stays one sum: it is most of
+    what a plan holds, and would be held twice.
     """
     (m, k), n = layouts[left].shape, layouts[right].shape[1]
-    count = max(min(-(-k // _MOST_TERMS), m * k * n // _LEAST_PIECE), 1)
+    count = max(min(-(-k // _MOST_TERMS), m * k * n // _LEAST_PIECE), 1) if m * n <= _MOST_SUMMED else 1
     ends = [k * place // count for place in range(count + 1)]
     found: list[ProgramCall] = []
 
