@@ -169,6 +169,35 @@ def test_sweeps_lie_with_channels_innermost_and_results_as_before(name):
         assert [s for n, s in lies if n > 1] == [s for n, s in zip(layout.shape, layout.stride, strict=True) if n > 1]
 
 
+@pytest.fixture
+def poisoned():
+    """Memory that nobody has written is NaN."""
+    before, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@pytest.mark.filterwarnings("ignore:.*deterministic")
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_unwritten_is_read_and_what_is_not_finite_spreads_no_further(poisoned, name):
+    assert torch.empty(4).isnan().all()
+    function = CASES[name][0]
+
+    def whole(g):
+        result = function(g)
+        return result if isinstance(result, tuple) else (result,)
+
+    g = _randn(ADJOINTS, 24, SIDE, SIDE)
+    program = recorded(whole, g)
+    assert all(value.isfinite().all() for value in program(g))
+    g[1, 3, 5, 5], g[0, 2, 1, 1] = float("nan"), float("inf")
+    for value, expected in zip(program(g), whole(g), strict=True):
+        assert torch.equal(value.isfinite(), expected.isfinite())
+
+
 def test_where_onednn_does_nothing_all_stays(monkeypatch):
     function, g = CASES["a residual"][0], _randn(ADJOINTS, 24, SIDE, SIDE)
     assert _turned(recorded(function, g.double())) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,18 +53,23 @@ def by_entries(
     if not all(sizes):
         return None
     if sizes[0] <= _MOST_GIVEN and sizes[1] <= _MOST_RETURNED:
-        return _at_one_point(calls, inputs, fixed, results, layouts, dtype)
-    return _at_many_points(calls, inputs, fixed, results, layouts, dtype)
+        return _at_one_point(_Program(calls, inputs, fixed, results, layouts, dtype))
+    return _at_many_points(_Program(calls, inputs, fixed, results, layouts, dtype))
 
 
-def _at_one_point(
-    calls: Sequence[ProgramCall],
-    inputs: Sequence[int],
-    fixed: Mapping[int, Tensor],
-    results: Sequence[int],
-    layouts: Mapping[int, Layout],
-    dtype: torch.dtype,
-) -> _Run | None:
+class _Program(NamedTuple):
+    """What `by_entries` is given, and the dtype of what goes in and out."""
+
+    calls: Sequence[ProgramCall]
+    inputs: Sequence[int]
+    fixed: Mapping[int, Tensor]
+    results: Sequence[int]
+    layouts: Mapping[int, Layout]
+    dtype: torch.dtype
+
+
+def _at_one_point(program: _Program) -> _Run | None:
+    calls, inputs, fixed, results, layouts, dtype = program
     most = len(calls) * _CALL / _NUMBER
     entries = _run(Entries(fixed, layouts, dtype, 1, int(4 * most)), calls, inputs)
     # In float32, a condition may be seen otherwise than numbers of more digits see it.
@@ -72,14 +78,8 @@ def _at_one_point(
     return in_python(entries, inputs, results, layouts, dtype)
 
 
-def _at_many_points(
-    calls: Sequence[ProgramCall],
-    inputs: Sequence[int],
-    fixed: Mapping[int, Tensor],
-    results: Sequence[int],
-    layouts: Mapping[int, Layout],
-    dtype: torch.dtype,
-) -> _Run | None:
+def _at_many_points(program: _Program) -> _Run | None:
+    calls, inputs, fixed, results, layouts, dtype = program
     given = layouts[inputs[0]]
     if len(inputs) > 1 or len(results) > 1 or len(given.shape) < 1 or not 1 < given.shape[0] <= _MOST_LANES:
         return None
