@@ -23,7 +23,7 @@ __all__ = [
     "MISBATCHED_NODES", "FakeTensor", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes",
     "bare_op", "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_all_true", "is_builtin_node",
     "is_fake", "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "outside_modes", "past_autograd",
-    "recording_of", "same_forms", "set_grad_enabled", "unharmed", "updates_statistics", "vjp",
+    "pulled_back", "recording_of", "same_forms", "set_grad_enabled", "unharmed", "updates_statistics", "vjp",
     "vjp_of", "vmapped", "wraps_derivative", "wraps_transform",
 ]  # fmt: skip
 
@@ -78,6 +78,22 @@ def inside_vmap() -> bool:
     functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
     stack = functorch.get_interpreter_stack() or ()
     return any(interpreter.key() == functorch.TransformType.Vmap for interpreter in stack)
+
+
+def pulled_back(
+    y: Tensor, leaves: Sequence[Tensor], y_bar: Tensor, *, again: bool, batched: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Return the cotangent of each leaf that y depends on, for a cotangent of y or, batched, some behind one axis.
+
+    Of plain tensors there is nothing that `torch.autograd.grad` has to look at before it asks the engine, which for a
+    small function takes a tenth of its pullback.
+    """
+    if batched or type(y) is not Tensor:
+        return torch.autograd.grad(y, leaves, y_bar, retain_graph=again, allow_unused=True, is_grads_batched=batched)
+    return _run_backward((y,), (y_bar,), again, False, tuple(leaves), True, accumulate_grad=False)
+
+
+_run_backward: Any = getattr(torch.autograd.graph, "_engine_run_backward")  # noqa: B009 (the stubs do not know it)
 
 
 def autograd_nodes(y: Tensor) -> set[Any]:
@@ -165,13 +181,27 @@ def recording_of(y: Tensor) -> Recording:
     """Return what autograd has recorded of a tensor."""
     nodes = autograd_nodes(y)
     kinds = Counter(map(type, nodes))
-    names = {kind.__name__.rstrip("0123456789") for kind in kinds}
-    way = hash(frozenset(kinds.items()))
-    return Recording(len(nodes), all(map(_batches_rightly, kinds)), names.isdisjoint(BENT_NODES), way)
+    facts = list(map(_known_of, kinds))
+    return Recording(
+        len(nodes),
+        all(batches_rightly for batches_rightly, _ in facts),
+        all(bends_rightly for _, bends_rightly in facts),
+        hash(frozenset(kinds.items())),
+    )
 
 
-def _batches_rightly(kind: type) -> bool:
-    return kind.__name__ not in MISBATCHED_NODES and _is_builtin(kind)
+def _known_of(kind: type) -> tuple[bool, bool]:
+    """Return whether nodes of a kind batch rightly and bend rightly; what was found is kept for PyTorch's own kinds."""
+    known = _OF_KINDS.get(kind)
+    if known is None:
+        name = kind.__name__
+        known = name not in MISBATCHED_NODES and _is_builtin(kind), name.rstrip("0123456789") not in BENT_NODES
+        if not issubclass(kind, _CFunctionBase):  # of which every `autograd.Function` makes another
+            _OF_KINDS[kind] = known
+    return known
+
+
+_OF_KINDS: dict[type, tuple[bool, bool]] = {}
 
 
 MISBATCHED_NODES = frozenset({"CdistBackward0", "EuclideanDistBackward0", "AsStridedScatterBackward0", "RollBackward0"})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from threading import local
 
 from ._torch import inside_transform
@@ -11,15 +9,17 @@ from ._torch import inside_transform
 _here = local()
 
 
-@contextmanager
-def differentiating() -> Iterator[None]:
+class differentiating:  # noqa: N801 (a context, which each call enters, and a generator takes longer)
     """Say that what this thread calls here is differentiated by autograd, as no transform of ``torch.func`` says."""
-    before = getattr(_here, "differentiates", False)
-    _here.differentiates = True
-    try:
-        yield
-    finally:
-        _here.differentiates = before
+
+    def __enter__(self) -> None:
+        """Say so from here on."""
+        self._before = getattr(_here, "differentiates", False)
+        _here.differentiates = True
+
+    def __exit__(self, *error: object) -> None:
+        """Say again what was said before."""
+        _here.differentiates = self._before
 
 
 def is_differentiated() -> bool:

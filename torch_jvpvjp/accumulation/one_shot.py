@@ -42,6 +42,8 @@ def without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options,
 
 def _own(block: Tensor) -> Tensor:
     """Return a block that can be written into: of y = Σᵢ xᵢ autograd gives one entry, seen n times."""
+    if block.is_contiguous():
+        return block
     seen_again = any(stride == 0 and size > 1 for size, stride in zip(block.shape, block.stride(), strict=True))
     return block.clone(memory_format=torch.contiguous_format) if seen_again else block
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from ._torch import Recording, inside_vmap, jvp_of, recording_of, vjp_of
+from ._torch import Recording, inside_vmap, jvp_of, pulled_back, recording_of, vjp_of
 from ._torch_contexts import plain_attention
 from .carrying import carry_each, dual, random_state, weights
 
@@ -156,7 +157,8 @@ class Recorded:
         return y
 
     def _recorded_plainly(self) -> Tensor:
-        with torch.inference_mode(mode=False), torch.enable_grad():
+        inference = torch.is_inference_mode_enabled()  # autograd records in none, and to leave it takes a while
+        with torch.inference_mode(mode=False) if inference else nullcontext(), torch.enable_grad():
             own = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in self.leaves]
             try:
                 with plain_attention():  # of the fused one PyTorch pulls rows back one by one, and warns
@@ -172,9 +174,7 @@ class Recorded:
         y = self._of_autograd
         if not y.requires_grad:
             return tuple(torch.zeros_like(leaf) for leaf in self.leaves)
-        x_bars = torch.autograd.grad(
-            y, self._own, y_bar, retain_graph=again, allow_unused=True, is_grads_batched=batched
-        )
+        x_bars = pulled_back(y, self._own, y_bar, again=again, batched=batched)
         pairs = zip(x_bars, self.leaves, strict=True)
         return tuple(torch.zeros_like(leaf) if x_bar is None else x_bar for x_bar, leaf in pairs)
 

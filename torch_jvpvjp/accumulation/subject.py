@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from threading import local
 from typing import Any
@@ -154,7 +153,7 @@ class Subject:
         self._extras_at_first = list(map(_outline, self._extras_at_first))
         self._leaves_at_first = ([], [])
         arguments = self._arguments_of_one
-        self._arguments_of_one = replace(arguments, args=tree_map_only(Tensor, _outline, arguments.args), parameters=())
+        self._arguments_of_one = arguments._replace(args=tree_map_only(Tensor, _outline, arguments.args), parameters=())
 
     def source_of(self, leaves: Sequence[Tensor]) -> Tensor:
         """Return the source vector, behind one axis for the samples of a batch, of the tensors of a call."""
@@ -162,10 +161,12 @@ class Subject:
 
     def _merged(self, tensors: Sequence[Tensor], arguments: Arguments) -> tuple[list[Tensor], list[Tensor]]:
         dims = 0 if self.in_parameters else self.batch_dims
-        merged = [_merged(tensor, dims) for tensor in tensors]
+        merged = [_merged(tensor, dims) for tensor in tensors] if dims else list(tensors)
         return merged, [_merged(extra, self.batch_dims) for extra in self._extras(arguments)]
 
     def _extras(self, arguments: Arguments) -> list[Tensor]:
+        if len(arguments.argnums) == len(arguments.args):
+            return []
         others = [arg for number, arg in enumerate(arguments.args) if number not in arguments.argnums]
         return [leaf for other in others for leaf in flattened(other)[0] if isinstance(leaf, Tensor)]
 

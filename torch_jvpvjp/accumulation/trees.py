@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,7 @@ def kind_of_leaf(leaf: Any) -> Any:
     return type(leaf), repr(leaf) if isinstance(leaf, (float, complex)) else leaf
 
 
-@dataclass(frozen=True)
-class Leaf:
+class Leaf(NamedTuple):
     """One tensor of an input or output.
 
     Attributes:
@@ -46,8 +45,7 @@ class Leaf:
         return self.shape.numel()
 
 
-@dataclass(frozen=True)
-class Side:
+class Side(NamedTuple):
     """The leaves of one side of a Jacobian, and the tree that they stand in.
 
     `bare` says that there is one leaf, which is the whole vector as it stands.
@@ -123,8 +121,7 @@ def assembled_of(blocks: Sequence[Tensor], output: Side, source: Side, batch: Se
     return tree_unflatten(grid, output.spec)
 
 
-@dataclass(frozen=True)
-class Arguments:
+class Arguments(NamedTuple):
     """What a function is called with, and which part of it the Jacobian is taken in.
 
     Attributes:
@@ -225,6 +222,8 @@ def side_of(caller: str, name: str, tree: Any, batch_dims: int) -> tuple[Side, l
         TypeError: If a leaf is not a real floating tensor.
         ValueError: If there is none, or one has fewer axes than the batch, or another batch.
     """
+    if type(tree) is Tensor and tree.is_floating_point() and tree.dim() >= batch_dims:  # as most are
+        return Side((Leaf(name, tree.shape[batch_dims:], tree.dtype),), _LEAF, bare=True), [tree]
     tensors, spec = flattened(tree)
     if not tensors:
         raise ValueError(f"{caller}: {name} must hold a tensor at least, got none.")
