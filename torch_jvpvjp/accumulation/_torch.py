@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from threading import RLock
 from typing import Any, NamedTuple
@@ -21,10 +21,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "MISBATCHED_NODES", "FakeTensor", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes",
-    "bare_op", "dict_versions", "function_modes", "inside_transform", "inside_vmap", "is_all_true", "is_builtin_node",
-    "is_fake", "jvp", "jvp_of", "load_jvp_rules", "memory_of", "new_fake", "outside_modes", "past_autograd",
-    "pulled_back", "recording_of", "same_forms", "set_grad_enabled", "unharmed", "updates_statistics", "vjp",
-    "vjp_of", "vmapped", "wraps_derivative", "wraps_transform",
+    "bare_op", "dict_versions", "function_modes", "has_jvp_rules", "inside_transform", "inside_vmap", "is_all_true",
+    "is_builtin_node", "is_fake", "jvp", "jvp_by_own_rules", "jvp_of", "jvp_of_op", "load_jvp_rules", "memory_of",
+    "new_fake", "outside_modes", "past_autograd", "pulled_back", "recording_of", "same_forms", "set_grad_enabled",
+    "unharmed", "updates_statistics", "vjp", "vjp_of", "vmapped", "wraps_derivative", "wraps_transform",
 ]  # fmt: skip
 
 
@@ -64,7 +64,45 @@ def load_jvp_rules() -> None:
     # warnings are errors, that JVP would fail. Filters are the process's: of two threads one would keep the other's.
     with _FORWARD_MODE, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")  # its category differs by release
-        importlib.import_module("torch._decomp.decompositions_for_jvp")
+        importlib.import_module(_JVP_RULES)
+
+
+_JVP_RULES = "torch._decomp.decompositions_for_jvp"
+
+
+def has_jvp_rules() -> bool:
+    """Return whether PyTorch's rules for JVPs are there: some ops have no other, and no other op needs them."""
+    return _JVP_RULES in sys.modules
+
+
+def jvp_by_own_rules(
+    function: Callable[..., tuple[Tensor, ...]], primals: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return what `jvp_of` does, with no rules but those in C++; NotImplementedError where an op has none there.
+
+    The same ops are launched; `torch.func.jvp` loads the other rules first, which takes a quarter of a second.
+    """
+    eager: Any = importlib.import_module("torch._functorch.eager_transforms")
+    make_dual: Any = getattr(torch, "_VF")._make_dual  # noqa: B009 (the stubs do not know it)
+    with _FORWARD_MODE, eager.jvp_increment_nesting() as level, forward_ad._set_fwd_grad_enabled(True):
+        with forward_ad.dual_level():
+            duals = [make_dual(x, x_dot, level=0) for x, x_dot in zip(primals, tangents, strict=True)]
+            parts = [eager.safe_unpack_dual(dual, False) for dual in function(*duals)]
+            ys, y_dots = (
+                tuple(eager._undo_create_differentiable(part, level) for part in side)
+                for side in zip(*parts, strict=True)
+            )
+            return ys, y_dots
+
+
+def jvp_of_op(
+    function: Callable[..., tuple[Tensor, ...]], primals: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return what `jvp_of` does, of what may be run twice; rules that it does not need are not loaded for it."""
+    if not has_jvp_rules() and forward_ad._current_level < 0:
+        with suppress(NotImplementedError), unharmed():
+            return jvp_by_own_rules(function, primals, tangents)
+    return jvp_of(function, primals, tangents)
 
 
 def inside_transform() -> bool:

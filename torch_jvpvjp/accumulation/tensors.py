@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ._torch import jvp_of, load_jvp_rules
+from ._torch import jvp_of_op
 from .bending import is_transposed, transposed
 from .carrying import carry_each, close, dual, weights
 from .primal import PrimalRun
@@ -102,9 +102,8 @@ class Tensors:
                 return tuple(reduce(torch.add, outputs) for outputs in zip(*terms, strict=True))
             if (live and is_transposed(part.op.target)) or _key(part, "dual") in MISPUSHED:
                 return transposed(function, primals, tangents)
-            return jvp_of(function, primals, tangents)[1]
+            return jvp_of_op(function, primals, tangents)[1]
 
-        load_jvp_rules()
         pushed = carry_each(push, x_dots, apart=_key(part, "push") in MISBATCHED, asked=False)
         return [from_columns(as_rows(y_dot).T, samples) for y_dot in pushed]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .._torch import jvp, vjp
+from .._torch import jvp_of_op, vjp
 from ..reals import in_pairs
 from ..structure import BlockDiagonal, Dense, Structure, WeightedGather
 from .arguments import Arguments, arguments, fill, for_active, for_every_active, reader
@@ -168,7 +168,8 @@ def _by_tangent(call: Call) -> Mapping[int, Local]:
     def local(position: int) -> Local | None:
         def slope(operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
             z = operands[position].expand(call.output.shape).contiguous()
-            return jvp(_primal(call, position, operands), z, torch.ones_like(z))[1]
+            primal = _primal(call, position, operands)
+            return jvp_of_op(lambda z: (primal(z),), (z,), (torch.ones_like(z),))[1][0]
 
         return _local(call, position, slope)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .._torch import jvp, vjp
+from .._torch import jvp_of_op, vjp
 from ..structure import Diagonal, Gather, Identity, ScaledIdentity, Structure, Values, WeightedGather, Zero
 from .arguments import Arguments, fill, reader
 from .indexing import broadcast_index
@@ -78,7 +78,7 @@ def by_tangent_of_ones(call: Call, position: int) -> Local:
     """Return the derivative of an op without a formula of its own here: ẏ for ẋ = 1 holds each ∂y_r/∂x_c(r)."""
 
     def slopes(primal: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return jvp(primal, x, torch.ones_like(x))[1]
+        return jvp_of_op(lambda x: (primal(x),), (x,), (torch.ones_like(x),))[1][0]
 
     return _by_sweep(call, position, slopes)
 

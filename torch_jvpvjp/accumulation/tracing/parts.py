@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch import FakeTensorMode, jvp_of, load_jvp_rules, unharmed
+from .._torch import (
+    FakeTensorMode,
+    has_jvp_rules,
+    inside_transform,
+    jvp_by_own_rules,
+    jvp_of,
+    load_jvp_rules,
+    unharmed,
+)
 from ..bending import smooth_target
 from ..count import FOURIER, FmaCounter, fma_of_fourier
 from ..measure import Profile
@@ -152,17 +160,28 @@ class Part:
         """Return whether a derivative of the op runs on fake tensors; asked once for each op."""
         key = self.op.target, derivative.__name__
         if key not in _RUNS:
-            load_jvp_rules()
-            with unharmed(), FakeTensorMode(), FmaCounter() as counter:
-                made = {i: torch.empty(m.shape, dtype=m.dtype, device=m.device) for i, m in self.metas.items()}
-                try:
-                    derivative(self.function(made.__getitem__), tuple(made[index] for index in self.op.active))
-                    _RUNS[key], _LAUNCHES[key] = True, counter.launched
-                except NotImplementedError:
-                    _RUNS[key] = False
-                except Exception:  # noqa: BLE001 (a fake tensor may be refused where a real one is not)
-                    _RUNS[key] = True
+            if inside_transform():
+                load_jvp_rules()
+            runs, launched = self._tried(derivative)
+            if launched is None and not has_jvp_rules():  # which a few ops need
+                load_jvp_rules()
+                runs, launched = self._tried(derivative)
+            _RUNS[key] = runs
+            if launched is not None:
+                _LAUNCHES[key] = launched
         return _RUNS[key]
+
+    def _tried(self, derivative: Callable[[Callable[..., Any], tuple[Tensor, ...]], Any]) -> tuple[bool, int | None]:
+        """Return whether a derivative of the op runs on fake tensors, and how many ops it launches if that is seen."""
+        with unharmed(), FakeTensorMode(), FmaCounter() as counter:
+            made = {i: torch.empty(m.shape, dtype=m.dtype, device=m.device) for i, m in self.metas.items()}
+            try:
+                derivative(self.function(made.__getitem__), tuple(made[index] for index in self.op.active))
+            except NotImplementedError:
+                return False, None
+            except Exception:  # noqa: BLE001 (a fake tensor may be refused where a real one is not)
+                return True, None
+            return True, counter.launched
 
     def launches(self, *, forwards: bool) -> int:
         """Return how many ops the derivative of an op without closed form launches, the axis of vectors moved twice."""
@@ -172,7 +191,8 @@ class Part:
 
     @staticmethod
     def _push_fake(function: Callable[..., Any], primals: tuple[Tensor, ...]) -> None:
-        jvp_of(function, primals, primals)
+        push = jvp_of if has_jvp_rules() else jvp_by_own_rules
+        push(function, primals, primals)
 
     @staticmethod
     def _pull_fake(function: Callable[..., Any], primals: tuple[Tensor, ...]) -> None:
