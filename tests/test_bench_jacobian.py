@@ -47,7 +47,9 @@ def test_every_floor_gives_the_jacobian(case: Case) -> None:
 @every_case
 def test_our_plan_gives_the_jacobian(case: Case) -> None:
     problem = case.make(small=True)
-    assert JacobianJudge(case, small=True)(make_plan(problem)(problem.x)) <= 1
+    plan = make_plan(problem)
+    assert plan.peak_bytes is not None, "what it holds is not told"
+    assert JacobianJudge(case, small=True)(plan(problem.x)) <= 1
 
 
 @every_case

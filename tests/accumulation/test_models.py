@@ -57,6 +57,7 @@ def test_it_is_recorded(f):
     plan = plan_jacobian(f, x)
     assert plan.runtime is not None
     assert not plan.runtime.refusals()
+    assert plan.peak_bytes is not None  # told without data
 
 
 @quiet_judge
