@@ -209,10 +209,16 @@ def test_the_gradient_of_a_compiled_jvp_of_linear_layers_raises() -> None:
         total = torch.compile(loss, fullgraph=True)(x, v) if compiled else loss(x, v)
         return torch.autograd.grad(total, [layer.weight for layer in layers])
 
-    with pytest.raises(RuntimeError, match="ZeroTensors are immutable"):
-        gradients(lambda layer, x: layer(x), compiled=True)
+    exact = gradients(lambda layer, x: layer(x), compiled=False)
     ours = gradients(lambda layer, x: ops.linear(x, layer.weight, layer.bias), compiled=True)
-    torch.testing.assert_close(ours, gradients(lambda layer, x: layer(x), compiled=False), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6)
+    try:
+        theirs = gradients(lambda layer, x: layer(x), compiled=True)
+    except RuntimeError as error:
+        assert "ZeroTensors are immutable" in str(error)
+    else:
+        torch.testing.assert_close(theirs, exact, rtol=1e-4, atol=1e-6)
+        pytest.skip(f"PyTorch {torch.__version__} mended it")
 
 
 def test_checkpoint_inside_jvp_and_in_a_dual_level_raises_in_backward(x: Tensor, v: Tensor) -> None:
