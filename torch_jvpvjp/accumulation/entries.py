@@ -1,14 +1,15 @@
-"""Entries of mappings, and facts of objects, that must stay what they are, looked at in every call."""
+"""Entries of mappings, cells, and facts of objects, that must stay what they are, looked at in every call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, ValuesView
 from itertools import chain, repeat
 from operator import attrgetter, is_
+from types import CellType, FunctionType
 from typing import Any
 
 from ._torch import dict_versions
-from .places import GONE, put_entry, refill_dict
+from .places import GONE, cell_value, keep_only, put_cell, put_entry, refill_dict
 
 
 class Entries:
@@ -105,6 +106,42 @@ class Names:
                 put_entry(scope, name, value)
 
 
+class Attributes:
+    """All attributes of some objects, but for names that come and go."""
+
+    def __init__(self) -> None:
+        self._dicts: list[dict[str, Any]] = []
+        self._found: list[tuple[dict[str, Any], frozenset[str]]] = []  # what stands there, and the names that pass
+        self._known: list[int] | None = None  # the versions of the dicts when they were last found to hold
+
+    def add(self, attributes: dict[str, Any], passing: frozenset[str]) -> list[Any]:
+        """Add the attributes that an object has now but for some names; return them."""
+        found = {name: value for name, value in attributes.items() if name not in passing}
+        self._dicts.append(attributes)
+        self._found.append((found, passing))
+        return list(found.values())
+
+    def hold(self) -> bool:
+        """Return whether the very objects stand under the names that stood there, and no others under others."""
+        versions = dict_versions(self._dicts)
+        if versions is not None and versions == self._known:
+            return True
+        same = all(
+            len(attributes) - sum(map(attributes.__contains__, passing)) == len(found)
+            and all(map(is_, map(attributes.get, found, repeat(GONE)), found.values()))
+            for attributes, (found, passing) in zip(self._dicts, self._found, strict=True)
+        )
+        self._known = versions if same else None
+        return same
+
+    def restore(self) -> None:
+        """Put back what stood there."""
+        for attributes, (found, passing) in zip(self._dicts, self._found, strict=True):
+            keep_only(attributes, {*found, *passing})
+            for name, value in found.items():
+                put_entry(attributes, name, value)
+
+
 class Facts:
     """What some objects of one kind must still say of themselves.
 
@@ -130,5 +167,68 @@ class Facts:
         )
 
 
-OF_FUNCTIONS = tuple(map(attrgetter, ("__code__", "__defaults__", "__kwdefaults__")))
-"""What functions are made of."""
+_CODE, _CONTENTS = attrgetter("__code__"), attrgetter("cell_contents")
+_DEFAULTS = tuple(map(attrgetter, ("__defaults__", "__kwdefaults__")))
+
+
+class Functions:
+    """Functions that must keep their code and the defaults of those arguments that the code has.
+
+    Code that is equal does the same; defaults are compared by identity, and most are None.
+    """
+
+    def __init__(self) -> None:
+        self._functions: list[FunctionType] = []
+        self._codes: list[Any] = []
+        self._without: list[list[FunctionType]] = [[] for _ in _DEFAULTS]  # those that could have defaults, and do not
+        self._given = [Facts(defaults) for defaults in _DEFAULTS]
+
+    def add(self, function: FunctionType) -> None:
+        """Add a function as it is now."""
+        code = function.__code__
+        self._functions.append(function)
+        self._codes.append(code)
+        counts = code.co_argcount, code.co_kwonlyargcount
+        for defaults, count, without, given in zip(_DEFAULTS, counts, self._without, self._given, strict=True):
+            if defaults(function) is not None:
+                given.add(function)
+            elif count:
+                without.append(function)
+
+    def hold(self) -> bool:
+        """Return whether all functions are as they were."""
+        return (
+            list(map(_CODE, self._functions)) == self._codes
+            and all(
+                list(map(defaults, without)).count(None) == len(without)
+                for defaults, without in zip(_DEFAULTS, self._without, strict=True)
+            )
+            and all(given.hold() for given in self._given)
+        )
+
+
+class Cells:
+    """Cells of closures, each of which must hold what it held, or still be empty."""
+
+    def __init__(self) -> None:
+        self._cells: list[CellType] = []
+        self._values: list[Any] = []
+
+    def add(self, cell: CellType) -> Any:
+        """Add a cell; return what it holds, GONE if it is empty."""
+        value = cell_value(cell)
+        self._cells.append(cell)
+        self._values.append(value)
+        return value
+
+    def hold(self) -> bool:
+        """Return whether all cells hold the very objects that they held."""
+        try:
+            return all(map(is_, map(_CONTENTS, self._cells), self._values))
+        except ValueError:  # one is empty
+            return all(map(is_, map(cell_value, self._cells), self._values))
+
+    def restore(self) -> None:
+        """Put back what the cells held."""
+        for cell, value in zip(self._cells, self._values, strict=True):
+            put_cell(cell, value)

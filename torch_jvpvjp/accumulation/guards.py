@@ -34,7 +34,7 @@ from .cache import ATTRIBUTE, REFERRED, plans_of
 from .executed import Executed
 from .library import is_library, is_library_module, is_of_library
 from .members import is_used, slots_of
-from .places import GONE, cell_value, put_cell, put_slot, slot_value
+from .places import GONE, put_slot, slot_value
 from .watching import Opaque, Watching
 
 __all__ = ["Guards", "Opaque"]
@@ -270,7 +270,7 @@ class Guards(Watching):
         attributes = named_within(code, ATTRIBUTES)
         self._named |= attributes | named_within(code, GLOBALS) & _BY_NAME
         for cell in function.__closure__ or ():
-            self._visit_named(self._look(partial(cell_value, cell), partial(put_cell, cell)), attributes)
+            self._visit_named(self._look_into(cell), attributes)
         for inside in codes_within(code):
             if executed is None or inside in executed:
                 self._read.add(id(inside))

@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from operator import attrgetter, is_
+from types import CellType
 from typing import Any
 
 from . import places
 from .arrays import MOST_BYTES, Arrays
 from .cache import ATTRIBUTE
-from .entries import OF_FUNCTIONS, DictEntries, Entries, Facts, Names
-from .places import GONE, keep_only, put_entry, refill
+from .entries import Attributes, Cells, DictEntries, Entries, Facts, Functions, Names
+from .places import GONE, refill
 
 _MOST_PLACES = 50_000
 
@@ -29,7 +30,8 @@ class Watching:
 
     def __init__(self) -> None:
         self._dicts, self._fixed, self._mappings = DictEntries(), DictEntries(), Entries()  # fixed: only read by us
-        self._names, self._functions, self._arrays = Names(), Facts(*OF_FUNCTIONS), Arrays()
+        self._attributes, self._names, self._cells = Attributes(), Names(), Cells()
+        self._functions, self._arrays = Functions(), Arrays()
         self._kinds, self._lineages = Facts(type), Facts(attrgetter("__mro__"))
         self._puts: list[Callable[[], object]] = []  # what puts back what stood in other places
         self._looks: list[tuple[Callable[[], Any], Any]] = []
@@ -41,7 +43,9 @@ class Watching:
         return (
             not any(self._empty)
             and self._dicts.hold()
+            and self._attributes.hold()
             and self._names.hold()
+            and self._cells.hold()
             and self._fixed.hold()
             and self._functions.hold()
             and self._kinds.hold()
@@ -57,7 +61,9 @@ class Watching:
             if isinstance(container, (dict, list, set, deque)):
                 container.clear()
         self._dicts.restore()
+        self._attributes.restore()
         self._names.restore()
+        self._cells.restore()
         self._mappings.restore()
         self._arrays.restore()
         for put in self._puts:
@@ -115,12 +121,10 @@ class Watching:
 
     def _watch_attributes(self, attributes: dict[str, Any], others: frozenset[str] = frozenset()) -> None:
         """Watch attributes, but for some that come and go: plans that are kept among them, and others."""
-        passing = others | {ATTRIBUTE}
-        names = [name for name in attributes if name not in passing]
-        self._looks.append((lambda: len(attributes) - sum(map(attributes.__contains__, passing)) == len(names), True))
-        self._puts.append(partial(keep_only, attributes, {*names, *passing}))
-        for name in names:
-            self._watch(partial(attributes.get, name, GONE), partial(put_entry, attributes, name))
+        values = self._attributes.add(attributes, others | {ATTRIBUTE})
+        self._counted(len(values))
+        for value in values:
+            self._visit(value)
 
     def _watch_container(self, container: Any) -> None:
         """Watch the members of a container, and visit them."""
@@ -150,6 +154,11 @@ class Watching:
         for result in results:
             self._visit(result)
         self._visit(cached.__wrapped__)
+
+    def _look_into(self, cell: CellType) -> Any:
+        """Watch what a cell holds; return it."""
+        self._counted(1)
+        return self._cells.add(cell)
 
     def _look_up(self, scope: Any, name: str) -> Any:
         """Watch what stands under a name, or that nothing does; return it."""
