@@ -1,6 +1,7 @@
 """Predicted against measured time, step by step."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -31,6 +32,31 @@ def test_the_table_shows_every_step_and_the_total() -> None:
         assert f"{step.action} {step.mode or ''}".strip() in text
     assert "predicted" in text and "measured / predicted" in text and "2.0 µs" in text and "2.00" in text
     assert text.splitlines()[-2].split()[1] == "total"
+
+
+def test_a_whole_call_is_shown_below_the_total() -> None:
+    verification = verify_plan(PLAN.steps, PREDICTED, [(step, 2e-6) for step in PLAN.steps])
+    whole = replace(verification, call=VerifiedStep("a call", (4, 4), 8e-6, 4e-6))
+    assert str(whole).splitlines()[-2].split()[1:] == [
+        "a",
+        "call",
+        "│",
+        "│",
+        "8.0",
+        "µs",
+        "│",
+        "4.0",
+        "µs",
+        "│",
+        "0.50",
+        "│",
+    ]
+    assert "a call" not in str(verification)
+
+
+def test_what_was_not_predicted_has_no_ratio_in_the_table() -> None:
+    text = verification_table(PLAN.steps, [0.0] * len(PREDICTED), [2e-6] * len(PREDICTED))
+    assert "inf" not in text and text.count("–") == len(PREDICTED) + 1
 
 
 def test_a_step_of_no_predicted_time_has_a_ratio() -> None:

@@ -20,7 +20,8 @@ def test_verify_has_a_row_for_each_step(strategy):
     plan = plan_jacobian(net, x, strategy=strategy)
     verified = plan.verify(x)
     text = str(verified)
-    assert "predicted" in text and "measured" in text
+    assert "predicted" in text and "measured" in text and "a call, with f" in text
+    assert verified.call.measured > 0 and verified.call.predicted > verified.predicted
     assert_same(plan(x), judged(net, x))
 
 

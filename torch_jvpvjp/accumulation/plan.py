@@ -204,7 +204,7 @@ class Plan:
         return replace(self, runtime=self._callable("compiled").compiled(mode))
 
     def verify(self, x: Any) -> Verification:
-        """Run the plan at x and compare the time that the model predicts for each step with what it took.
+        """Run the plan at x and compare the time that the model predicts for each step and a call with what they took.
 
         Args:
             x: As in a call.

@@ -232,7 +232,7 @@ class Runtime:
         return tracing.planted(tracing.parts(matrix if outside else matrix.detach()))
 
     def verify(self, plan: Plan, x: Any, runs: int = 11) -> Verification:
-        """Return predicted and measured time of each step at x; the median of some runs counts."""
+        """Return predicted and measured time of each step at x and of a call; the median of some runs counts."""
         tracing = self.tracing(x)
         plan = fitted_or_remade(self, plan, tracing, x)
         if plan.runtime is not self and tracing.remade:
@@ -243,7 +243,8 @@ class Runtime:
             if tracing.program is None and tracing.replayable and not tracing.traced.opaque:
                 self._replayed(plan, tracing, leaves, extras)
             if tracing.program is not None and tracing.replayable:
-                return verification(plan, source, tracing.program.segments, lambda: tracing.timed(inputs), runs)
+                timed, segments = partial(tracing.timed, inputs), tracing.program.segments
+                return verification(plan, source, segments, timed, partial(plan, x), runs)
             watch = Stopwatch(source.device)
             how = Execution(self.options.chunk_size, before=watch.start)
 
@@ -251,7 +252,7 @@ class Runtime:
                 self.executed(plan, tracing, source, extras, how)
                 return watch.stop()
 
-            return verification(plan, source, watch.tasks, watched, runs)
+            return verification(plan, source, watch.tasks, watched, partial(plan, x), runs)
 
     def peak_bytes(self, plan: Plan, chunk_size: int | None = None, known: Known | None = None) -> int | None:
         """Return the most bytes that a call holds, executed on tensors without data, whose results are known or not."""

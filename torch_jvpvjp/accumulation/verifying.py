@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -35,6 +36,10 @@ class Stopwatch:
         if not self._marks:
             self.tasks.clear()
         self.tasks.append(task)
+        self.begin()
+
+    def begin(self) -> None:
+        """Something begins, and what came before has ended."""
         self._marks.append(self._now())
 
     def stop(self) -> list[float]:
@@ -50,19 +55,21 @@ class Stopwatch:
 
 
 def verification(
-    plan: Plan, x: Tensor, tasks: Sequence[Task], run: Callable[[], list[float]], runs: int
+    plan: Plan, x: Tensor, tasks: Sequence[Task], run: Callable[[], list[float]], call: Callable[[], object], runs: int
 ) -> Verification:
-    """Return predicted and measured time of each task.
+    """Return predicted and measured time of each task, and of a whole call.
 
     Args:
         plan: The plan.
         x: The point, whose device and dtype the prediction is for.
         tasks: What a run does; known once it has run.
         run: Runs the plan and gives the seconds of each task.
+        call: Calls the plan.
         runs: How many runs to take the median of.
     """
-    from .timing import time_objective, verify_plan
+    from .timing import VerifiedStep, time_objective, verify_plan
 
+    assert plan.runtime is not None, "a plan without a function was to be verified"
     run()  # the first does more than later ones
     measured = [run() for _ in range(runs)]
     problem = Problem(plan.factors, time_objective(x.device, x.dtype), batch=plan.batch)
@@ -70,4 +77,19 @@ def verification(
     steps = {step.decision: step for step in plan.steps}
     shown = [steps[task.brackets[-1]] for task in tasks]
     taken = [median(times) for times in zip(*measured, strict=True)]
-    return verify_plan(shown, predicted, zip(shown, taken, strict=True))
+    verified = verify_plan(shown, predicted, zip(shown, taken, strict=True))
+    shape = (plan.dims[-1], plan.dims[0])
+    whole = VerifiedStep(
+        "a call, with f", shape, verified.predicted + plan.runtime.primal_seconds(), _taken(call, x, runs)
+    )
+    return replace(verified, call=whole)
+
+
+def _taken(call: Callable[[], object], x: Tensor, runs: int) -> float:
+    """Return the median of the seconds that calls take."""
+    watch, times = Stopwatch(x.device), []
+    for number in range(runs + 1):  # the first does more than later ones
+        watch.begin()
+        call()
+        times += watch.stop()[:number]
+    return median(times)

@@ -50,11 +50,16 @@ class VerifiedStep:
 class Verification:
     """The times of all steps. `print` shows them as a table.
 
+    Steps are timed as the ops that they consist of. A whole call computes f too, which no step counts, and checks that
+    f is what it was; on the other hand it may replay what several steps do as one, without tensors even.
+
     Attributes:
         rows: The steps, in the order of execution.
+        call: A whole call; None if it was not timed.
     """
 
     rows: tuple[VerifiedStep, ...]
+    call: VerifiedStep | None = None
 
     @property
     def predicted(self) -> float:
@@ -79,9 +84,11 @@ class Verification:
             table.add_column(heading, justify="right")
         for row in self.rows:
             m, n = row.shape
-            table.add_row(row.step, f"{m} x {n}", *_cells(row.predicted, row.measured, row.ratio))
+            table.add_row(row.step, f"{m} × {n}", *_cells(row.predicted, row.measured, row.ratio))
         table.add_section()
         table.add_row("total", "", *_cells(self.predicted, self.measured, self.ratio))
+        if self.call is not None:
+            table.add_row(self.call.step, "", *_cells(self.call.predicted, self.call.measured, self.call.ratio))
         console = Console(file=StringIO(), width=110, color_system=None)
         with console.capture() as captured:
             console.print(table)
@@ -146,4 +153,4 @@ def _ratio(measured: float, predicted: float) -> float:
 
 
 def _cells(predicted: float, measured: float, ratio: float) -> tuple[str, str, str]:
-    return f"{predicted * 1e6:,.1f} µs", f"{measured * 1e6:,.1f} µs", f"{ratio:.2f}"
+    return f"{predicted * 1e6:,.1f} µs", f"{measured * 1e6:,.1f} µs", f"{ratio:.2f}" if predicted else "–"
