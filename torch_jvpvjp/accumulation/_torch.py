@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo as disable_dynamo
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook as any_global_module_hook
@@ -21,10 +22,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "MISBATCHED_NODES", "FakeTensor", "FakeTensorMode", "Recording", "any_global_module_hook", "autograd_nodes",
-    "bare_op", "dict_versions", "function_modes", "has_jvp_rules", "inside_transform", "inside_vmap", "is_all_true",
-    "is_builtin_node", "is_fake", "jvp", "jvp_by_own_rules", "jvp_of", "jvp_of_op", "load_jvp_rules", "memory_of",
-    "new_fake", "outside_modes", "past_autograd", "pulled_back", "recording_of", "same_forms", "set_grad_enabled",
-    "unharmed", "updates_statistics", "vjp", "vjp_of", "vmapped", "wraps_derivative", "wraps_transform",
+    "bare_op", "dict_versions", "disable_dynamo", "function_modes", "has_jvp_rules", "inside_transform", "inside_vmap",
+    "is_all_true", "is_builtin_node", "is_fake", "jvp", "jvp_by_own_rules", "jvp_of", "jvp_of_op", "load_jvp_rules",
+    "memory_of", "new_fake", "outside_modes", "past_autograd", "pulled_back", "recording_of", "same_forms",
+    "set_grad_enabled", "unharmed", "updates_statistics", "vjp", "vjp_of", "vmapped", "wraps_derivative",
+    "wraps_transform",
 ]  # fmt: skip
 
 

@@ -22,11 +22,13 @@ from .runtime import Runtime
 from .seeds import GaussNewton, check_seed
 from .tracing.intercepted import NotRecordable
 from .trees import Wrt, flattened, kind_of_leaf
+from .uncompiled import uncompiled
 
 Differentiable = Chain | nn.Module | Callable[..., Any] | Sequence[Callable[[Tensor], Tensor]]
 Randomness = Literal["error", "same", "different"]
 
 
+@uncompiled
 def jacobian(
     f: Differentiable,
     x: Any,
@@ -137,6 +139,7 @@ def jacobian(
     return known.plan(x)
 
 
+@uncompiled
 def plan_jacobian(
     f: Differentiable,
     x: Any,
@@ -221,6 +224,7 @@ def plan_jacobian(
     return plan
 
 
+@uncompiled
 def gauss_newton(
     f: Differentiable,
     x: Tensor,

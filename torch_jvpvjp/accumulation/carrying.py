@@ -66,7 +66,7 @@ def close(found: Tensor, expected: Tensor, scale: Tensor | None = None) -> bool:
     Returns:
         Whether they are.
     """
-    if not expected.numel():
+    if not expected.numel() or expected.is_meta:
         return found.shape == expected.shape
     slack = 10 * torch.finfo(expected.dtype).eps ** 0.5
     scale = expected.abs().max() if scale is None else scale

@@ -14,6 +14,7 @@ from .plan import Plan
 from .planning import plan_factors
 from .sizes import Structured, factors_from_sizes
 from .stages import Function, is_plain_module, label_of
+from .uncompiled import uncompiled
 
 
 class Chain:
@@ -129,6 +130,7 @@ class Chain:
             x = function(x)
         return x
 
+    @uncompiled
     def plan(
         self,
         x: Tensor | None = None,

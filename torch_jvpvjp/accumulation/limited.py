@@ -100,8 +100,8 @@ def ready_within(limit: Limit, planned: Planned, strategy: str, peak_entries: in
             tried.append(_in_chunks(limit, plan))
             if _keeps(limit, tried[-1]):
                 return tried[-1]
-    if plans:
-        least = min(tried, key=lambda plan: plan.peak_bytes or 0)
+    least = min(tried, key=lambda plan: plan.peak_bytes or 0)
+    if plans or (least.peak_bytes or 0) > limit.most:
         raise InfeasiblePlanError(_too_much(limit, least), smallest=-(-(least.peak_bytes or 0) // limit.itemsize))
     raise InfeasiblePlanError(
         f"{limit.runtime.caller}: memory_limit={limit.said!r} must hold the blocks of some plan, got a chain that "

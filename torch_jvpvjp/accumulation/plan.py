@@ -11,6 +11,7 @@ from .bracket import Action, Bracket, Mode
 from .cost import Price
 from .factor import Factor
 from .structure import product
+from .uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -171,6 +172,7 @@ class Plan:
                 text[decision.span] = block
         return text[len(self.factors), 1]
 
+    @uncompiled
     def __call__(self, x: Any) -> Any:
         """The Jacobian at x, as `jacobian` returns it: of shape (*output_shape, *input_shape) for a tensor in and out.
 

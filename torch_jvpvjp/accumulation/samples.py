@@ -32,7 +32,8 @@ def check_samples(runtime: Runtime, plan: Plan, x: Any) -> None:
         return
     open_parts = any(part.arcs is None for region in tracing.traced.regions for part in region.parts)
     draws = any(op.draws for op in tracing.traced.tape.ops)
-    if not open_parts or draws or runtime.options.randomness != "error" or inside_transform():
+    unseen = inside_transform() or tracing.subject.sample.is_meta
+    if not open_parts or draws or runtime.options.randomness != "error" or unseen:
         return
     source, extras = tracing.subject.bind(runtime.arguments(x))
     source, extras = source if tracing.subject.in_parameters else source[:2], [extra[:2] for extra in extras]
@@ -61,7 +62,7 @@ def check_batch(runtime: Runtime, x: Any) -> None:
     subject, traced = tracing.subject, tracing.traced
     source, extras = subject.bind(runtime.arguments(x))
     random = runtime.options.randomness != "error" or any(op.draws for op in traced.tape.ops)
-    if random or inside_transform() or not subject.batch.numel():
+    if random or inside_transform() or subject.sample.is_meta or not subject.batch.numel():
         return
 
     asks = traced.by_autograd  # f may take gradients in x

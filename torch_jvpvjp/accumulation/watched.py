@@ -73,8 +73,8 @@ class Watched:
 
 
 def is_transformed(subject: Subject) -> bool:
-    """Return whether a transform is around, so that values cannot be compared."""
-    return inside_transform() or wraps_transform(subject.sample)
+    """Return whether values cannot be compared: a transform is around, or the tensors have none."""
+    return inside_transform() or wraps_transform(subject.sample) or subject.sample.is_meta
 
 
 def call_once(subject: Subject, functions: Sequence[Callable[..., Any]] | None = None) -> None:
