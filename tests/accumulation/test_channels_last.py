@@ -138,6 +138,28 @@ CASES = {  # what is done with a cotangent, and how many convolutions find its c
     "downsampled": (lambda t: forth(forth(functional.avg_pool2d(forth(larger(t)), 2))), 3),
     "the pullback of upsampling": (lambda g: back(back(larger_back(g.repeat(2, 1, 1, 1)), side=8), side=8), 2),
     "the pullback of linear upsampling": (lambda g: back(larger_back(back(g), "bilinear"), side=8), 2),
+    "some of the channels": (lambda g: back(back(g)[:, 3:15].contiguous(), (12, 24)), 2),
+    "the channels in two parts": (lambda g: back((y := back(g))[:, :12].contiguous(), (12, 24)) + back(y), 3),
+    "a part, flat, beside a product": (
+        lambda g: back(
+            (back(y := back(g), (24, 12)).flatten(1) + y[:, 12:].flatten(1)).view(-1, 12, SIDE, SIDE), (12, 24)
+        ),
+        3,
+    ),
+    "a part of a part": (lambda g: back(back(g)[:, 4:20][:, :12].contiguous(), (12, 24)), 2),
+    "some rows and columns": (lambda g: back(2.0 * back(g)[:, :, 2:14][..., 3:15], side=12), 2),
+    "a part that is returned": (lambda g: (back(y := back(g)), y[:, 5:9]), 2),
+    "a part that is looked at": (lambda g: (back(y := back(g)), y[:, 5:9].sin(), y[:, 5:9] * TERM[0, 0]), 2),
+    "a part by columns": (
+        lambda t: forth((forth(t)[:, :12].flatten(1).t() * 2.0).t().view(-1, 12, SIDE, SIDE), (24, 12)), 2,
+    ),
+    "channels joined": (lambda t: forth(torch.cat([forth(t, (12, 24)), t[:, :12]], 1)), 2),
+    "channels joined with themselves": (lambda t: forth(torch.cat([y := forth(t, (12, 24)), y.neg()], 1)), 2),
+    "joined, behind another axis": (lambda t: forth(torch.cat([forth(t, (12, 24))[:, None]] * 2, 2).squeeze(1)), 2),
+    "rows joined": (lambda t: forth(torch.cat([y := forth(t), y, t], -2)), 2),
+    "images joined": (lambda t: forth(torch.cat([y := forth(t), y], 0)), 2),
+    "joined and cut again": (lambda t: forth(torch.cat([y := forth(t), forth(y)], 1)[:, 6:30].contiguous()), 3),
+    "joined and returned": (lambda t: (forth(y := torch.cat([forth(t, (12, 24)), t[:, 12:]], 1)), y), 2),
     "the primal with a bias": (lambda t: functional.conv2d(forth(t), WEIGHTS[24, 24].to(t), SCALE[:24].to(t)), 0),
     "one tangent": (lambda t: forth(forth(t[:1])), 0),
     "alone": (lambda g: scaled(back(g)), 0),
@@ -246,6 +268,46 @@ class _Decoder(nn.Module):
         h = functional.gelu(self.grow(self.first(z).view(-1, 24, 4, 4)))
         h = functional.interpolate(h, scale_factor=2)
         return torch.sigmoid(self.last(torch.tanh(self.conv(h)) + self.skip(h)))
+
+
+class _UNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.low = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
+        self.last, self.out = nn.Conv2d(40, 16, 3, padding=1), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        high = torch.tanh(self.first(x))
+        low = functional.silu(self.low(functional.max_pool2d(high, 2)))
+        joined = torch.cat([high, functional.interpolate(low, scale_factor=2)], 1)
+        return self.out(torch.tanh(self.last(joined)))
+
+
+@pytest.mark.parametrize("forwards", [False, True], ids=["adjoints", "tangents"])
+def test_the_jacobian_of_a_network_that_joins_channels_is_right(forwards):
+    torch.manual_seed(0)
+    net, x, basis = _UNet(), _randn(1, 3, 16, 16), _randn(6, 3 * 16 * 16)
+
+    def function(z):
+        if forwards:
+            return net(x.to(z) + (z @ basis.to(z)).view(x.shape))
+        return functional.avg_pool2d(net(z), 8).flatten()
+
+    point = _randn(6) if forwards else x
+    plan = plan_jacobian(function, torch.zeros_like(point))
+    program = program_of(plan, point)
+    assert _turned(program) >= 2
+    assert not [call for call in _calls(program) if _is_copy_of_joined(call, program)]
+    net.double()
+    expected = (torch.func.jacfwd if forwards else torch.func.jacrev)(function)(point.double())
+    net.float()
+    for _ in range(3):
+        torch.testing.assert_close(plan(point).double(), expected, rtol=1e-3, atol=1e-6)
+
+
+def _is_copy_of_joined(call, program: Program) -> bool:
+    """Whether a call brings the images that were joined, of 40 channels, into another order."""
+    return call.target is torch.ops.aten.clone.default and program.layouts[call.outputs[0]].shape[1:] == (40, 16, 16)
 
 
 def test_the_jacobian_of_a_decoder_is_right():

@@ -9,8 +9,9 @@ pool, and back where something else looks at it:
     convolution_backward → view → mul, add → view → convolution_backward → … .
 
 Between convolutions a sweep is a matrix, (adjoints, entries) or (entries, tangents): entry by entry ops on it are done
-on images, as are what they multiply and add. Where adjoints come to an image of a few channels, oneDNN has little to
-fill its vectors with; there it is one product for each adjoint, which reads either order, and the sum of what overlaps.
+on images, as are what they multiply and add. Parts of images are cut out, and images joined, as they lie. Where
+adjoints come to an image of a few channels, oneDNN has little to fill its vectors with; there it is one product for
+each adjoint, which reads either order, and the sum of what overlaps.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ class _Sweep:
         self._images: dict[int, int] = {}  # by a value: its entries as images with channels innermost
         self._absent: set[int] = set()  # values that are there as such images only
         self._turned: set[int] = set()  # values of which each column is an image, and not each row
+        self._cuts: set[int] = set()  # values that lay in the memory of others, of which they were a part
         self._again: dict[int, int] = {}  # by such images: the same in the order of before
         self._converted: dict[tuple[int, tuple[int, ...]], int] = {}
 
@@ -131,6 +133,13 @@ class _Sweep:
     def laid_out_as_before(self, index: int, segment: int) -> None:
         """Make a value that is there as images only."""
         if index not in self._absent:
+            return
+        if index in self._cuts:
+            call = self._makers[index]
+            for operand in call.distinct:
+                self.laid_out_as_before(operand, segment)
+            self.found.append(ProgramCall(call.target, call.args, call.kwargs, call.outputs, segment))
+            self._absent.discard(index)
             return
         images = self._images[index]
         if images not in self._again:
@@ -156,6 +165,10 @@ class _Sweep:
             return first in self._absent and self._turn(call, first or 0)
         if call.target in _BY_ENTRIES:
             return self._by_entries(call)
+        if call.target is _aten.slice.Tensor:
+            return first in self._absent - self._turned and self._cut(call, first or 0)
+        if call.target is _aten.cat.default:
+            return self._join(call)
         if not self.layouts[call.outputs[0]].contiguous or first in self._turned:
             return False
         if call.target in _POOLS or call.target in _RESAMPLING:
@@ -172,6 +185,10 @@ class _Sweep:
         self._absent.add(made)
         if turned:
             self._turned.add(made)
+        if call.target is _aten.slice.Tensor or (
+            call.target in _VIEWS | _TURNS and not self._cuts.isdisjoint(call.operands)
+        ):
+            self._cuts.add(made)
         return True
 
     def _turn(self, call: ProgramCall, value: int) -> bool:
@@ -183,6 +200,47 @@ class _Sweep:
         if len(before.shape) != 2 or (after.shape, after.stride) != (before.shape[::-1], before.stride[::-1]):
             return False
         return self._stands_for(call, self._images[value], turned=not turned)
+
+    def _cut(self, call: ProgramCall, value: int) -> bool:
+        """Take some channels, rows or columns of images for a copy of them, which lies as images do."""
+        _, dim, *part = call.args
+        rank, images = len(self.layouts[value].shape), self._images[value]
+        axis = dim % rank - rank + 4
+        if call.kwargs or axis < 1 or self.layouts[value].shape[-3:] != self.layouts[images].shape[1:]:
+            return False
+        seen = self._run(call.segment, call.target, Ref(images), axis, *part)
+        copied = self._run(call.segment, _aten.clone.default, Ref(seen), memory_format=torch.channels_last)
+        return self._stands_for(call, copied)
+
+    def _join(self, call: ProgramCall) -> bool:
+        """Join images along their channels, rows or columns, if some of them are there as images only."""
+        members, *others = call.args
+        made = self.layouts[call.outputs[0] or 0]
+        rank = len(made.shape)
+        axis = (others[0] if others else 0) % rank - rank + 4
+        count = made.shape[:-3].numel()
+        known = [member.index for member in members if member.index in self._absent - self._turned]
+        if not known or axis < 1 or any(self._part(member.index, count) is None for member in members):
+            return False
+        parts = [
+            self._images[index]
+            if index in self._images
+            else self._converted_once(index, [count, *self.layouts[index].shape[-3:]], call.segment)
+            for index in (member.index for member in members)
+        ]
+        images = self._run(call.segment, call.target, list(map(Ref, parts)), axis)
+        lies = torch.empty(self.layouts[images].shape, device="meta", memory_format=torch.channels_last)
+        return self.layouts[images].stride == lies.stride() and self._stands_for(call, images)
+
+    def _part(self, index: int, count: int) -> torch.Size | None:
+        """Return the sizes of so many images that a value holds, or can be seen as; None if it cannot."""
+        layout = self.layouts[index]
+        shape = torch.Size([count, *layout.shape[-3:]])
+        if index in self._images:
+            alike = self.layouts[self._images[index]].shape == shape and index not in self._turned
+            return shape if alike else None
+        fits = is_plain(layout) and layout.contiguous and layout.dtype is torch.float32
+        return shape if fits and shape.numel() == layout.numel else None
 
     def _convolve(self, call: ProgramCall) -> bool:
         swept, *others = call.args
