@@ -42,14 +42,14 @@ def small_too(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Size]]:
     """The shapes of all products that oneDNN makes."""
     found: list[torch.Size] = []
-    product = products._product
+    product = products.product
 
     def counted(*args: Any) -> Tensor:
         y = product(*args)
         found.append(y.shape)
         return y
 
-    monkeypatch.setattr(products, "_product", counted)
+    monkeypatch.setattr(products, "product", counted)
     return found
 
 
@@ -166,7 +166,7 @@ def test_long_sums_err_no_more_than_those_of_pytorch(added: bool) -> None:
     """OneDNN adds term after term, which errs by twice as much: pieces of a sum are made by themselves."""
     p, v, y = draw_wide((256, 2048), (2048, 64), (256, 64), dtype=F32)
     exact = p.double() @ v.double() + (y.double() if added else 0)
-    found = products._product(p, v.t(), y if added else None)
+    found = products.product(p, v.t(), y if added else None)
     theirs = torch.addmm(y, p, v) if added else p @ v
     error, allowed = ((t.double() - exact).square().mean().sqrt() for t in (found, theirs))
     assert error <= 1.5 * allowed
@@ -279,16 +279,63 @@ def test_more_threads_want_larger_products(monkeypatch: pytest.MonkeyPatch, made
     assert made and set(asked) == {2}
 
 
-def test_several_threads_take_the_fused_kernels(
+def test_on_several_threads_the_fused_kernels_stay_where_they_are_quicker(
     quick: None, made: list[torch.Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    inputs = [t.detach().requires_grad_() for t in PLAIN]
-    torch.autograd.grad(attend(inputs).sum(), inputs)
-    assert not made
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    attend(inputs)
-    assert made
+    def routes(threads: int, **options: Any) -> tuple[bool, bool]:
+        """Whether oneDNN makes products of the value, and of the pullback."""
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        inputs = [t.detach().requires_grad_() for t in PLAIN]
+        found = []
+        o = attend(inputs, **options)
+        for step in (lambda: None, lambda: torch.autograd.grad(o.sum(), inputs)):
+            step()
+            found.append(bool(made))
+            made.clear()
+        return found[0], found[1]
+
+    assert routes(1) == routes(1, is_causal=True) == (True, True)
+    assert routes(2) == (False, True)
+    assert routes(2, is_causal=True) == routes(3) == (False, False)
+
+
+@pytest.mark.parametrize("needs", [(0, 1, 2), (0,), (1, 2), (2,), (0, 1)])
+@pytest.mark.parametrize("name", ["plain", "causal", "bottom right", "mask", "alibi", "hidden rows", "long"])
+def test_pullbacks_of_heads_that_are_one_tile(
+    name: str, needs: tuple[int, ...], small_too: None, made: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both results, grouped queries, sums that go piece by piece, and keys that no row sees."""
+    monkeypatch.setattr(stripes, "_ROWS_IN_TILE", 512)
+    rows, keys = (300, 290) if name == "long" else (9, 15)
+    q, k, v = draw_wide((2, 4, rows, 5), (2, 2, keys, 5), (2, 2, keys, 3))
+    hidden = (torch.rand(2, 1, rows, keys) > 0.3) & (torch.arange(rows) != 4)[:, None]
+    options: dict[str, Any] = {
+        "plain": {},
+        "causal": {"is_causal": True},
+        "bottom right": {"is_causal": True, "causal_alignment": "bottom_right"},
+        "mask": {"attn_mask": torch.rand(1, 4, rows, keys) > 0.3},
+        "alibi": {"alibi_slopes": torch.rand(4)},
+        "hidden rows": {"attn_mask": hidden},
+        "long": {},
+    }[name]
+    w, lse_bar = torch.randn(2, 4, rows, 3), torch.randn(2, 4, rows)
+
+    def pulled(dtype: torch.dtype, *, with_lse: bool) -> tuple[Tensor, ...]:
+        xs = [t.to(dtype, copy=True) for t in (q.float(), k.float(), v.float())]
+        for i in needs:
+            xs[i].requires_grad_()
+        o, lse = ops.scaled_dot_product_attention(*xs, enable_gqa=True, return_lse=True, **options)
+        made.clear()
+        outputs, bars = ([o, lse], [w, lse_bar]) if with_lse and needs != (2,) else ([o], [w])
+        bars = [t.to(dtype) for t in bars]
+        return torch.autograd.grad(outputs, [xs[i] for i in needs], bars)
+
+    for with_lse in (False, True):
+        found = pulled(F32, with_lse=with_lse)
+        assert made
+        for a, b in zip(found, pulled(F64, with_lse=with_lse), strict=True):
+            assert a.shape == b.shape and a.is_contiguous()
+            torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=2e-5)
 
 
 def test_where_onednn_is_off_it_is_not_called(quick: None, made: list[torch.Size]) -> None:

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from ..._onednn import LEAST_FMA_BY_HEAD
 from .._arithmetic import wide
+from . import products
 from .fills import Fills
-from .maps import Adjoint, Operands, Scores
+from .maps import Adjoint, Operands, Scores, Window
 from .points import NONE, Cotangents, Found
 from .products import products_of
-from .stripes import tiled
+from .stripes import Part, tiled
 from .tiles import Buffers, Gathered, Given, Tile, softmax_
 from .tower import Outputs, Tower, stripes
 
@@ -186,7 +187,8 @@ def _seeing(w: Cotangents, blind: Tensor | None) -> Cotangents:
 def _tiles(given: Given, *sums: Gathered) -> Iterator[Tile]:
     """All tiles that have a key to see."""
     parts, windows = tiled(given.at, given.scores, by_head=given.products.by_head)
-    for together in [parts] if given.products.by_head else [[part] for part in parts]:
+    at_once = given.products.by_head and len(windows) > 1  # else what was summed up for a head leaves the cache
+    for together in [parts] if at_once else [[part] for part in parts]:
         tiles = [Tile(given, part) for part in together]
         for gathered in sums:
             for tile in tiles:
@@ -235,6 +237,10 @@ def _pull(given: Given, w: Cotangents, needs: Sequence[bool]) -> Operands:
     """The pullback of o and ℓ."""
     if not any(needs) or all(t is None for t in w):
         return NONE
+    if given.products.by_head and w.o is not None and not needs[3]:
+        parts, windows = tiled(given.at, given.scores, by_head=True)
+        if len(windows) == 1:
+            return _pull_whole_heads(given, parts, windows[0], w, needs)
     sums = Gathered(given.at, needs)
     for tile in _tiles(given, sums):
         p, w_rows = tile.probabilities(), _adjoint(tile, w)
@@ -248,6 +254,30 @@ def _pull(given: Given, w: Cotangents, needs: Sequence[bool]) -> Operands:
         sums.add_k(tile, (s_bar, tile.rows(given.at.q)))
         del p, s_bar  # the next tile takes their memory, which the cache still holds
     return sums.sums
+
+
+def _pull_whole_heads(
+    given: Given, parts: Sequence[Part], window: Window, w: Cotangents, needs: Sequence[bool]
+) -> Operands:
+    """The same where a tile is a head: in few steps of Python, each of which takes microseconds between products."""
+    sums = Operands(*(torch.zeros_like(t) if need else None for t, need in zip(given.at[:3], needs, strict=False)))
+    wants_scores, keys = needs[0] or needs[1], slice(window.c, window.d)
+    for part in parts if window.c < window.d else ():
+        tile = Tile(given, part).at(window)
+        w_rows, p = tile.rows(w.o), tile.probabilities()
+        if sums.v is not None:
+            part.keys(sums.v)[0, keys].copy_(products.product(w_rows[0].t(), p[0].t()).t())
+        if not wants_scores:
+            continue
+        s_bar = products.product(w_rows[0], tile.v[0]).unsqueeze(0)
+        s_bar = _pulled(tile, p, s_bar, None if w.lse is None else tile.rows(w.lse.unsqueeze(-1)))[0]
+        if sums.q is not None:
+            part.put(sums.q, window, products.product(s_bar, tile.k[0].t()))  # the scale is in the keys
+        if sums.k is not None:
+            k_bar = products.product(tile.rows(given.at.q)[0].t(), s_bar.t())
+            part.keys(sums.k)[0, keys].copy_(k_bar.mul_(given.scores.scale).t())
+        del p, s_bar  # for the next tile
+    return sums
 
 
 def _second(

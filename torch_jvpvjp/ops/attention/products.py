@@ -96,10 +96,10 @@ class ByHead:
         buffer: Callable[[], Tensor],  # noqa: ARG002 (oneDNN makes its own)
     ) -> Tensor:
         x = rows[0] if factor == 1 else rows[0] * factor
-        return _product(x, keys[0], None if added is None else added[0]).unsqueeze(0)
+        return product(x, keys[0], None if added is None else added[0]).unsqueeze(0)
 
     def rows(self, scores: Tensor, keys: Tensor, added: Tensor | None = None) -> Tensor:  # noqa: D102
-        return _product(scores[0], keys[0].t(), None if added is None else added[0]).unsqueeze(0)
+        return product(scores[0], keys[0].t(), None if added is None else added[0]).unsqueeze(0)
 
     def sums(self, into: Tensor, factor: float) -> Sums:  # noqa: D102
         return _TransposedSums(into, factor)
@@ -113,32 +113,41 @@ class _TransposedSums:
     def add(self, first: int, end: int, scores: Tensor, rows: Tensor) -> None:
         keys = self._into.shape[1]
         if (first, end) == (0, keys):
-            self._sum = _product(rows[0].t(), scores[0].t(), self._sum)
+            self._sum = product(rows[0].t(), scores[0].t(), self._sum)
             return
         if self._sum is None:
             self._sum = rows.new_zeros(rows.shape[2], keys)
-        self._sum[:, first:end].add_(_product(rows[0].t(), scores[0].t(), None))
+        self._sum[:, first:end].add_(product(rows[0].t(), scores[0].t(), None))
 
     def close(self) -> None:
         if self._sum is not None:
             self._into[0].copy_((self._sum if self._factor == 1 else self._sum.mul_(self._factor)).t())
 
 
-def _product(x: Tensor, w: Tensor, added: Tensor | None) -> Tensor:
-    """X Wᵀ, plus what is added; long sums piece by piece.
+def product(x: Tensor, w: Tensor, added: Tensor | None = None) -> Tensor:
+    """X Wᵀ by oneDNN, plus what is added; long sums piece by piece.
 
     oneDNN adds the terms of a sum one after another. Of 1024 terms that errs by 1.6 times what MKL does, of 2048 by 2.3
     times; in pieces of 256 by 1.2 times. A piece of X is copied, of W it must be without gaps.
-    """  # noqa: DOC201
+
+    Args:
+        x: X, (m, n), n at least 1.
+        w: W, (l, n).
+        added: (m, l), or None.
+
+    Returns:
+        (m, l).
+    """
     found = onednn_products()
     assert found is not None, "products_of asks onednn_is_quicker_by_head first"
     alone, plus = found
     terms = x.shape[1]
-    if terms <= _MOST_TERMS or not w.t().is_contiguous():
-        return alone(x, w, None, "none", [], "") if added is None else plus(x, added, w, None, "add")
-    for a in range(0, terms, _MOST_TERMS):
-        part = slice(a, a + _MOST_TERMS)
-        added = _product(x[:, part], w[:, part], added)
+    pieces = [(x, w)]
+    if terms > _MOST_TERMS and w.t().is_contiguous():
+        starts = range(0, terms, _MOST_TERMS)
+        pieces = [(x[:, a : a + _MOST_TERMS], w[:, a : a + _MOST_TERMS]) for a in starts]
+    for one, other in pieces:
+        added = alone(one, other, None, "none", [], "") if added is None else plus(one, added, other, None, "add")
     assert added is not None
     return added
 
