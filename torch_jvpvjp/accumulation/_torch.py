@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cache
@@ -219,25 +218,24 @@ class Recording(NamedTuple):
 
 def recording_of(y: Tensor) -> Recording:
     """Return what autograd has recorded of a tensor."""
+    kinds: dict[type, int] = {}
     nodes = autograd_nodes(y)
-    kinds = Counter(map(type, nodes))
-    facts = list(map(_known_of, kinds))
-    return Recording(
-        len(nodes),
-        all(batches_rightly for batches_rightly, _ in facts),
-        all(bends_rightly for _, bends_rightly in facts),
-        hash(frozenset(kinds.items())),
-    )
+    for node in nodes:
+        kind = type(node)
+        kinds[kind] = kinds.get(kind, 0) + 1
+    batches_rightly = bends_rightly = True
+    for kind in kinds:
+        batches, bends = _OF_KINDS.get(kind) or _known_of(kind)
+        batches_rightly, bends_rightly = batches_rightly and batches, bends_rightly and bends
+    return Recording(len(nodes), batches_rightly, bends_rightly, hash(frozenset(kinds.items())))
 
 
 def _known_of(kind: type) -> tuple[bool, bool]:
     """Return whether nodes of a kind batch rightly and bend rightly; what was found is kept for PyTorch's own kinds."""
-    known = _OF_KINDS.get(kind)
-    if known is None:
-        name = kind.__name__
-        known = name not in MISBATCHED_NODES and _is_builtin(kind), name.rstrip("0123456789") not in BENT_NODES
-        if not issubclass(kind, _CFunctionBase):  # of which every `autograd.Function` makes another
-            _OF_KINDS[kind] = known
+    name = kind.__name__
+    known = name not in MISBATCHED_NODES and _is_builtin(kind), name.rstrip("0123456789") not in BENT_NODES
+    if not issubclass(kind, _CFunctionBase):  # of which every `autograd.Function` makes another
+        _OF_KINDS[kind] = known
     return known
 
 

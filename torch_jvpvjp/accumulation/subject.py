@@ -17,6 +17,7 @@ from .stages import label_of
 from .trees import Arguments, Side, Wrt, batch_size, differentiated, flattened, kind_of_leaf, read_arguments, side_of
 
 Function = Callable[..., Any]
+_NO_BATCH = torch.Size()
 
 
 class Subject:
@@ -35,20 +36,35 @@ class Subject:
 
     def __init__(self, caller: str, stages: Sequence[Function], x: Any, wrt: Wrt, batch_dims: int) -> None:
         self.caller, self.stages, self.wrt, self.batch_dims = caller, tuple(stages), wrt, batch_dims
+        self.output: Side | None = None  # known once the function has run
+        self._called = local()
+        if type(x) is Tensor and wrt is None and not batch_dims:
+            self._read_tensor(x)
+        else:
+            self._read(x)
+
+    def _read_tensor(self, x: Tensor) -> None:
+        """Do what `_read` does of one tensor: a first call of a small function is spent on much of that."""
+        self.in_parameters, self.batch = False, _NO_BATCH
+        self.source, tensors = side_of(self.caller, "x", x, 0)
+        self._arguments_of_one = arguments = Arguments((x,), (0,))
+        self.layout = _layout(arguments)
+        self._leaves_at_first, self._extras_at_first = (tensors, []), list[Tensor]()
+
+    def _read(self, x: Any) -> None:
+        """Read the arguments."""
         arguments = self._arguments(x)
         self.in_parameters = bool(arguments.names)
         tree = differentiated(arguments)
-        self.source, tensors = side_of(caller, "x", tree, 0 if self.in_parameters else batch_dims)
+        self.source, tensors = side_of(self.caller, "x", tree, 0 if self.in_parameters else self.batch_dims)
         self.batch = self._batch(arguments, tensors)
-        self.output: Side | None = None  # known once the function has run
         self.layout = _layout(arguments)
         self._leaves_at_first = self._merged(tensors, arguments)
         # Each a tensor of its own: a recording tells tensors from outside apart by identity, and one that is given
         # twice, or that the function closes over as well, may be given other values alone.
         self._extras_at_first = [
-            (extra := _first(given, batch_dims)).view_as(extra) for given in self._leaves_at_first[1]
+            (extra := _first(given, self.batch_dims)).view_as(extra) for given in self._leaves_at_first[1]
         ]
-        self._called = local()
         self._arguments_of_one = arguments
 
     @cached_property
