@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..._onednn import products_stay_float32
 from .._arithmetic import total, wide
 from .._devices import triton_devices
 from .arguments import WrongClassError
@@ -12,7 +13,7 @@ from .rules import op
 
 # −log p over |L|, beyond which their sum, the logit, would not give L to its own precision.
 _MOST_LOST = 3.0
-_SHORT = 64  # classes, fewer than which PyTorch's softmax is slow at
+_SHORT, _VECTOR = 48, 16  # PyTorch's softmax is slow at fewer classes that do not fill vectors
 
 
 class _Picked(NamedTuple):
@@ -24,6 +25,7 @@ class _Picked(NamedTuple):
         sharp: (1 − ε) w_t, 0 where ignored.
         even: (ε/n) w, or None without smoothing or for probabilities.
         counts: Which rows count, None for all.
+        ignores: Whether one does not.
         sigma: Σ τ.
     """
 
@@ -32,6 +34,7 @@ class _Picked(NamedTuple):
     sharp: Tensor | None
     even: Tensor | float | None
     counts: Tensor | None
+    ignores: bool
     sigma: Tensor
 
 
@@ -51,12 +54,13 @@ def _pick(inputs: Any) -> _Picked:
         tau = wide(target, x)
         tau = tau * (1 - epsilon) + epsilon / n if epsilon else tau
         tau = tau if weight is None else tau * weight
-        return _Picked(tau, None, None, None, None, tau.sum(dim, keepdim=True))
+        return _Picked(tau, None, None, None, None, False, tau.sum(dim, keepdim=True))
     counts = target != inputs.ignore_index
-    classes = torch.where(counts, target, 0).long()
-    _check_classes(classes, n)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     sharp = present = counts.to(dtype)
+    ignores = present.numel() > 0 and bool(present.amin() == 0)  # Tensor.all takes ten times as long
+    classes = torch.where(counts, target, 0).long() if ignores else target.long()
+    _check_classes(classes, n)
     if weight is not None:
         sharp = sharp * weight.reshape(-1)[classes]
     if epsilon:
@@ -64,7 +68,7 @@ def _pick(inputs: Any) -> _Picked:
     sigma = sharp
     if even is not None:
         sigma = sharp + present * (even.sum() if isinstance(even, Tensor) else epsilon)
-    return _Picked(None, classes, sharp, even, counts, sigma)
+    return _Picked(None, classes, sharp, even, counts, ignores, sigma)
 
 
 def _check_classes(classes: Tensor, n: int) -> None:
@@ -158,17 +162,18 @@ def _vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...])
     picked = _pick(inputs)
     z, slope = _cap(wide(x, x), inputs.softcap)
     c, e = (wide(t, x) for t in (cotangents.y0, cotangents.y1))
-    if picked.counts is not None:  # a mean over nothing has ∞ there
+    if picked.counts is not None and picked.ignores:  # a mean over nothing has ∞ there
         c, e = (None if t is None else torch.where(picked.counts, t, 0) for t in (c, e))
     by_target = None if c is None or picked.tau is None or not needs[1] else c * (1 - inputs.label_smoothing)
     x_bar = q_bar = mass = None
     if needs[0]:
         along = total(None if c is None else c * picked.sigma, e)
         assert along is not None
-        slow = x.shape[dim] < _SHORT or (by_target is not None and x.stride(dim) != 1)  # two softmaxes, by lines
+        short = x.shape[dim] < _SHORT and (dim != -1 or x.shape[dim] % _VECTOR > 0)
+        slow = short or (by_target is not None and x.stride(dim) != 1)  # two softmaxes, by lines
         if slow and outputs[1].dtype == z.dtype:
             x_bar = torch.sub(z, outputs[1]).exp_()  # as wrong as L, whose rounding is relative to L, ...
-            mass = x_bar.sum(dim, keepdim=True)  # ... and to be mended by this
+            mass = _sum(x_bar, dim)  # ... and to be mended by this
             x_bar.mul_(along / mass)
         else:
             x_bar = torch.softmax(z, dim).mul_(along)
@@ -176,7 +181,7 @@ def _vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...])
             _subtract_target(x_bar, picked, c, dim)
         if slope is not None:
             x_bar.mul_(slope)
-        if picked.counts is not None and not picked.counts.all():
+        if picked.counts is not None and picked.ignores:
             x_bar.masked_fill_(~picked.counts, 0)  # whatever stands in an ignored row
         x_bar = x_bar.to(x.dtype)
     if by_target is not None:
@@ -187,6 +192,13 @@ def _vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...])
             q_bar.add_(mass.log_()).mul_(by_target)
         q_bar = (q_bar if inputs.weight is None else q_bar.mul_(wide(inputs.weight, x))).to(inputs.target.dtype)
     return x_bar, q_bar
+
+
+def _sum(x: Tensor, dim: int) -> Tensor:
+    """Sum over an axis, which is kept; of rows of few numbers by a product, as a sum of these goes number by number."""
+    if dim != -1 or not x.is_contiguous() or not products_stay_float32():
+        return x.sum(dim, keepdim=True)
+    return torch.matmul(x, x.new_ones(x.shape[-1], 1))
 
 
 def _subtract_target(x_bar: Tensor, picked: _Picked, c: Tensor, dim: int) -> None:
