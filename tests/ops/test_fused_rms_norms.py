@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 
 from torch_jvpvjp import ops
+from torch_jvpvjp.ops.add_rms_norm import rules
 
 
 def launches(run: Callable[[], object]) -> int:
@@ -166,3 +167,36 @@ def test_launches_of_queries_and_keys(device: str) -> None:
 def test_bad_heads(args: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=rf"qk_rms_norm: .*{message}"):
         ops.qk_rms_norm(*args)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("in_dims", [(0, None, None), (None, 0, None), (None, None, 0), (None, 0, 0)])
+def test_forward_mode_over_vmap_of_some_arguments(in_dims: tuple[int | None, ...], which: int, device: str) -> None:
+    """The tangent of s has the axis of a batch that its own argument lacks."""
+    shapes = [(2, 8) if i < 2 else (8,) for i in range(3)]
+    sizes = [shape if dim is None else (3, *shape) for dim, shape in zip(in_dims, shapes, strict=True)]
+    args = [torch.randn(size, device=device) for size in sizes]
+    dot = torch.randn_like(args[which])
+    f = lambda x, z, w: ops.add_rms_norm(x, z, (8,), w)  # noqa: E731
+
+    def push(h: Callable[..., Any]) -> Any:
+        return torch.func.jvp(lambda t: h(*args[:which], t, *args[which + 1 :]), (args[which],), (dot,))
+
+    def one_by_one(*some: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = [f(*(t if dim is None else t[i] for t, dim in zip(some, in_dims, strict=True))) for i in range(3)]
+        y, total = zip(*rows, strict=True)
+        return torch.stack(y), torch.stack(total)
+
+    (y, total), (y_dot, total_dot) = push(torch.vmap(f, in_dims))
+    (y_one, total_one), (y_dot_one, total_dot_one) = push(one_by_one)
+    for found, expected in ((y, y_one), (y_dot, y_dot_one)):
+        torch.testing.assert_close(found, expected)
+    for found, expected in ((total, total_one), (total_dot, total_dot_one)):
+        torch.testing.assert_close(found.expand_as(expected), expected)
+
+
+def test_the_formula_gives_the_tangent_of_s_its_axes() -> None:
+    x, z = torch.randn(2, 8), torch.randn(3, 2, 8)
+    primals = rules.op.signature.inputs_type(x, z, None, 1, 1e-6, 0.0, False)
+    (_, total), (_, total_dot) = rules.op.jvp.op.formula(primals, rules.op.signature.tangents_type(x, None, None))
+    assert total_dot.shape == total.shape

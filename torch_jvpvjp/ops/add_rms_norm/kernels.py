@@ -11,7 +11,7 @@ from .._norms import kernels as norm_kernels
 from .._norms.cpu import pull as cpu_pull
 from .._norms.cpu import push as cpu_push
 from .._norms.cpu import value as cpu_value
-from .rules import around_jvp_vjp, around_vjp_jvp, around_vjp_vjp, at, norm_tangents, of_both, op
+from .rules import around_jvp_vjp, around_vjp_jvp, around_vjp_vjp, as_large_as, at, norm_tangents, of_both, op
 
 _DEVICES = triton_devices()
 
@@ -52,7 +52,9 @@ def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tens
     shape = torch.broadcast_shapes(x.shape, residual.shape)
     y_shape = shape if weight is None else torch.broadcast_shapes(shape, weight.shape)
     dots = [t.shape for t in (tangents.input, tangents.residual) if t is not None]
-    total_dot = None if total_dot is None else grouped.shared_result(total_dot, torch.broadcast_shapes(*dots))
+    if total_dot is not None:
+        total_dot = grouped.shared_result(total_dot, torch.broadcast_shapes(*dots))
+        total_dot = as_large_as(total_dot, shape).contiguous()
     values = grouped.shared_result(y, y_shape), grouped.shared_result(total, shape)
     return values, (grouped.row_result(y_dot), total_dot)
 
@@ -102,7 +104,7 @@ def _cpu_jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[
     total, dots = primals.input + primals.residual, [t for t in (tangents.input, tangents.residual) if t is not None]
     total_dot = None if not dots else dots[0].clone() if len(dots) == 1 else dots[0] + dots[1]
     y, y_dot = cpu_push(at(primals, total), norm_tangents(total_dot, tangents.weight))
-    return (y, total), (y_dot, total_dot)
+    return (y, total), (y_dot, None if total_dot is None else as_large_as(total_dot, total.shape).contiguous())
 
 
 def _cpu_vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:

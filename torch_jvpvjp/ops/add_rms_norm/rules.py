@@ -7,6 +7,7 @@ With s = x + z (input and residual) and N the norm, everything is N's at s, plus
 The pullback reads s, which is an output, and neither of the inputs: these need not be kept.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tens
     """y, s and ẏ, ṡ."""
     total, total_dot = primals.input + primals.residual, add(tangents.input, tangents.residual)
     y, y_dot = norm.jvp.op.formula(at(primals, total), norm_tangents(total_dot, tangents.weight))
-    return (y, total), (y_dot, total_dot)
+    return (y, total), (y_dot, None if total_dot is None else as_large_as(total_dot, total.shape))
 
 
 @op.vjp(unsaved=("input", "residual"))
@@ -193,6 +194,11 @@ def at(inputs: Any, total: Tensor) -> Any:
 def norm_tangents(total_dot: Tensor | None, weight_dot: Tensor | None) -> Any:
     """The tangents of the norm's inputs."""
     return norm.signature.tangents_type(total_dot, weight_dot, None)
+
+
+def as_large_as(total_dot: Tensor, shape: Sequence[int]) -> Tensor:
+    """ṡ with every axis of s: one of x and z may lack those of a batch, and their tangents with it."""
+    return total_dot.expand(torch.broadcast_shapes(total_dot.shape, shape))
 
 
 def of_both(
