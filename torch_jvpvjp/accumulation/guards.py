@@ -2,8 +2,8 @@
 
 A recording holds Python values as they were: a closed-over number, a module's training flag, a parameter object. A
 guard is a list of places (a closure cell, a global, a slot, an entry of an object's `__dict__` or of a container) with
-what stood there. Everything is compared by identity but code, which does the same where it is equal, and NumPy arrays by
-their bytes too; what is written into a tensor is seen by the recording itself.
+what stood there. Everything is compared by identity but code, which does the same where it is equal, and NumPy arrays
+by their bytes too; what is written into a tensor is seen by the recording itself.
 """
 
 from __future__ import annotations
