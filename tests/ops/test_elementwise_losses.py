@@ -95,6 +95,34 @@ def test_js_div_is_the_mean_of_two_divergences_from_the_middle(device: str) -> N
     torch.testing.assert_close(js_div(x, t, log_target=True), expected)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("loss", [mse_loss, huber_loss], ids=lambda f: f.__name__)
+def test_what_is_pulled_back_through_derivatives_is_that_of_the_formula(
+    loss: Callable[..., Tensor], reduction: str, device: str
+) -> None:
+    """Of losses of x − t alone there are rules; cotangents and tangents that are missing are zero."""
+    tensors = torch.randn(4, 3, 5, dtype=torch.float64, device=device).unbind()
+
+    def formula(x: Tensor, t: Tensor) -> Tensor:
+        size = (x - t).abs()
+        terms = size * size if loss is mse_loss else torch.where(size <= 1, 0.5 * size * size, size - 0.5)
+        return terms if reduction == "none" else getattr(terms, reduction)()
+
+    found = []
+    for f in (lambda x, t: loss(x, t, reduction), formula):
+        x, t, x_dot, t_dot = (one.clone().requires_grad_() for one in tensors)
+        for wanted in ((x,), (t,), (x, t)):
+            bars = torch.autograd.grad(f(x, t).square().sum(), wanted, create_graph=True)
+            second = torch.autograd.grad(sum(bar.pow(3).sum() for bar in bars), (x, t), create_graph=True)
+            found += [*bars, *second, *torch.autograd.grad((second[0] * second[1]).sum(), (x, t))]
+        for dots in ((x_dot,), (x_dot, t_dot)):
+            y, y_dot = torch.func.jvp(lambda *a, f=f, t=t: f(*a) if len(a) > 1 else f(*a, t), (x, t)[: len(dots)], dots)
+            for scalar in (y.square().sum(), y_dot.square().sum(), (y * y_dot).sum()):
+                found += torch.autograd.grad(scalar, (x, t, *dots), retain_graph=True, materialize_grads=True)
+    half = len(found) // 2
+    torch.testing.assert_close(found[:half], found[half:])
+
+
 @pytest.mark.parametrize("loss", [mse_loss, huber_loss, kl_div, js_div], ids=lambda f: f.__name__)
 def test_batches_by_vmap_and_nothing_to_sum(loss: Callable[..., Tensor], device: str) -> None:
     x, t = torch.rand(2, 5, 3, 2, dtype=torch.float64, device=device)

@@ -260,6 +260,40 @@ def test_one_forward_level_reaches_the_kernel_without_the_dispatcher(xw: tuple[T
     torch.testing.assert_close(constant[1], xw[1])
 
 
+@pytest.mark.parametrize("transform", ["func.jvp", "dual_level", "dual_level around backward"])
+def test_one_forward_level_is_recorded_without_the_dispatcher(
+    xw: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, transform: str
+) -> None:
+    import torch.autograd.forward_ad as fwAD
+
+    calls: list[str] = []
+    op = counting(calls)
+    assert op.jvp_op is not None
+    with torch.no_grad():  # as one would, for the tangent of a network alone
+        torch.func.jvp(op, tuple(t.clone().requires_grad_() for t in xw), xw)
+    assert calls == ["jvp kernel"]
+    for point in (op, op.jvp_op):
+        monkeypatch.setattr(point, "overload", None)  # the dispatcher's op
+    found = []
+    for f in (op, op.reference):
+        x, w, x_dot = (t.clone().requires_grad_() for t in (*xw, xw[1]))
+        if transform == "func.jvp":
+            y, y_dot = torch.func.jvp(lambda x, f=f, w=w: f(x, w), (x,), (x_dot,))
+            found.append([y, y_dot, *torch.autograd.grad((y * y_dot).sum(), (x, w, x_dot))])
+            continue
+        with fwAD.dual_level():
+            y, y_dot = fwAD.unpack_dual(f(fwAD.make_dual(x, x_dot), w))
+            assert y_dot is not None
+            if transform == "dual_level":
+                found.append([y, y_dot, *torch.autograd.grad((y * y_dot).sum(), (x, w, x_dot))])
+                continue
+            dual = f(fwAD.make_dual(x, x_dot), w)
+            (w_bar,) = torch.autograd.grad(dual.sum(), w, create_graph=True)
+            found.append(list(fwAD.unpack_dual(w_bar)))
+            assert found[-1][1] is not None
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_a_forward_level_that_is_not_all_goes_by_the_dispatcher(xw: tuple[Tensor, Tensor]) -> None:
     import torch.autograd.forward_ad as fwAD
 

@@ -54,8 +54,9 @@ def watched(op: DifferentiableOp, arguments: Callable[..., tuple[Any, ...]]) -> 
             return None
         node = private.current_autograd_node()
         needs = [following is not None for following, _ in node.next_functions[:count]]
-        pull = op.vjp.op
-        _replace_results(node, pull.unpacked(pull.overload(y_bar, *arguments(node, *options), needs)))
+        pull, operands = op.vjp.op, (y_bar, *arguments(node, *options), needs)
+        legacy = _is_legacy_batched(y_bar)  # the fast path cannot tell such a one from a plain tensor
+        _replace_results(node, pull.unpacked(pull.overload(*operands)) if legacy else pull.call_flat(operands))
         # The node may have no derivative of its own for what y_bar carries, and would raise.
         return (torch.zeros((), dtype=y_bar.dtype).expand(y_bar.shape), *y_bars[1:])
 

@@ -22,14 +22,14 @@ _wrapped, _unwrap, _wrap = private.is_functorch_wrapped_tensor, private.unwrap_l
 
 
 def peel(tensors: Iterable[Tensor | None]) -> list[tuple[Tensor | None, Tensor | None]] | None:
-    """Primals and tangents of the one forward-mode level that is open, if these tensors have no other derivative.
+    """Primals and tangents of the one forward-mode level that is open, if no other transform is.
 
     Args:
         tensors: Duals of that level, constants, or None.
 
     Returns:
         Plain tensors, the tangent of a constant None; or None if another transform is active, or a tensor or tangent
-        requires grad, is a subclass or is lazy.
+        is a subclass or is lazy.
     """
     top = private.peek_interpreter_stack()
     wrapping = top is not None
@@ -47,7 +47,7 @@ def peel(tensors: Iterable[Tensor | None]) -> list[tuple[Tensor | None, Tensor |
         if lifted and wrapping:
             primal = _unwrap(primal, _LEVEL)
             tangent = tangent if tangent is None else _unwrap(tangent, _LEVEL)
-        if not _is_constant(primal) or not (tangent is None or _is_constant(tangent)):
+        if not _is_bare(primal) or not (tangent is None or _is_bare(tangent)):
             return None
         if tangent is not None and private.is_legacy_batched(tangent):
             return None
@@ -106,13 +106,13 @@ def _is_plain(tensor: Tensor) -> bool:
     return not tensor.requires_grad and not private.is_legacy_batched(tensor)
 
 
-def _is_constant(tensor: Tensor) -> bool:
+def _is_bare(tensor: Tensor) -> bool:
     kind = type(tensor)
-    return (kind is _Tensor or kind is _Parameter) and not tensor.requires_grad and not _wrapped(tensor)
+    return (kind is _Tensor or kind is _Parameter) and not _wrapped(tensor)
 
 
 def push_once(op: "DifferentiableOp", args: Sequence[Any]) -> tuple[Tensor, ...] | None:
-    """The results of an op as duals of the one forward-mode level that is open.
+    """The results of an op as duals of the one forward-mode level that is open, recorded where gradients follow.
 
     Args:
         op: The op.
@@ -128,13 +128,20 @@ def push_once(op: "DifferentiableOp", args: Sequence[Any]) -> tuple[Tensor, ...]
     primals, by_position = list(args), dict(zip(signature.tensors, pairs, strict=True))
     for i, (primal, _) in by_position.items():
         primals[i] = primal
-    if any(by_position[i][1] is not None for i in signature.frozen):
-        return None  # the dispatcher's way explains what is wrong
     tangents = [by_position[i][1] for i in signature.differentiable]
-    moving = any(t is not None for t in tangents)
+    moving, recording = any(t is not None for t in tangents), torch.is_grad_enabled()
+    for i in signature.frozen:
+        primal, tangent = by_position[i]
+        if tangent is not None or (recording and primal is not None and primal.requires_grad):
+            return None  # the dispatcher's way explains what is wrong
+    point, operands = (push, (*primals, *tangents)) if moving else (op, tuple(primals))
+    recording = recording and private.any_requires_grad(*[operands[i] for i in point.signature.tensors])
     interpreter = None if private.peek_interpreter_stack() is None else private.pop_level()
+    # Without a transform backward may run while the dual level is open; for its results to have tangents, it must find
+    # the duals.
+    saved = (*args, *tangents) if moving and interpreter is None else None
     try:
-        results = push.compute((*primals, *tangents)) if moving else op.compute(tuple(primals))
+        results = point.node.apply(None, saved, *operands) if recording else point.compute(operands)
     finally:
         if interpreter is not None:
             private.push_level(interpreter)

@@ -3,8 +3,8 @@
     y = s Σ e(x, t),    ẏ = s Σ (e_x ẋ + e_t ṫ),    x̄ = s ȳ e_x,    t̄ = s ȳ e_t
 
 The sum is over the last ndim axes: none without reduction, all of them with it; what lies in front is where vmap puts a
-batch. s is 1, 1/number of elements ("mean") or 1/size of the first of those axes ("batchmean"). The second order is the
-derivative of these formulas.
+batch. s is 1, 1/number of elements ("mean") or 1/size of the first of those axes ("batchmean"). Losses of x − t alone
+have rules for the second order; that of the others is the derivative of these formulas.
 """
 
 import inspect
@@ -19,6 +19,7 @@ from .._arithmetic import cotangents_like, empty_like, wide
 from .._leading import leading_rule, reduced_pull_rule
 from ..pointwise.rules import values_of
 from . import table
+from .differences import declare_second_order
 from .kernels import register_kernels
 from .table import Loss
 
@@ -116,6 +117,8 @@ def declare(loss: Loss) -> DifferentiableOp:
     op.vjp.vmap(reduced_pull_rule(op.vjp.op, 4, results_like=(1, 2)))  # y_bar, x, t, reduction, ndim, ...
     op.autocast(torch.float32)  # as PyTorch's are
     register_kernels(op, loss, scale_of)
+    if loss.bend is not None:
+        declare_second_order(op, loss, scale_of)
     return op
 
 

@@ -19,6 +19,7 @@ class Loss:
         slope_x: e_x(x, t, *options).
         slope_t: e_t(x, t, *options).
         kernel: From the options to the name in the kernels' list and delta.
+        bend: e″(x, t, *options) of a loss of x − t alone, for which e_t = −e_x; None for others.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Loss:
     slope_x: Callable[..., Tensor]
     slope_t: Callable[..., Tensor]
     kernel: Callable[..., tuple[str, float]]
+    bend: Callable[..., Tensor | float] | None = None
 
 
 # ---- mse: e = d²,  huber: e = ½ d² where |d| ≤ δ, else δ (|d| − ½ δ),  with d = x − t --------------------------------
@@ -100,13 +102,14 @@ def _half(weight: Tensor, value: Tensor) -> Tensor:
 
 # ---- the table -------------------------------------------------------------------------------------------------------
 
-MSE = Loss("mse_loss", _mse, lambda x, t: 2 * (x - t), lambda x, t: 2 * (t - x), lambda: ("mse", 1.0))
+MSE = Loss("mse_loss", _mse, lambda x, t: 2 * (x - t), lambda x, t: 2 * (t - x), lambda: ("mse", 1.0), lambda x, t: 2.0)
 HUBER = Loss(
     "huber_loss",
     _huber,
     _huber_slope,
     lambda x, t, delta: -_huber_slope(x, t, delta),
     lambda delta: ("huber", delta),
+    lambda x, t, delta: ((x - t).abs() < delta).to(x.dtype),
 )
 KL = Loss("kl_div", _kl, _kl_slope_x, _kl_slope_t, lambda log_target: ("kl_log" if log_target else "kl", 1.0))
 JS = Loss("js_div", _js, _js_slope_x, _js_slope_t, lambda log_target: ("js_log" if log_target else "js", 1.0))
