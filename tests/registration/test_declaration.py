@@ -398,3 +398,27 @@ def test_symbolic_trace_keeps_ops_whole() -> None:
     assert {op.overload, two.overload} <= {node.target for node in traced.graph.nodes}
     x, w = torch.randn(2), torch.randn(2)
     torch.testing.assert_close(traced(x, w), function(x, w))
+
+
+def test_what_is_no_tensor_is_refused_with_the_way_to_one() -> None:
+    @differentiable_op(fresh_name("shifted"))
+    def shifted(x: Tensor, by: Tensor | None = None) -> Tensor:
+        return x * 2 if by is None else x + by
+
+    name = shifted.qualname
+    with pytest.raises(
+        TypeError, match=rf"{name}: argument 'x' must be a tensor, got ndarray; use torch.from_numpy\(\)"
+    ):
+        shifted(torch.ones(2).numpy())
+    for value, kind in (([1.0], "list"), (1.0, "float")):
+        with pytest.raises(TypeError, match=rf"argument 'by' must be a tensor, got {kind}; use torch.tensor\(\)"):
+            shifted(torch.ones(2), value)
+
+
+def test_a_method_is_refused_with_what_to_write() -> None:
+    with pytest.raises(TypeError, match="a method cannot be an op, for 'self' is no tensor; declare a function"):
+
+        class Spring:
+            @differentiable_op(fresh_name("force"))
+            def force(self, x: Tensor) -> Tensor:
+                return -x

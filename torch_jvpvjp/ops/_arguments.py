@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, strided
 
-from ..registration.layouts import check_dense
+from ..registration.layouts import check_dense, kind_of
 from ._arithmetic import FLOATS
 
 __all__ = ["check_dense", "check_floating", "check_tensor", "is_floating", "kind_of"]
@@ -25,21 +25,6 @@ def check_tensor(function: str, name: str, value: Any, *, optional: bool = False
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a Tensor{' or None' if optional else ''}, got {kind_of(value)}.")
     check_dense(function, name, value)
-
-
-def kind_of(value: Any) -> str:
-    """What came in the place of a tensor, and how it becomes one.
-
-    Args:
-        value: What came, no tensor.
-
-    Returns:
-        Its type, and the function that makes a tensor of it, if there is one.
-    """
-    kind = type(value)
-    if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
-        return "ndarray; use torch.from_numpy()"
-    return f"{kind.__name__}; use torch.tensor()" if isinstance(value, list | tuple | int | float) else kind.__name__
 
 
 def check_floating(function: str, name: str, value: Any, *, optional: bool = False) -> None:

@@ -1,4 +1,6 @@
-"""Which tensors ops take: dense ones, whose elements lie at strides."""
+"""Which tensors ops take: dense ones, whose elements lie at strides, and nothing else in their place."""
+
+from typing import Any
 
 from torch import Tensor, strided
 
@@ -21,3 +23,18 @@ def check_dense(function: str, name: str, tensor: Tensor) -> None:
     else:
         got, way_out = f"one of layout {tensor.layout}", "use .to_dense()"
     raise TypeError(f"{function}: {name} must be a dense tensor (layout torch.strided), got {got}; {way_out}.")
+
+
+def kind_of(value: Any) -> str:
+    """What came in the place of a tensor, and how it becomes one.
+
+    Args:
+        value: What came, no tensor.
+
+    Returns:
+        Its type, and the function that makes a tensor of it, if there is one.
+    """
+    kind = type(value)
+    if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
+        return "ndarray; use torch.from_numpy()"
+    return f"{kind.__name__}; use torch.tensor()" if isinstance(value, list | tuple | int | float) else kind.__name__

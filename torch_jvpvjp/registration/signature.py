@@ -171,6 +171,13 @@ def infer_signature(
         TypeError: If an annotation is missing or not representable, or an output is not a tensor.
         ValueError: If a name or position does not exist.
     """
+    first = next(iter(inspect.signature(reference).parameters.values()), None)
+    if first is not None and first.name in ("self", "cls") and first.annotation is inspect.Parameter.empty:
+        raise TypeError(
+            f"differentiable_op {qualname!r}: a method cannot be an op, for {first.name!r} is no tensor; declare a "
+            f"function (or a staticmethod) that takes what it reads of {first.name!r} as arguments, and call it in the "
+            "method."
+        )
     try:
         text = torch.library.infer_schema(_with_plain_defaults(reference), mutates_args=())
     except (ValueError, RuntimeError) as error:
