@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Protocol
 
-from rich.console import Console
-from rich.table import Table
-
 
 class PlannedStep(Protocol):
     """What is read of a step of a plan."""
@@ -77,6 +74,9 @@ class Verification:
         return _ratio(self.measured, self.predicted)
 
     def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table(title="predicted and measured time", title_justify="left")
         table.add_column("step")
         table.add_column("shape", justify="right")
