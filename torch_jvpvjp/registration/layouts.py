@@ -25,6 +25,23 @@ def check_dense(function: str, name: str, tensor: Tensor) -> None:
     raise TypeError(f"{function}: {name} must be a dense tensor (layout torch.strided), got {got}; {way_out}.")
 
 
+def check_operand(function: str, name: str, value: Any) -> None:
+    """Refuse what comes in the place of a dense tensor in a call of an op.
+
+    Args:
+        function: The op.
+        name: The argument.
+        value: What came; None takes no part, nor does what stands for a tensor, as a proxy does.
+
+    Raises:
+        TypeError: If it is no tensor, or not a dense one.
+    """
+    if isinstance(value, Tensor):
+        check_dense(function, f"argument {name!r}", value)
+    elif value is not None and not hasattr(type(value), "__torch_function__"):
+        raise TypeError(f"{function}: argument {name!r} must be a tensor, got {kind_of(value)}.")
+
+
 def kind_of(value: Any) -> str:
     """What came in the place of a tensor, and how it becomes one.
 

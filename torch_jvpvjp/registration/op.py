@@ -15,7 +15,7 @@ from .composite import are_formulas
 from .conventions import Convention, Function
 from .fast_path import COMPUTE, PUSH, RECORD, choose_way
 from .kernels import Kernels
-from .layouts import check_dense, kind_of
+from .layouts import check_operand
 from .promises import check_option, finished, finished_differentiably
 from .purity import Examination, explaining_transforms
 from .push import push_once
@@ -117,11 +117,7 @@ class DifferentiableOp:
         for i in self.signature.options:
             check_option(self.qualname, self.signature.arguments[i], args[i])
         for i in self.signature.tensors:
-            if isinstance(args[i], Tensor):
-                check_dense(self.qualname, f"argument {self.signature.arguments[i].name!r}", args[i])
-            elif args[i] is not None and not hasattr(type(args[i]), "__torch_function__"):
-                name = self.signature.arguments[i].name
-                raise TypeError(f"{self.qualname}: argument {name!r} must be a tensor, got {kind_of(args[i])}.")
+            check_operand(self.qualname, self.signature.arguments[i].name, args[i])
         region = region_of(args, self.signature) if _is_compiling() or _any_autocast() else None
         if region is not None:
             args = cast_by_policy(args, self.signature, self.autocast_policy, region)
