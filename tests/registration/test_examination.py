@@ -166,6 +166,55 @@ def test_what_leaves_pytorch_has_the_derivatives_it_is_given_and_no_others(detac
             derivative(op)
 
 
+@torch.library.custom_op("examined::squared", mutates_args=())
+def squared(x: Tensor) -> Tensor:
+    return x * x
+
+
+squared.register_fake(torch.empty_like)
+squared.register_autograd(
+    lambda ctx, y_bar: 2 * y_bar * ctx.saved_tensors[0],
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+@pytest.mark.parametrize("seen", [False, True], ids=["at once", "seen before"])
+def test_an_op_of_pytorchs_library_in_a_formula_is_not_differentiated_as_zero(seen: bool, x: Tensor) -> None:
+    derivatives: list[Callable[[DifferentiableOp], object]] = [
+        lambda op: jvp(lambda t: op(t, x), (x,), (x,)),
+        lambda op: grad(lambda t: op(t, x).sum())(x),
+        lambda op: jacfwd(lambda t: op(t, x))(x),
+        lambda op: op(x.clone().requires_grad_(), x).sum().backward(),
+        lambda op: in_dual_level(lambda t: op(t, x), x),
+    ]
+    for derivative in derivatives:
+
+        @differentiable_op(fresh_name("squares"))
+        def op(x: Tensor, y: Tensor) -> Tensor:
+            return 3 * squared(x) * y.sin()
+
+        if seen:
+            torch.testing.assert_close(op(x, x), 3 * x * x * x.sin())
+            _, tangent = jvp(lambda t, op=op: op(x, t), (x,), (x,))  # what squares stands beside the way
+            torch.testing.assert_close(tangent, 3 * x * x * x.cos() * x)
+        torch.testing.assert_close(vmap(op)(x, x), 3 * x * x * x.sin())
+        with pytest.raises(
+            NotImplementedError, match=r"calls examined::squared, whose derivative .* @op.jvp or @op.vjp"
+        ):
+            derivative(op)
+
+
+def test_an_op_of_pytorchs_library_in_a_formula_has_the_derivatives_that_the_op_is_given(x: Tensor) -> None:
+    @differentiable_op(fresh_name("squares"))
+    def op(x: Tensor) -> Tensor:
+        return 3 * squared(x)
+
+    op.jvp(lambda p, t: (op(p.x), 6 * p.x * t.x))
+    op.vjp(lambda c, i: 6 * c.y * i.x)
+    torch.testing.assert_close(jacfwd(op)(x), (6 * x).diag())
+    torch.testing.assert_close(jacfwd(grad(lambda t: op(t).sum()))(x), 6 * torch.eye(len(x), dtype=x.dtype))
+
+
 def test_a_black_box_with_rules_works(x: Tensor) -> None:
     op = in_numpy(detach=True)
     op.jvp(lambda p, t: (op(p.x), p.x.cos() * t.x))

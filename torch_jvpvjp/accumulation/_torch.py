@@ -208,12 +208,14 @@ class Recording(NamedTuple):
             the batched derivatives with single ones.
         bends_rightly: Whether forward mode of the function may be differentiated in turn; see `bending`.
         way: A number that recordings of as many operations of each kind share: those of a function that goes one way.
+        whole: Whether every operation has a derivative: through an op without a kernel for autograd none comes.
     """
 
     nodes: int
     batches_rightly: bool
     bends_rightly: bool
     way: int
+    whole: bool
 
 
 def recording_of(y: Tensor) -> Recording:
@@ -227,7 +229,13 @@ def recording_of(y: Tensor) -> Recording:
     for kind in kinds:
         batches, bends = _OF_KINDS.get(kind) or _known_of(kind)
         batches_rightly, bends_rightly = batches_rightly and batches, bends_rightly and bends
-    return Recording(len(nodes), batches_rightly, bends_rightly, hash(frozenset(kinds.items())))
+    whole = not any(kind.__name__ == "CppFunction" for kind in kinds) or not any(map(_warns, nodes))
+    return Recording(len(nodes), batches_rightly, bends_rightly, hash(frozenset(kinds.items())), whole)
+
+
+def _warns(node: Any) -> bool:
+    """Return whether a node stands for an op without a derivative, as PyTorch warns once the pullback goes by."""
+    return node.name().endswith("WarnNotImplemented")
 
 
 def _known_of(kind: type) -> tuple[bool, bool]:

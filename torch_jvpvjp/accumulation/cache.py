@@ -56,6 +56,7 @@ class Remembered:
         by_way: The same of those that went one way, where the function looks at data.
         last: What autograd has recorded of the last of them; None before that, and of batches.
         plannable: Whether there can be a plan, as far as is known.
+        left_out: Whether torch.func leaves out the derivatives of some of its ops; None if nobody has looked.
     """
 
     plan: Plan | None = None
@@ -63,6 +64,7 @@ class Remembered:
     by_way: Spent = field(default_factory=Spent)
     last: Recording | None = None
     plannable: bool = True
+    left_out: bool | None = None
 
     def took(self, seconds: float) -> None:
         """Take note of what a call without a plan has taken."""

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._left_out import without_derivative
 from ._torch import FakeTensorMode, inside_transform, jvp, unharmed, vjp
 from ._torch_contexts import quietly
-from .carrying import dual, random_state, set_random_state, weights
+from .carrying import close, dual, random_state, set_random_state, weights
 from .count import FmaCounter
+from .foreign import left_out
 from .stages import BlackBox
 
 
@@ -63,8 +65,7 @@ def profile_of(functions: Sequence[Callable[..., Any]], place: int, point: Point
     """
     stage = BlackBox(functions[place])
     profile = _run(stage, point, place, lambda: _value(functions[:place], x))
-    if profile.jvp_cost is not None and not _is_pushed_rightly(stage, lambda: _value(functions[:place], x)):
-        profile = profile._replace(jvp_cost=None, refusal="a JVP that is not the transpose of its VJP")
+    profile = _believed(stage, profile, lambda: _value(functions[:place], x))
     if not profile.can_be_differentiated:
         raise NotImplementedError(
             f"Chain: stage {place + 1} ({stage.label}) must be differentiable by torch.func.jvp, torch.func.vjp "
@@ -116,28 +117,65 @@ def _run(stage: BlackBox, point: Point, index: int, value: Callable[[], Tensor])
         ) from error
 
 
-def _is_pushed_rightly(stage: BlackBox, value: Callable[[], Tensor]) -> bool:
-    """Return whether JVP and VJP of a stage are those of one Jacobian, the VJP being that of autograd."""
-    if inside_transform():
-        return True
+def _believed(stage: BlackBox, profile: Profile, value: Callable[[], Tensor]) -> Profile:
+    """Return what is left of a profile where what torch.func says is not the pullback of autograd.
+
+    Args:
+        stage: The stage.
+        profile: What it said.
+        value: Computes its input.
+
+    Returns:
+        The profile; by autograd, if nothing is left of the other.
+    """
     x = value()
-    if x.is_meta:
-        return True
+    if inside_transform():
+        return _without(profile, left_out(stage, [x]))
     drawn = random_state(x.device)
     try:
-        x_dot = weights(x.numel(), x).reshape(x.shape)
-        y, y_dot = jvp(stage, x, x_dot)
+        y, pullback, _ = stage.pullback_of_autograd(x, live=False)
         y_bar = weights(y.numel(), y).reshape(y.shape)
+        (x_bar,) = pullback(y_bar)
+    except Exception:  # noqa: BLE001 (there is nothing to compare with; custom functions raise what they like)
         set_random_state(x.device, drawn)
-        with torch.enable_grad():
-            own = x.detach().clone().requires_grad_()
-            of_own = stage(own)
-            (x_bar,) = torch.autograd.grad(of_own, own, y_bar, allow_unused=True) if of_own.requires_grad else (None,)
-    except Exception:  # noqa: BLE001 (one of the two is not to be had)
+        return _without(profile, left_out(stage, [x]))
+    if profile.jvp_cost is not None and not _is_pushed_rightly(stage, x, drawn, y_bar, x_bar):
+        profile = profile._replace(jvp_cost=None, refusal="a JVP that is not the transpose of its VJP")
+    if (
+        profile.vjp_cost is not None
+        and not profile.by_autograd
+        and not _is_pulled_rightly(stage, x, drawn, y_bar, x_bar)
+    ):
+        profile = profile._replace(vjp_cost=None, refusal="a VJP by torch.func that is not that of autograd")
+    set_random_state(x.device, drawn)
+    return profile if profile.can_be_differentiated else _profile_by_autograd(stage, x) or profile
+
+
+def _without(profile: Profile, names: Sequence[str]) -> Profile:
+    """Return a profile without derivatives that leave some ops out."""
+    return profile._replace(jvp_cost=None, vjp_cost=None, refusal=without_derivative(names)) if names else profile
+
+
+def _is_pushed_rightly(stage: BlackBox, x: Tensor, drawn: Tensor, y_bar: Tensor, x_bar: Tensor) -> bool:
+    """Return whether the JVP is that of the same Jacobian as a pullback."""
+    x_dot = weights(x.numel(), x).reshape(x.shape)
+    set_random_state(x.device, drawn)
+    try:
+        y_dot = jvp(stage, x, x_dot)[1]
+    except Exception:  # noqa: BLE001 (it is not to be had, as the profile knows; custom functions raise what they like)
         return True
-    finally:
-        set_random_state(x.device, drawn)
-    return dual([y_bar], [y_dot], [torch.zeros_like(x) if x_bar is None else x_bar], [x_dot])
+    return dual([y_bar], [y_dot], [x_bar], [x_dot])
+
+
+def _is_pulled_rightly(stage: BlackBox, x: Tensor, drawn: Tensor, y_bar: Tensor, x_bar: Tensor) -> bool:
+    """Return whether the pullback of torch.func is another."""
+    set_random_state(x.device, drawn)
+    try:
+        with torch.enable_grad():
+            (pulled,) = vjp(stage, x)[1](y_bar)
+    except Exception:  # noqa: BLE001 (likewise)
+        return True
+    return close(pulled, x_bar)
 
 
 def _profile(stage: BlackBox, x: Tensor) -> Profile:
@@ -169,6 +207,8 @@ def _profile_by_autograd(stage: BlackBox, x: Tensor) -> Profile | None:
         with FmaCounter() as primal:
             y, pullback, _ = stage.pullback_of_autograd(x, live=False)
         vjp_cost, launches = _of_one_more(pullback, y)
+    except NotImplementedError:  # autograd sees through some ops without a kernel for it, but not while others look on
+        return _uncounted_by_autograd(stage, x)
     except RuntimeError:
         return None
     finally:
@@ -177,6 +217,17 @@ def _profile_by_autograd(stage: BlackBox, x: Tensor) -> Profile | None:
     return Profile(
         output, None, vjp_cost, primal.written, None, vjp_launches=primal.launched + launches, by_autograd=True
     )
+
+
+def _uncounted_by_autograd(stage: BlackBox, x: Tensor) -> Profile | None:
+    """Return the same without counting: as if f and its pullback took one multiplication for each number."""
+    try:
+        y, pullback, _ = stage.pullback_of_autograd(x, live=False)
+        pullback(torch.ones_like(y))
+    except RuntimeError:
+        return None
+    cost = x.numel() + y.numel()
+    return Profile(Point(y.shape, y.dtype, y.device), None, cost, cost, None, by_autograd=True)
 
 
 def _of_one_more(function: Callable[[Tensor], tuple[Tensor, ...]], vector: Tensor) -> tuple[int, int]:

@@ -9,17 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
 
 from ._torch import inside_transform, updates_statistics, wraps_transform
 from .batches import check_independent
 from .cache import Remembered
 from .carrying import random_state, set_random_state
+from .foreign import left_out
 from .nesting import differentiating, is_differentiated
 from .options import Options
 from .plain import Recorded, plain_jacobian
 from .plain_batches import jacobians_by_samples, jacobians_of_batch
 from .subject import Subject
 from .trees import assembled_of
+from .unwritten import Unwritten
 
 
 def without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options, known: Remembered) -> Any | None:
@@ -59,8 +62,34 @@ def _blocks(
     live: bool,
 ) -> list[Tensor] | None:
     """Return the Jacobian in each leaf, those of a batch behind one axis for its samples; None if a plan pays."""
-    if not subject.batch_dims:
-        return _blocks_of_one(subject, leaves, known, live=live)
+    device = leaves[0].device
+    before = random_state(device)
+    if live and _leaves_out(subject, leaves, extras, known):
+        return None  # a plan goes by autograd, or says what has no derivative
+    try:
+        if subject.batch_dims:
+            blocks = _blocks_of_batch(subject, leaves, extras, x, options, known, live=live)
+        else:
+            blocks = _blocks_of_one(subject, leaves, known, live=live)
+    except RuntimeError as error:
+        if not _may_be_planned(error, transformed=live or bool(subject.batch_dims)):
+            raise
+        blocks = None
+    if blocks is None:
+        set_random_state(device, before)  # the plan draws what this run has drawn
+    return blocks
+
+
+def _blocks_of_batch(
+    subject: Subject,
+    leaves: Sequence[Tensor],
+    extras: Sequence[Tensor],
+    x: Any,
+    options: Options,
+    known: Remembered,
+    *,
+    live: bool,
+) -> list[Tensor] | None:
     if not subject.batch.numel() or known.planning_pays(0.0, 0):  # what earlier calls took is all that is known
         return None
     asked = options.randomness == "error" and not inside_transform()
@@ -78,22 +107,39 @@ def _blocks_of_one(subject: Subject, leaves: Sequence[Tensor], known: Remembered
     def function(*tensors: Tensor) -> Tensor:
         return subject.value(tensors)
 
-    device = leaves[0].device
-    before = random_state(device)
-    try:
-        run = Recorded(function, leaves, live=live)
-    except RuntimeError as error:
-        if not live or inside_transform() or "transform" not in str(error):
-            raise
-        return None  # no transform of torch.func takes f, but autograd may, as a plan finds out
+    run = Recorded(function, leaves, live=live)
     pays = known.planning_pays(run.seconds, run.width, lambda: run.recording)
-    if not pays or (not live and updates_statistics(run.recorded)):  # what has counted a batch is not run again
-        try:
-            blocks = plain_jacobian(run)
-            known.last = run.recording
-            return blocks
-        except RuntimeError as error:
-            if "modified by an inplace operation" not in str(error):
-                raise  # autograd needs a value that f has written over since, which a recording keeps
-    set_random_state(device, before)  # the plan draws what this run has drawn
-    return None
+    if pays and (live or not updates_statistics(run.recorded)):  # what has counted a batch is not run again
+        return None
+    blocks = plain_jacobian(run)
+    known.last = run.recording
+    return blocks
+
+
+def _leaves_out(subject: Subject, leaves: Sequence[Tensor], extras: Sequence[Tensor], known: Remembered) -> bool:
+    """Return whether torch.func leaves out the derivatives of some ops: f runs once more, the first time."""
+    if known.left_out is None and not inside_transform() and not _len_torch_dispatch_stack():
+        if subject.batch_dims:
+            if not subject.batch.numel():
+                return False
+            leaves = leaves if subject.in_parameters else [leaf[0] for leaf in leaves]
+        others = [extra[0] for extra in extras] if subject.batch_dims else extras
+        with Unwritten() as unwritten, subject.called_with(others):
+            unwritten.keep(subject.stages, ())
+            known.left_out = bool(left_out(lambda *tensors: subject.value(tensors), leaves))
+    return bool(known.left_out)
+
+
+def _may_be_planned(error: RuntimeError, *, transformed: bool) -> bool:
+    """Return whether a plan may do what a sweep could not, or say better why not.
+
+    Autograd needs a value that f has written over since, which a recording keeps; an op has a JVP alone, or none that
+    PyTorch knows; or no transform of torch.func takes f, but autograd may.
+    """
+    if isinstance(error, NotImplementedError) or any(words in str(error) for words in _OF_AUTOGRAD):
+        return True
+    return transformed and not inside_transform() and any(words in str(error) for words in _OF_TRANSFORMS)
+
+
+_OF_AUTOGRAD = ("modified by an inplace operation", "no autograd formula")
+_OF_TRANSFORMS = ("transform", "vmap", "Tensor that doesn't have storage")

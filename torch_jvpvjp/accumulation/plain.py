@@ -10,9 +10,11 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from .._left_out import without_derivative
 from ._torch import Recording, inside_vmap, jvp_of, pulled_back, recording_of, vjp_of
 from ._torch_contexts import plain_attention
 from .carrying import carry_each, dual, random_state, weights
+from .foreign import left_out
 
 Function = Callable[..., Tensor]  # of some tensors to one
 Pullback = Callable[[Tensor], tuple[Tensor, ...]]
@@ -35,6 +37,7 @@ class Recorded:
 
     Raises:
         ValueError: If the function writes into what it is given.
+        NotImplementedError: If it calls an op of which PyTorch has no derivative.
     """
 
     def __init__(self, function: Function, leaves: Sequence[Tensor], *, live: bool) -> None:
@@ -113,7 +116,7 @@ class Recorded:
         try:
             x_bars = self._pullback(y_bar) if self.live else self._pulled(y_bar, again=True)
         except RuntimeError:
-            return True
+            return not left_out(self.function, self.leaves)
         mixed = weights(y_dots.shape[0], y_dots)  # of all columns, Σ wᵢ ẋᵢ is one tangent
         x_dot = [torch.tensordot(mixed.to(x.dtype), x, 1) for x in x_dots]
         return dual([y_bar], [torch.tensordot(mixed, y_dots, 1)], [x.detach() for x in x_bars], x_dot)
@@ -168,6 +171,8 @@ class Recorded:
                     raise ValueError(_WRITES) from error
                 raise
         self._own, self._of_autograd = own, y
+        if not self.recording.whole:
+            raise NotImplementedError(f"it calls {without_derivative(left_out(self.function, self.leaves))}")
         return y.detach()
 
     def _pulled(self, y_bar: Tensor, *, again: bool, batched: bool = False) -> tuple[Tensor, ...]:

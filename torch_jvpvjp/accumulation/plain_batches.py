@@ -82,16 +82,18 @@ def _by_sums(subject: Subject, samples: Tensor, m: int, n: int, live: bool) -> t
     """
     run = _run(subject, samples, live=live)
     y, count = run.y, samples.shape[0]
-    if prefers_adjoints(run, m, n):
-        rows = torch.eye(m, dtype=y.dtype, device=y.device).reshape(m, 1, *y.shape[1:]).expand(m, *y.shape)
-        (pulled,) = run.rows(rows)
-        return y, pulled.to(y.dtype).reshape(m, count, n).transpose(0, 1)
-    ones = (1,) * subject.batch_dims
-    eye = torch.eye(n, dtype=samples.dtype, device=samples.device)
-    columns = eye.reshape(n, *ones, *samples.shape[len(ones) :]).expand(n, *samples.shape)
-
-    pushed = run.columns([columns])
-    return y, pushed.reshape(n, count, m).permute(1, 2, 0)
+    if not prefers_adjoints(run, m, n):
+        ones = (1,) * subject.batch_dims
+        eye = torch.eye(n, dtype=samples.dtype, device=samples.device)
+        columns = eye.reshape(n, *ones, *samples.shape[len(ones) :]).expand(n, *samples.shape)
+        try:
+            pushed = run.columns([columns])
+            return y, pushed.reshape(n, count, m).permute(1, 2, 0)
+        except RuntimeError:  # an op without a JVP, or one that takes no vectors at once; the pullback is there
+            pass
+    rows = torch.eye(m, dtype=y.dtype, device=y.device).reshape(m, 1, *y.shape[1:]).expand(m, *y.shape)
+    (pulled,) = run.rows(rows)
+    return y, pulled.to(y.dtype).reshape(m, count, n).transpose(0, 1)
 
 
 def _run(subject: Subject, samples: Tensor, *, live: bool) -> Recorded:

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._left_out import without_derivative
 from ._torch import any_global_module_hook, jvp, recording_of, vjp
 from ._torch_contexts import plain_attention
 from .bending import rows_where_bent
 from .bracket import Mode
 from .carrying import carry_each, random_state, set_random_state
+from .foreign import left_out
 from .linear_map import LinearMap, Pullback, TapeMap, columns_as_block
+from .nesting import differentiating
 from .structure import Block, Dense
 
 Function = Callable[[Tensor], Tensor]
@@ -137,13 +140,20 @@ class BlackBox:
         return y, pullback, trusted
 
     def pullback_of_autograd(self, x: Tensor, *, live: bool) -> tuple[Tensor, Pullback, bool]:
-        """Return the same as `_pullback` by autograd, which has f run once; differentiable if it is `live`."""
-        with torch.inference_mode(mode=False), torch.enable_grad():
+        """Return the same as `_pullback` by autograd, which has f run once; differentiable if it is `live`.
+
+        Raises:
+            NotImplementedError: If an op has no derivative.
+        """
+        with torch.inference_mode(mode=False), torch.enable_grad(), differentiating():
             if live and x.requires_grad:
                 own = x.view_as(x)
             else:
                 own = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
             y = self(own)
+        recording = recording_of(y)
+        if not recording.whole:
+            raise NotImplementedError(f"{self.label} calls {without_derivative(left_out(self, [own.detach()]))}")
 
         def pullback(y_bar: Tensor) -> tuple[Tensor, ...]:
             if not y.requires_grad:
@@ -151,7 +161,7 @@ class BlackBox:
             (x_bar,) = torch.autograd.grad(y, own, y_bar, retain_graph=True, create_graph=live, allow_unused=True)
             return (torch.zeros_like(own) if x_bar is None else x_bar,)
 
-        return y if live else y.detach(), pullback, recording_of(y).batches_rightly
+        return y if live else y.detach(), pullback, recording.batches_rightly
 
     def push_through(self, x: Tensor, block: Block, *, live: bool = False) -> tuple[Tensor, Block]:
         """Return the value f(x) and the pushed block, in one run of f and without a record of it."""

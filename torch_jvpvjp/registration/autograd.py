@@ -95,7 +95,8 @@ def _push_forward(
     """Duals of the results: by the JVP op in one call, or by running the formula on the duals where it is missing."""
     push = op.jvp_op
     if push is None:
-        return op.run_formula(tuple(args))
+        with op.examination.of_duals(args):
+            return op.run_formula(tuple(args))
     count = len(op.signature.results)
     operands = (*primals, *tangents)
     if torch.is_grad_enabled() and _requires_grad(push, operands):

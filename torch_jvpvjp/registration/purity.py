@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .._left_out import is_left_out
 from . import _torch_private as private
 from .conventions import Function
 from .signature import Signature
@@ -36,6 +37,7 @@ class Examination:
         self._tensors = signature.tensors
         self._pure: set[Any] = set()
         self._drawless: set[Any] = set()  # kinds of calls whose derivative was seen to draw no random numbers
+        self._whole: set[Any] = set()  # kinds of calls whose derivative was seen to leave no op out
         self._reads_surroundings = False  # tensors that are no arguments, which may require grad another time
         self._leaves: str | None = None  # the function by which the formula leaves PyTorch
         self._stays: set[Any] = set()  # kinds of calls that were seen not to
@@ -86,7 +88,7 @@ class Examination:
 
     @contextmanager
     def of_derivative(self, args: Sequence[Any]) -> Iterator[None]:
-        """A context in which a derivative runs the formula, where it must draw no random numbers.
+        """A context in which a derivative runs the formula: it must draw no random numbers, and leave no op out.
 
         Args:
             args: One value per argument.
@@ -95,12 +97,32 @@ class Examination:
             Nothing.
         """
         kind = self._kind(args)
-        if kind in self._pure or kind in self._drawless:
+        drawless = kind in self._pure or kind in self._drawless
+        if drawless and kind in self._whole:
             yield
             return
-        with RefuseImpurity(self._qualname, set()):
+        with self._refuse_left_out(kind), nullcontext() if drawless else RefuseImpurity(self._qualname, set()):
             yield
         self._drawless.add(kind)
+
+    def of_duals(self, args: Sequence[Any]) -> AbstractContextManager[object]:
+        """A context in which the formula runs on duals, whose tangents no op may leave out.
+
+        Args:
+            args: One value per argument.
+
+        Returns:
+            The context manager.
+        """
+        kind = self._kind(args)
+        return nullcontext() if kind in self._whole else self._refuse_left_out(kind)
+
+    @contextmanager
+    def _refuse_left_out(self, kind: Any) -> Iterator[None]:
+        with _RefuseLeftOut(self._qualname) as watch:
+            yield
+        if not watch.called:  # else another argument may have the derivative another time
+            self._whole.add(kind)
 
     def of_wrappers(self, args: Sequence[Any]) -> AbstractContextManager[object]:
         """A context in which the formula runs on what has derivatives or batch axes, which only PyTorch can follow.
@@ -235,6 +257,43 @@ class _RefuseLeaving(TorchFunctionMode):
         if _leaves(func, args):
             raise _leaving_error(self._qualname, func.__name__)
         return func(*args, **(kwargs or {}))
+
+
+class _RefuseLeftOut(TorchFunctionMode):
+    """While active, an op raises whose derivative PyTorch would take for zero, called on what has one."""
+
+    def __init__(self, qualname: str) -> None:
+        super().__init__()
+        self._qualname = qualname
+        self.called = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for op in filter(is_left_out, _overloads(func)):
+            self.called = True
+            tensors = [value for value in private.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+            if any(map(_carries_derivative, tensors)):
+                raise NotImplementedError(
+                    f"{self._qualname}: the formula calls {op._schema.name}, whose derivative PyTorch leaves "
+                    "out (it would be taken for zero); give the op what is asked for here: @op.jvp or @op.vjp."
+                )
+        return func(*args, **kwargs)
+
+
+def _overloads(func: Any) -> list[Any]:
+    """The ops of the dispatcher that a function may be; none if it is no op."""
+    if isinstance(func, torch._ops.OpOverload):
+        return [func]
+    if isinstance(func, torch._ops.OpOverloadPacket):
+        return [getattr(func, name) for name in func.overloads()]
+    return []
+
+
+def _carries_derivative(tensor: Tensor) -> bool:
+    """Whether a tensor has a tangent or is on the way to a gradient, on the level that an op is called on."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or private.is_legacy_batched(tensor):
+        return False
+    return tensor.requires_grad or private.unpack_dual(tensor, level=0)[1] is not None
 
 
 def _depth() -> int:
