@@ -1,6 +1,7 @@
 """Cross-entropy: the facts particular to it (every property is checked in test_every_op)."""
 
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -290,6 +291,51 @@ def test_bad_input(args: tuple[Any, ...], options: dict[str, Any], error: type[E
 def test_class_weights_have_no_derivative() -> None:
     with pytest.raises(NotImplementedError, match=r"'weight' is declared non-differentiable"):
         ops.cross_entropy(X, T, torch.ones(3, requires_grad=True))
+
+
+@pytest.mark.parametrize("transform", ["autograd", "grad", "jvp", "vmap"])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_the_jvp_of_a_mean_is_that_of_a_sum_over_the_count_and_calls_no_python_of_pytorchs(
+    transform: str, z_loss: float, device: str
+) -> None:
+    x, target = logits_and_classes((5, 4), device)
+    target[1] = -100
+    v, w = torch.randn_like(x), torch.randn_like(x)
+
+    def run(reduction: str, share: float) -> tuple[Tensor, ...]:
+        loss = lambda x: share * ops.cross_entropy(x, target, reduction=reduction, z_loss=z_loss)  # noqa: E731
+        push = lambda x: torch.func.jvp(loss, (x,), (v,))  # noqa: E731
+        both = lambda x: sum(push(x))  # noqa: E731
+        if transform == "autograd":
+            leaf = x.clone().requires_grad_()
+            return torch.autograd.grad(both(leaf), leaf)
+        if transform == "grad":
+            return (torch.func.grad(both)(x),)
+        if transform == "jvp":
+            return torch.func.jvp(both, (x,), (w,))
+        return torch.func.vmap(push)(torch.stack((x, w)))
+
+    torch.testing.assert_close(run("mean", 1), run("sum", 1 / 4))
+    references = lambda reduction: frames_in("torch/_refs/", lambda: run(reduction, 1))  # noqa: E731
+    if transform != "jvp":  # an outer level divides by the count as PyTorch does
+        assert references("mean") == references("sum")
+
+
+def frames_in(folder: str, run: Callable[[], object]) -> int:
+    """How many calls go to Python functions in files of a folder."""
+    count = 0
+
+    def profile(frame: Any, event: str, _: object) -> None:
+        nonlocal count
+        count += event == "call" and folder in frame.f_code.co_filename
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return count
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ Through the dispatcher such a call costs two Python kernels and, under ``torch.f
 the level is peeled off the arguments, the JVP computes on plain tensors, and its results become duals.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -146,6 +146,39 @@ def push_once(op: "DifferentiableOp", args: Sequence[Any]) -> tuple[Tensor, ...]
         if interpreter is not None:
             private.push_level(interpreter)
     return _duals(op, results, interpreter is not None) if moving else results
+
+
+def push_linear(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """A linear map of duals, f(x) and f(ẋ) each by itself: what PyTorch makes of a quotient by a constant is slow.
+
+    Its JVP takes the constant's tangent for a zero tensor, and what is added to one goes through PyTorch's references
+    in Python, which takes many times as long as the quotient.
+
+    Args:
+        function: Of tensors to a tensor, linear in all of them together.
+        *tensors: What it is called with.
+
+    Returns:
+        The result, a dual if each tensor is one of the innermost level, and that is of forward mode.
+    """
+    top = private.peek_interpreter_stack()
+    level = -1 if top is None else top.level()
+    pushed = _forward_ad._current_level >= 0 if top is None else top.key() == _JVP
+    watched = private.len_torch_dispatch_stack() or private.len_torch_function_stack() or private.get_tracing_state()
+    if not pushed or watched or not private.is_fwd_grad_enabled():
+        return function(*tensors)
+    if any(not _is_at(t, level) for t in tensors):
+        return function(*tensors)
+    pairs = [private.unpack_dual(t, level=0) for t in tensors]
+    if any(tangent is None for _, tangent in pairs):
+        return function(*tensors)
+    primals, tangents = zip(*pairs, strict=True)
+    return private.make_dual(function(*primals), function(*tangents), level=0)
+
+
+def _is_at(tensor: Tensor, level: int) -> bool:
+    """Whether a tensor is PyTorch's own and of this level of `torch.func`, -1 for none."""
+    return type(tensor) is _Tensor and private.level_of(tensor) == level and not private.is_legacy_batched(tensor)
 
 
 def _duals(op: "DifferentiableOp", results: Sequence[Tensor], wrapping: bool) -> tuple[Tensor, ...]:

@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor
 
+from ...registration.push import push_linear
+
+_is_compiling = torch.compiler.is_dynamo_compiling
+
 
 def reduced(
     losses: Tensor,
@@ -37,8 +41,13 @@ def reduced(
         return terms.squeeze(dim) if reduction == "none" else terms.sum() if reduction == "sum" else terms.mean()
     number = counts.sum().to(losses.dtype)
     whole = number if weight is None else _weight_sum(counts, target, weight).to(losses.dtype)
-    mean = losses.sum() / whole
-    return mean if squares is None else torch.add(mean, squares.sum() / number, alpha=z_loss)
+
+    def mean(losses: Tensor, squares: Tensor | None = None) -> Tensor:
+        first = losses.sum() / whole
+        return first if squares is None else torch.add(first, squares.sum() / number, alpha=z_loss)
+
+    terms = (losses,) if squares is None else (losses, squares)
+    return mean(*terms) if _is_compiling() else push_linear(mean, *terms)
 
 
 def _weight_sum(counts: Tensor, target: Tensor, weight: Tensor) -> Tensor:
