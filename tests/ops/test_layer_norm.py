@@ -54,6 +54,36 @@ def test_right_where_pytorch_is_silently_wrong(second: Callable[..., Tensor], de
     assert (theirs - exact).norm() > 1e-2 * exact.norm()
 
 
+def pulled_twice(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    """Reverse over reverse."""
+    return torch.func.grad(lambda t: (torch.func.grad(lambda s: (f(s) * v).sum())(t) * v).sum())(x)
+
+
+def turned(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    """Forward over reverse."""
+    return torch.func.jvp(torch.func.grad(lambda s: (f(s) * v).sum()), (x,), (v,))[1]
+
+
+@pytest.mark.parametrize("shape", [(12,), (100,), (4, 7)], ids=str)
+@pytest.mark.parametrize("second", [bent, pushed_twice, pulled_twice, turned], ids=lambda f: f.__name__)
+def test_the_second_order_at_constant_rows_is_zero(
+    second: Callable[..., Tensor], shape: tuple[int, ...], device: str
+) -> None:
+    """What a rounded mean would leave of such a row is multiplied by r³, 3e7."""
+    weight = torch.randn(shape, device=device)
+    x = torch.tensor([3.3, 0.1, -0.7, 1234.567], device=device).view(-1, *(1,) * len(shape)).expand(4, *shape)
+    v = torch.randn(4, *shape, device=device)
+    zero = torch.zeros_like(v)
+    assert torch.equal(second(lambda t: ops.layer_norm(t, shape, weight), x.contiguous(), v), zero)
+
+
+@pytest.mark.parametrize("n", [12, 100])
+def test_constant_rows_are_zero_beside_a_tangent_too(n: int, device: str) -> None:
+    x = torch.tensor([3.3, 0.1, -0.7], device=device).view(-1, 1).expand(3, n).contiguous()
+    y, _ = torch.func.jvp(lambda t: ops.layer_norm(t, (n,)), (x,), (torch.randn_like(x),))
+    assert torch.equal(y, torch.zeros_like(x))
+
+
 @pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("w_dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_weights_of_another_dtype(x_dtype: torch.dtype, w_dtype: torch.dtype, device: str) -> None:

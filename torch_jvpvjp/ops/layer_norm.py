@@ -37,7 +37,8 @@ def layer_norm(
     operands and results centred. It is right at every order, where PyTorch's is silently wrong when forward mode is
     differentiated. On a GPU the primal, the JVP (primal and tangents in one launch), the VJP and the second order are
     one kernel each; elsewhere, and at every other order, the formulas run. It computes in float32, in float64 for
-    float64 input; the kernels take means about a row's first element, so that rows far from 0 lose nothing.
+    float64 input; the kernels and the second order take means about a row's first element, so that rows far from 0
+    lose nothing there, and the second order of constant rows is exactly 0.
 
     Args:
         input: x, shape (*batch, *normalized_shape); float16, bfloat16, float32 or float64.

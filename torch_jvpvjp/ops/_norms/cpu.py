@@ -159,11 +159,12 @@ def push(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
     check_tangents(primals, tangents)
     n = x.shape[-1]
     if centred:
-        x, moved = x - x.mean(-1, True), x_dot - x_dot.mean(-1, True)
+        shape = (n,)
+        unit, _, r = _native(x, shape, *_filled(x, shape, None, None), eps)
+        moved = x_dot - x_dot.mean(-1, True)
     else:
-        moved = x_dot
-    r = torch.linalg.vecdot(x, x).unsqueeze(-1).div_(n).add_(eps).rsqrt_()
-    unit = x * r
+        r = torch.linalg.vecdot(x, x).unsqueeze(-1).div_(n).add_(eps).rsqrt_()
+        unit, moved = x * r, x_dot
     inner = torch.linalg.vecdot(unit, moved).unsqueeze(-1).div_(n)  # ⟨x̂ ẋ⟩
     y_dot = torch.addcmul(moved, unit, inner, value=-1).mul_(r)
     y = unit

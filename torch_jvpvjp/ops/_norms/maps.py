@@ -34,15 +34,36 @@ class Rows(NamedTuple):
         """P t."""  # noqa: DOC201
         return t - self.mean(t) if self.centred else t
 
-    def unit(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def unit(self, x: Tensor) -> "Unit":
         """x̂ and r."""  # noqa: DOC201
         x = self.centre(x)
         r = torch.rsqrt(self.mean(x.square()) + self.eps)
-        return x * r, r
+        return Unit(x * r, r)
+
+    def unit_about_first(self, x: Tensor) -> "Unit":
+        """x̂ and r with the mean about a row's first element, which leaves exactly 0 of a constant row.
+
+        The second order multiplies what rounding leaves of it by r³. P sees neither the shift nor its slope.
+        """  # noqa: DOC201
+        if self.centred:
+            x = x - x[(..., *(slice(1),) * self.ndim)].detach()
+        return self.unit(x)
+
+
+class Unit(NamedTuple):
+    """What the maps know of x.
+
+    Attributes:
+        x_hat: x̂.
+        r: One per row.
+    """
+
+    x_hat: Tensor
+    r: Tensor
 
 
 def push(
-    x: Tensor,
+    at: Unit,
     w: Tensor | None,
     x_dot: Tensor | None,
     w_dot: Tensor | None,
@@ -50,7 +71,7 @@ def push(
     rows: Rows,
 ) -> Tensor:
     """J(ẋ, ẇ, ḃ) = r (P ẋ − ⟨x̂ ẋ⟩ x̂) ∘ w + x̂ ∘ ẇ + ḃ; one of the three is there."""
-    unit, r = rows.unit(x)
+    unit, r = at
     y_dot: Tensor | None = None
     if x_dot is not None:
         x_dot = rows.centre(x_dot)
@@ -65,12 +86,12 @@ def push(
 
 
 def pull(
-    x: Tensor, w: Tensor | None, y_bar: Tensor | None, rows: Rows, needs: Sequence[bool]
+    at: Unit, w: Tensor | None, y_bar: Tensor | None, rows: Rows, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Jᵀȳ = (r (P g − ⟨x̂ g⟩ x̂), x̂ ∘ ȳ, ȳ) with g = w ∘ ȳ, not yet summed over what was broadcast."""
     if y_bar is None:
         return None, None, None
-    unit, r = rows.unit(x)
+    unit, r = at
     x_bar = None
     if needs[0]:
         g = rows.centre(y_bar if w is None else y_bar * w)
@@ -79,7 +100,7 @@ def pull(
 
 
 def bend(
-    x: Tensor,
+    at: Unit,
     w: Tensor | None,
     x_dot: Tensor | None,
     w_dot: Tensor | None,
@@ -94,7 +115,7 @@ def bend(
         r (h − ⟨h x̂⟩ x̂) − r² [⟨g ẋ⟩ x̂ + ⟨g x̂⟩ ẋ + μ g − 3 μ ⟨g x̂⟩ x̂],      a ∘ r (ẋ − μ x̂)
 
     Args:
-        x: Input.
+        at: x̂ and r.
         w: Gain, or None for ones.
         x_dot: ẋ, or None for zero.
         w_dot: ẇ, or None for zero.
@@ -107,7 +128,7 @@ def bend(
     """
     if a is None:
         return None, None, None
-    unit, r = rows.unit(x)
+    unit, r = at
     x_part: Tensor | None = None
     w_part: Tensor | None = None
     if x_dot is not None:

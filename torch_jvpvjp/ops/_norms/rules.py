@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...registration import broadcasting_rule, differentiable_op, expanding_rule
 from .._groups import sum_to
-from .maps import Rows, bend, pull, push
+from .maps import Rows, Unit, bend, pull, push
 
 
 @differentiable_op("torch_jvpvjp::norm", composite=True)
@@ -41,65 +41,73 @@ def op(
     Returns:
         y, of input's dtype and the broadcast shape.
     """
-    x, w, b = up(input, input), gain(weight, offset, input), up(bias, input)
-    y = rounded_to(Rows(normalized_ndim, eps, centred).unit(x)[0], input, rounded)
+    return _value(Rows(normalized_ndim, eps, centred).unit(up(input, input)), input, weight, bias, offset, rounded)
+
+
+def _value(
+    at: Unit, primal: Tensor, weight: Tensor | None, bias: Tensor | None, offset: float, rounded: bool
+) -> Tensor:
+    w, b = gain(weight, offset, primal), up(bias, primal)
+    y = rounded_to(at.x_hat, primal, rounded)
     y = y if w is None else y * w
-    return (y if b is None else y + b).to(input.dtype)
+    return (y if b is None else y + b).to(primal.dtype)
 
 
 @op.jvp
 def _jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
     """y = x̂ ∘ (offset + w) + b,  ẏ = J(ẋ, ẇ, ḃ)."""
     check_tangents(primals, tangents)
-    x, w = up(primals.input, primals.input), gain(primals.weight, primals.offset, primals.input)
+    at, w, rows = _at(primals)
     x_dot, w_dot, b_dot = (up(t, primals.input) for t in tangents)
-    y_dot = push(x, w, x_dot, w_dot, b_dot, rows_of(primals))
+    y_dot = push(at, w, x_dot, w_dot, b_dot, rows)
     # A term does not know of the batch axes of what is not in it; the tangent has them all the same.
     y_dot = y_dot.expand(_shape(*_tensors(primals), *tangents))
-    return op.formula(*primals), y_dot.to(primals.input.dtype)
+    y = _value(at, *_tensors(primals), primals.offset, primals.rounded)
+    return y, y_dot.to(primals.input.dtype)
 
 
 @op.vjp
 def _vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """x̄, w̄, b̄ = Jᵀȳ."""
-    x, w = up(inputs.input, inputs.input), gain(inputs.weight, inputs.offset, inputs.input)
-    return _like(pull(x, w, up(cotangents.y, inputs.input), rows_of(inputs), needs), _tensors(inputs))
+    rows, w = rows_of(inputs), gain(inputs.weight, inputs.offset, inputs.input)
+    at = rows.unit(up(inputs.input, inputs.input))
+    return _like(pull(at, w, up(cotangents.y, inputs.input), rows, needs), _tensors(inputs))
 
 
 @op.jvp.vjp
 def _jvp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """Reverse over forward: with a, b the cotangents of ẏ, y, the tangents get Jᵀa, the primals Jᵀb + ∂⟨a, ẏ⟩."""
-    primal, rows, primals = inputs.input, rows_of(inputs), _tensors(inputs)
-    x, w = up(primal, primal), gain(inputs.weight, inputs.offset, primal)
+    primal, primals = inputs.input, _tensors(inputs)
+    at, w, rows = _at(inputs)
     x_dot, w_dot = up(inputs.input_dot, primal), up(inputs.weight_dot, primal)
     a, b = up(cotangents.y_dot, primal), up(cotangents.y, primal)
-    first = pull(x, w, a, rows, needs[3:])
-    second = _plus(pull(x, w, b, rows, needs[:3]), bend(x, w, x_dot, w_dot, a, rows, needs), primals)
+    first = pull(at, w, a, rows, needs[3:])
+    second = _plus(pull(at, w, b, rows, needs[:3]), bend(at, w, x_dot, w_dot, a, rows, needs), primals)
     return _like((*second, *first), (*primals, inputs.input_dot, inputs.weight_dot, inputs.bias_dot))
 
 
 @op.vjp.jvp
 def _vjp_jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
     """Forward over reverse: the tangent of Jᵀȳ is Jᵀȳ′ + ∂⟨ȳ, J(ẋ, ẇ, ḃ)⟩, second derivatives being symmetric."""
-    primal, rows, needs, likes = primals.input, rows_of(primals), tuple(primals.needs), _tensors(primals)
-    x, w = up(primal, primal), gain(primals.weight, primals.offset, primal)
+    primal, needs, likes = primals.input, tuple(primals.needs), _tensors(primals)
+    at, w, rows = _at(primals)
     a, b = up(primals.y_bar, primal), up(tangents.y_bar, primal)
     x_dot, w_dot = up(tangents.input, primal), up(tangents.weight, primal)
-    first = pull(x, w, a, rows, needs)
-    second = _plus(pull(x, w, b, rows, needs), bend(x, w, x_dot, w_dot, a, rows, needs), likes)
+    first = pull(at, w, a, rows, needs)
+    second = _plus(pull(at, w, b, rows, needs), bend(at, w, x_dot, w_dot, a, rows, needs), likes)
     return _like(first, likes), _like(second, likes)
 
 
 @op.vjp.vjp
 def _vjp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """Reverse over reverse: with u the cotangents of Jᵀȳ,  ȳ̄ = J u  and  x, w get ∂⟨ȳ, J u⟩/∂(x, w)."""
-    primal, rows = inputs.input, rows_of(inputs)
-    x, w = up(primal, primal), gain(inputs.weight, inputs.offset, primal)
+    primal = inputs.input
+    at, w, rows = _at(inputs)
     u, v, z = (up(c, primal) for c in cotangents)
-    y_bar_bar = push(x, w, u, v, z, rows) if needs[0] else None
+    y_bar_bar = push(at, w, u, v, z, rows) if needs[0] else None
     if y_bar_bar is not None:
         y_bar_bar = y_bar_bar.expand(_shape(inputs.y_bar, y_bar_bar))
-    bent = bend(x, w, u, v, up(inputs.y_bar, primal), rows, needs[1:])
+    bent = bend(at, w, u, v, up(inputs.y_bar, primal), rows, needs[1:])
     return _like((y_bar_bar, *bent), (inputs.y_bar, *_tensors(inputs)))
 
 
@@ -186,6 +194,12 @@ def rounded_to(unit: Tensor, primal: Tensor, rounded: bool) -> Tensor:
 def rows_of(inputs: Any) -> Rows:
     """How the rows of a point's inputs are normalised."""
     return Rows(inputs.normalized_ndim, inputs.eps, inputs.centred)
+
+
+def _at(inputs: Any) -> tuple[Unit, Any, Rows]:
+    """x̂ and r of a point's inputs as the second order needs them, the gain, and how rows are normalised."""
+    rows, x = rows_of(inputs), inputs.input
+    return rows.unit_about_first(up(x, x)), gain(inputs.weight, inputs.offset, x), rows
 
 
 def _tensors(inputs: Any) -> tuple[Any, Any, Any]:
