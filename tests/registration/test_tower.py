@@ -87,7 +87,7 @@ def test_every_other_composition_compiles_where_that_of_the_formula_does(name: s
                 check_compiled(case, label, composition, "aot_eager")
         except PyTorchCannot:
             impossible.append(label)
-    assert len(impossible) < 8, impossible  # PyTorch's own gaps, a handful in each release
+    assert len(impossible) < 12, impossible  # PyTorch's own gaps, a handful in each release, in 2.11 with each Jacobian
     torch.compiler.reset()
 
 
