@@ -67,10 +67,12 @@ def _blocks(
     if live and _leaves_out(subject, leaves, extras, known):
         return None  # a plan goes by autograd, or says what has no derivative
     try:
-        if subject.batch_dims:
-            blocks = _blocks_of_batch(subject, leaves, extras, x, options, known, live=live)
-        else:
+        if not subject.batch_dims:
             blocks = _blocks_of_one(subject, leaves, known, live=live)
+        elif not subject.batch.numel() or known.planning_pays(0.0, 0):  # what earlier calls took is all that is known
+            blocks = None
+        else:
+            blocks = _blocks_of_batch(subject, leaves, extras, x, options, live=live)
     except RuntimeError as error:
         if not _may_be_planned(error, transformed=live or bool(subject.batch_dims)):
             raise
@@ -81,17 +83,9 @@ def _blocks(
 
 
 def _blocks_of_batch(
-    subject: Subject,
-    leaves: Sequence[Tensor],
-    extras: Sequence[Tensor],
-    x: Any,
-    options: Options,
-    known: Remembered,
-    *,
-    live: bool,
-) -> list[Tensor] | None:
-    if not subject.batch.numel() or known.planning_pays(0.0, 0):  # what earlier calls took is all that is known
-        return None
+    subject: Subject, leaves: Sequence[Tensor], extras: Sequence[Tensor], x: Any, options: Options, *, live: bool
+) -> list[Tensor]:
+    """Return the Jacobians of the samples in each leaf, behind one axis for them."""
     asked = options.randomness == "error" and not inside_transform()
     if asked and isinstance(x, Tensor) and subject.has_one_argument and not subject.in_parameters:
         together = jacobians_of_batch(subject, x, live=live)
