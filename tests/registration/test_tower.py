@@ -87,7 +87,8 @@ def test_every_other_composition_compiles_where_that_of_the_formula_does(name: s
                 check_compiled(case, label, composition, "aot_eager")
         except PyTorchCannot:
             impossible.append(label)
-    assert len(impossible) < 12, impossible  # PyTorch's own gaps, a handful in each release, in 2.11 with each Jacobian
+    gaps = 12 if torch.__version__.startswith("2.11.") else 8  # PyTorch's own, a handful in each release
+    assert len(impossible) < gaps, impossible
     torch.compiler.reset()
 
 
