@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import torch_jvpvjp as tj
-from torch_jvpvjp.accumulation._torch import MISBATCHED_NODES, autograd_nodes, vjp
+from torch_jvpvjp.accumulation._torch import vjp
+from torch_jvpvjp.accumulation._torch_autograd import MISBATCHED_NODES, autograd_nodes
 from torch_jvpvjp.accumulation.carrying import carry_each
 from torch_jvpvjp.accumulation.plain import Recorded
 

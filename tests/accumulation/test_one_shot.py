@@ -10,7 +10,7 @@ from jacobian_checks import F64, assert_same, judged, randn
 from torch import nn
 
 from torch_jvpvjp.accumulation import cache, jacobian
-from torch_jvpvjp.accumulation._torch import Recording
+from torch_jvpvjp.accumulation._torch_autograd import Recording
 
 
 class Power:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._torch import recording_of, vjp
+from ._torch import vjp
+from ._torch_autograd import recording_of
 from .carrying import carry_each
 
 _aten: Any = torch.ops.aten

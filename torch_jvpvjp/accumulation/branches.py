@@ -19,7 +19,7 @@ from .cache import Spent
 from .conditions import sees_values
 
 if TYPE_CHECKING:
-    from ._torch import Recording
+    from ._torch_autograd import Recording
     from .tracings import Tracing
 
 _MOST = 16  # ways that are kept

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._torch import Recording
+    from ._torch_autograd import Recording
     from .plan import Plan
 
 

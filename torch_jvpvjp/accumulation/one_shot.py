@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch._C import _len_torch_dispatch_stack
 
-from ._torch import inside_transform, updates_statistics, wraps_transform
+from ._torch import inside_transform, wraps_transform
+from ._torch_autograd import updates_statistics
 from .batches import check_independent
 from .cache import Remembered
 from .carrying import random_state, set_random_state

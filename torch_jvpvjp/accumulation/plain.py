@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .._left_out import without_derivative
-from ._torch import Recording, inside_vmap, jvp_of, pulled_back, recording_of, vjp_of
+from ._torch import inside_vmap, jvp_of, vjp_of
+from ._torch_autograd import Recording, pulled_back, recording_of
 from ._torch_contexts import plain_attention
 from .carrying import carry_each, dual, random_state, weights
 from .foreign import left_out

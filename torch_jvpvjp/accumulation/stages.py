@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .._left_out import without_derivative
-from ._torch import any_global_module_hook, jvp, recording_of, vjp
+from ._torch import any_global_module_hook, jvp, vjp
+from ._torch_autograd import recording_of
 from ._torch_contexts import plain_attention
 from .bending import rows_where_bent
 from .bracket import Mode

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._left_out import is_left_out
-from .._torch import autograd_nodes, is_builtin_node
+from .._torch_autograd import autograd_nodes, is_builtin_node
 from .intercepted import NotRecordable
 from .tape import TapeOp
 

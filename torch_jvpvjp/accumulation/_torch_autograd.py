@@ -1,0 +1,138 @@
+"""What autograd has recorded of a tensor: the private names of PyTorch that tell, and its engine without the Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "MISBATCHED_NODES", "Recording", "autograd_nodes", "is_builtin_node", "pulled_back", "recording_of",
+    "updates_statistics",
+]  # fmt: skip
+
+
+class Recording(NamedTuple):
+    """What autograd has recorded of a tensor.
+
+    Attributes:
+        nodes: How many operations.
+        batches_rightly: Whether their derivatives are known to be right under `vmap`. They are not where a node is not
+            PyTorch's own, nor where PyTorch's own is wrong: of all that PyTorch samples of its ops, a test compares
+            the batched derivatives with single ones.
+        bends_rightly: Whether forward mode of the function may be differentiated in turn; see `bending`.
+        way: A number that recordings of as many operations of each kind share: those of a function that goes one way.
+        whole: Whether every operation has a derivative: through an op without a kernel for autograd none comes.
+    """
+
+    nodes: int
+    batches_rightly: bool
+    bends_rightly: bool
+    way: int
+    whole: bool
+
+
+def recording_of(y: Tensor) -> Recording:
+    """Return what autograd has recorded of a tensor."""
+    kinds: dict[type, int] = {}
+    nodes = autograd_nodes(y)
+    for node in nodes:
+        kind = type(node)
+        kinds[kind] = kinds.get(kind, 0) + 1
+    batches_rightly = bends_rightly = True
+    for kind in kinds:
+        batches, bends = _OF_KINDS.get(kind) or _known_of(kind)
+        batches_rightly, bends_rightly = batches_rightly and batches, bends_rightly and bends
+    whole = not any(kind.__name__ == "CppFunction" for kind in kinds) or not any(map(_warns, nodes))
+    return Recording(len(nodes), batches_rightly, bends_rightly, hash(frozenset(kinds.items())), whole)
+
+
+def _warns(node: Any) -> bool:
+    """Return whether a node stands for an op without a derivative, as PyTorch warns once the pullback goes by."""
+    return node.name().endswith("WarnNotImplemented")
+
+
+def _known_of(kind: type) -> tuple[bool, bool]:
+    """Return whether nodes of a kind batch rightly and bend rightly; what was found is kept for PyTorch's own kinds."""
+    name = kind.__name__
+    known = name not in MISBATCHED_NODES and _is_builtin(kind), name.rstrip("0123456789") not in BENT_NODES
+    if not issubclass(kind, _CFunctionBase):  # of which every `autograd.Function` makes another
+        _OF_KINDS[kind] = known
+    return known
+
+
+_OF_KINDS: dict[type, tuple[bool, bool]] = {}
+
+
+MISBATCHED_NODES = frozenset({"CdistBackward0", "EuclideanDistBackward0", "AsStridedScatterBackward0", "RollBackward0"})
+"""Nodes of autograd whose derivative under `vmap` is not that of each vector, in some release from 2.11 to 2.15."""
+
+
+BENT_NODES = frozenset({
+    "NativeLayerNormBackward", "NativeBatchNormBackward", "NativeBatchNormLegitBackward",
+    "BatchNormWithUpdateBackward", "CudnnBatchNormBackward", "MiopenBatchNormBackward", "LinalgSolveExBackward",
+    "LinalgDetBackward", "LinalgSlogdetBackward", "LinalgHouseholderProductBackward", "TriangularSolveBackward",
+    "GluBackward",
+})  # fmt: skip
+"""Nodes of autograd whose JVP, once it is differentiated, is silently wrong in some release from 2.11 to 2.15, or that
+of a gated linear unit, which has no derivative."""
+
+
+def pulled_back(
+    y: Tensor, leaves: Sequence[Tensor], y_bar: Tensor, *, again: bool, batched: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Return the cotangent of each leaf that y depends on, for a cotangent of y or, batched, some behind one axis.
+
+    Of plain tensors there is nothing that `torch.autograd.grad` has to look at before it asks the engine, which for a
+    small function takes a tenth of its pullback.
+    """
+    if batched or type(y) is not Tensor:
+        return torch.autograd.grad(y, leaves, y_bar, retain_graph=again, allow_unused=True, is_grads_batched=batched)
+    return _run_backward((y,), (y_bar,), again, False, tuple(leaves), True, accumulate_grad=False)
+
+
+_run_backward: Any = getattr(torch.autograd.graph, "_engine_run_backward")  # noqa: B009 (the stubs do not know it)
+
+
+def autograd_nodes(y: Tensor) -> set[Any]:
+    """Return the nodes of the autograd graph that leads to a tensor."""
+    pending = [] if y.grad_fn is None else [y.grad_fn]
+    seen = set(pending)
+    while pending:
+        for following, _ in pending.pop().next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                pending.append(following)
+    return seen
+
+
+def is_builtin_node(node: Any) -> bool:
+    """Return whether a node of the autograd graph is one of PyTorch's own, or of an op that is kept whole on a tape.
+
+    A Python node is a `torch.autograd.Function`, whose derivative the ops that it ran do not tell. A class of nodes
+    that stands for one dispatcher op, and so is not lost, says so by the attribute `of_dispatcher_op` of its function.
+    """
+    return _is_builtin(type(node))
+
+
+def _is_builtin(kind: type) -> bool:
+    if issubclass(kind, _CFunctionBase):
+        return bool(getattr(getattr(kind, "_forward_cls", None), "of_dispatcher_op", False))
+    return kind.__name__ not in _FOREIGN_NODES
+
+
+_CFunctionBase: Any = getattr(torch._C, "_FunctionBase")  # noqa: B009 (the stubs do not know it)
+_FOREIGN_NODES = frozenset({"CppFunction", "NotImplemented", "WarnNotImplemented", "Error", "DelayedError"})
+
+
+def updates_statistics(y: Tensor) -> bool:
+    """Return whether batch normalisation on the way to y has updated running statistics."""
+    nodes: Any = autograd_nodes(y)
+    return any(
+        "BatchNorm" in node.name()
+        and getattr(node, "_saved_training", True)
+        and getattr(node, "_saved_running_mean", None) is not None
+        for node in nodes
+    )
