@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 
 from torch_jvpvjp.ops._native import without_native
 from torch_jvpvjp.ops.huber_loss import huber_loss
@@ -155,6 +157,95 @@ def test_autocast_returns_float32_as_pytorch_does() -> None:
             torch.testing.assert_close(ours(x, t), theirs(x, t))
 
 
+@pytest.mark.parametrize("region", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("of_x", "of_t"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float16), (torch.float64, torch.float32)],
+    ids=str,
+)
+def test_two_dtypes_are_widened_as_pytorch_widens_them(
+    of_x: torch.dtype, of_t: torch.dtype, region: torch.dtype | None, device: str
+) -> None:
+    """As where a network under autocast meets a float32 target; each cotangent has the dtype of its tensor."""
+    x, t, w = torch.rand(3, 4, 5, dtype=torch.float64, device=device).to(of_t).add(0.5)
+    x = x.to(of_x)
+    pairs: list[tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]] = [
+        (mse_loss, F.mse_loss, (x, t)),
+        (huber_loss, F.huber_loss, (x, t)),
+        (lambda x, t: kl_div(x, t, "sum"), lambda x, t: F.kl_div(x, t, reduction="sum"), (x, t)),
+        (lambda *a: mse_loss(a[0], a[1], weight=a[2]), lambda *a: F.mse_loss(a[0], a[1], weight=a[2]), (x, t, w)),
+        (lambda *a: huber_loss(a[0], a[1], weight=a[2]), lambda *a: F.huber_loss(a[0], a[1], weight=a[2]), (x, t, w)),
+    ]
+    with torch.autocast(device, region or torch.bfloat16, enabled=region is not None):
+        for ours, theirs, operands in pairs:
+            expected = theirs(*operands)
+            value, *bars = gradients(ours, *operands)
+            assert value.dtype == expected.dtype and [b.dtype for b in bars] == [o.dtype for o in operands]
+            torch.testing.assert_close(value, expected, rtol=2e-2, atol=1e-3)
+            exact = gradients(ours, *(o.double() for o in operands))[1:]
+            for bar, wanted in zip(bars, exact, strict=True):
+                torch.testing.assert_close(bar.double(), wanted, rtol=2e-2, atol=2e-3)
+            y, y_dot = torch.func.jvp(ours, operands, operands)
+            assert y.dtype == y_dot.dtype == expected.dtype
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("loss", [mse_loss, huber_loss], ids=lambda f: f.__name__)
+def test_a_weight_may_be_constant_or_differentiated_at_any_level(
+    loss: Callable[..., Tensor], reduction: str, device: str
+) -> None:
+    """Its product with duals is not left to PyTorch where it is constant, and where it moves its tangent counts."""
+    x, t, w, v = torch.randn(4, 3, 5, dtype=torch.float64, device=device).unbind()
+    w = w.exp()
+
+    def formula(x: Tensor, t: Tensor, w: Tensor) -> Tensor:
+        size = (x - t).abs()
+        terms = w * (size * size if loss is mse_loss else torch.where(size <= 1, 0.5 * size * size, size - 0.5))
+        by = w.sum() if loss is mse_loss else w.numel()
+        return terms if reduction == "none" else terms.sum() if reduction == "sum" else terms.sum() / by
+
+    found: list[Any] = []
+    for f in (lambda x, t, w: loss(x, t, reduction, weight=w), formula):
+        for constant in (w, w.clone().requires_grad_()):
+            found.append(torch.func.jvp(lambda x, c=constant, f=f: f(x, t, c), (x,), (v,)))
+        found.append(torch.func.jvp(f, (x, t, w), (v, x, t)))
+        found.append(torch.func.jvp(lambda w, f=f: f(x, t, w), (w,), (v,)))
+        nested = lambda w, f=f: torch.func.jvp(lambda x: f(x, t, w), (x,), (v,))[1]  # noqa: E731
+        found.append(torch.func.jvp(nested, (w,), (t,)))
+        found.append(torch.vmap(nested)(torch.stack([w, 2 * w])))
+        pulled = torch.func.grad(lambda x, w, f=f: f(x, t, w).square().sum(), argnums=(0, 1))
+        found.append(torch.func.jvp(pulled, (x, w), (v, t)))
+        leaf = x.clone().requires_grad_()
+        with forward_ad.dual_level():
+            for weight in (w, forward_ad.make_dual(w, t)):
+                y = forward_ad.unpack_dual(f(forward_ad.make_dual(leaf, v), t, weight))
+                found.append((*y, *torch.autograd.grad(y.primal.sum() + y.tangent.square().sum(), leaf)))
+    half = len(found) // 2
+    torch.testing.assert_close(found[:half], found[half:])
+
+
+def test_a_jvp_with_a_constant_weight_multiplies_no_dual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's rule for a product of a dual and a constant goes through its references, at many times the cost."""
+    x, t, w, v = torch.rand(4, 3, 5).unbind()
+    multiplied: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "__mul__", lambda a, b: multiplied.append(a) or torch.mul(a, b))
+    with forward_ad.dual_level():
+        mse_loss(forward_ad.make_dual(x, v), t, weight=w)
+        assert multiplied and all(forward_ad.unpack_dual(a).tangent is None for a in multiplied)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("loss", [mse_loss, huber_loss], ids=lambda f: f.__name__)
+def test_a_compiled_hessian_vector_product_takes_every_length(loss: Callable[..., Tensor]) -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    product = lambda x, t, v: torch.func.jvp(torch.func.grad(loss), (x, t), (v, x))  # noqa: E731
+    compiled = torch.compile(product, backend=counter, dynamic=True, fullgraph=True)
+    for n in (4, 6, 7):
+        x, t, v = (torch.rand(n, 5) for _ in range(3))
+        torch.testing.assert_close(compiled(x, t, v), product(x, t, v))
+    assert counter.frame_count == 1
+
+
 @pytest.mark.usefixtures("interpreted")
 def test_launches(device: str) -> None:
     from torch_jvpvjp.triton_kernels._launch import count_launches
@@ -182,7 +273,7 @@ X = torch.rand(3, 4)
     ("call", "error", "message"),
     [
         (lambda: mse_loss(X, X[0]), ValueError, r"mse_loss: target must have input's shape \(3, 4\), got \(4,\)"),
-        (lambda: mse_loss(X, X.double()), TypeError, r"mse_loss: target must have input's dtype torch.float32"),
+        (lambda: mse_loss(X, X.long()), TypeError, r"mse_loss: target must be float16, .* got torch.int64; use .to"),
         (lambda: mse_loss(X, X, "average"), ValueError, r"mse_loss: reduction must be one of .*, got 'average'"),
         (lambda: mse_loss(X, X, "batchmean"), ValueError, r"mse_loss: reduction must be one of .*, got 'batchmean'"),
         (lambda: mse_loss(X, X, weight=X[0]), ValueError, r"mse_loss: weight must have input's shape \(3, 4\)"),

@@ -29,6 +29,11 @@ def _is_ours(x: Any, *others: Any) -> bool:
     return _is_plain(x) and x.dtype in _DTYPES and all(other is None or _is_plain(other) for other in others)
 
 
+def _are_alike(x: Any, target: Any, *others: Any) -> bool:
+    """Return whether a loss of two tensors takes these: PyTorch's broadcasts too, with a warning."""
+    return _is_ours(x, target, *others) and target.dtype in _DTYPES and x.shape == target.shape
+
+
 def _is_plain(x: Any) -> bool:
     kind = type(x)
     if not (
@@ -177,7 +182,7 @@ def _kl_div(
     reduction: str = "mean",
     log_target: bool = False,
 ) -> Any:
-    if size_average is not None or reduce is not None or not _is_ours(input, target):
+    if size_average is not None or reduce is not None or not _are_alike(input, target):
         return NotImplemented
     return ops.kl_div(input, target, reduction, log_target)
 
@@ -190,15 +195,15 @@ def _mse_loss(
     reduction: str = "mean",
     weight: Any = None,
 ) -> Any:
-    if size_average is not None or reduce is not None or not _is_ours(input, target, weight):
+    if size_average is not None or reduce is not None or not _are_alike(input, target, weight):
         return NotImplemented
     return ops.mse_loss(input, target, reduction, weight)
 
 
 def _huber_loss(input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, weight: Any = None) -> Any:
-    return (
-        ops.huber_loss(input, target, reduction, delta, weight) if _is_ours(input, target, weight) else NotImplemented
-    )
+    if not _are_alike(input, target, weight):
+        return NotImplemented
+    return ops.huber_loss(input, target, reduction, delta, weight)
 
 
 # By the op: PyTorch's functions that it stands for, with what translates a call.

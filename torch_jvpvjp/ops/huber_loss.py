@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..registration.autocast import is_autocast
 from . import _elementwise_losses as losses
 from ._native import FIRST_ORDER, RECORDED, standing
 
@@ -31,32 +33,42 @@ def huber_loss(
 
     Args:
         input: x, any shape and strides; float16, bfloat16, float32 or float64.
-        target: t, of the shape, dtype and device of input.
+        target: t, of the shape and device of input; of another dtype, the loss is computed in the wider of both.
         reduction: "none", "sum" or "mean"; with a weight w, "mean" divides Σ w h by the number of elements.
         delta: δ, positive.
-        weight: A factor of each element, of the shape, dtype and device of input.
+        weight: A factor of each element, of the shape and device of input; of another dtype, it widens the loss too.
 
     Returns:
         The loss: a scalar, or of the shape of input without reduction.
 
     Raises:
-        TypeError: If an argument is not of its type, or dtypes differ or are none of those above.
+        TypeError: If an argument is not of its type, or a dtype is none of those above.
         ValueError: If shapes or devices differ, reduction is another string, or delta <= 0.
 
     Source: Huber (1964), Robust Estimation of a Location Parameter.
     """
-    way = standing(input, target)
-    native = weight is None and way in FIRST_ORDER  # and so dense tensors of one dtype on one device
-    if not native or target is None or input.shape != target.shape or reduction not in _REDUCTIONS:
-        losses.check_operands("huber_loss", input, target, reduction, _REDUCTIONS, weight)
+    way = standing(input, target, weight)
+    native = way in FIRST_ORDER  # and so dense tensors of one dtype on one device
+    x, t = input, target
+    if (
+        not native
+        or target is None
+        or input.shape != target.shape
+        or weight is not None
+        or reduction not in _REDUCTIONS
+    ):
+        x, t = losses.checked_operands("huber_loss", input, target, reduction, _REDUCTIONS, weight)
     _check_delta(delta)
+    own = reduction if weight is None else "none"
     if native:
-        y = losses.native_huber(input, target, reduction, float(delta))
-        return losses.watched_huber(y, reduction, float(delta)) if way == RECORDED else y
-    if weight is None:
-        return losses.reduced(losses.huber, input, target, reduction, float(delta))
-    terms = losses.reduced(losses.huber, input, target, "none", float(delta)) * weight
-    return terms if reduction == "none" else terms.sum() if reduction == "sum" else terms.mean()
+        y = losses.native_huber(x, t, own, float(delta))
+        if way == RECORDED and y.requires_grad:
+            y = losses.watched_huber(y, own, float(delta))
+    else:
+        y = losses.reduced(losses.huber, x, t, own, float(delta))
+        if x.dtype != input.dtype:  # PyTorch's loss has the dtype of input, as autocast leaves it
+            y = y.to(torch.promote_types(input.dtype, torch.float32) if is_autocast(x.device.type) else input.dtype)
+    return y if weight is None else losses.weighted(y, weight, reduction)
 
 
 def _check_delta(delta: Any) -> None:

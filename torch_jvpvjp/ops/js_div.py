@@ -26,7 +26,7 @@ def js_div(
 
     Args:
         input: x, logarithms of probabilities, any shape and strides; float16, bfloat16, float32 or float64.
-        target: q, or log q if log_target; of the shape, dtype and device of input.
+        target: q, or log q if log_target; of the shape and device of input. Of two dtypes, the loss is of the wider.
         reduction: "none", "sum", "mean" (1/number of elements) or "batchmean" (1/first size), which is the mathematical
             definition.
         log_target: Whether target holds logarithms.
@@ -35,12 +35,12 @@ def js_div(
         The divergence: a scalar, or of the shape of input without reduction.
 
     Raises:
-        TypeError: If an argument is not of its type, or dtypes differ or are none of those above.
+        TypeError: If an argument is not of its type, or a dtype is none of those above.
         ValueError: If shapes or devices differ, or reduction is another string.
 
     Source: Lin (1991), Divergence Measures Based on the Shannon Entropy.
     """
-    losses.check_operands("js_div", input, target, reduction, ("none", "sum", "mean", "batchmean"))
+    input, target = losses.checked_operands("js_div", input, target, reduction, ("none", "sum", "mean", "batchmean"))
     if not isinstance(log_target, bool):
         raise TypeError(f"js_div: log_target must be a bool, got {type(log_target).__name__}.")
     return losses.reduced(losses.js, input, target, reduction, log_target)

@@ -27,7 +27,7 @@ def kl_div(
 
     Args:
         input: x, logarithms of probabilities, any shape and strides; float16, bfloat16, float32 or float64.
-        target: q, or log q if log_target; of the shape, dtype and device of input.
+        target: q, or log q if log_target; of the shape and device of input. Of two dtypes, the loss is of the wider.
         reduction: "none", "sum", "mean" (1/number of elements) or "batchmean" (1/first size), which is the mathematical
             definition.
         log_target: Whether target holds logarithms.
@@ -36,12 +36,12 @@ def kl_div(
         The divergence: a scalar, or of the shape of input without reduction.
 
     Raises:
-        TypeError: If an argument is not of its type, or dtypes differ or are none of those above.
+        TypeError: If an argument is not of its type, or a dtype is none of those above.
         ValueError: If shapes or devices differ, or reduction is another string.
 
     Source: Kullback and Leibler (1951), On Information and Sufficiency.
     """
-    losses.check_operands("kl_div", input, target, reduction, ("none", "sum", "mean", "batchmean"))
+    input, target = losses.checked_operands("kl_div", input, target, reduction, ("none", "sum", "mean", "batchmean"))
     if not isinstance(log_target, bool):
         raise TypeError(f"kl_div: log_target must be a bool, got {type(log_target).__name__}.")
     if reduction != "mean" and standing(input, target) == VALUE:  # of which PyTorch warns

@@ -28,25 +28,32 @@ def mse_loss(
 
     Args:
         input: x, any shape and strides; float16, bfloat16, float32 or float64.
-        target: t, of the shape, dtype and device of input.
+        target: t, of the shape and device of input; of two dtypes, the loss is of the wider.
         reduction: "none", "sum" or "mean"; with a weight w, "mean" is Σ w d² / Σ w.
-        weight: A factor of each element, of the shape, dtype and device of input.
+        weight: A factor of each element, of the shape and device of input; of another dtype, it widens the loss too.
 
     Returns:
         The loss: a scalar, or of the shape of input without reduction.
 
     Raises:
-        TypeError: If an argument is not of its type, or dtypes differ or are none of those above.
+        TypeError: If an argument is not of its type, or a dtype is none of those above.
         ValueError: If shapes or devices differ, or reduction is another string.
-    """  # noqa: DOC502 -- check_operands raises
-    way = standing(input, target)
-    native = weight is None and way in FIRST_ORDER  # and so dense tensors of one dtype on one device
-    if not native or target is None or input.shape != target.shape or reduction not in _REDUCTIONS:
-        losses.check_operands("mse_loss", input, target, reduction, _REDUCTIONS, weight)
+    """  # noqa: DOC502 -- checked_operands raises
+    way = standing(input, target, weight)
+    native = way in FIRST_ORDER  # and so dense tensors of one dtype on one device
+    if (
+        not native
+        or target is None
+        or input.shape != target.shape
+        or weight is not None
+        or reduction not in _REDUCTIONS
+    ):
+        input, target = losses.checked_operands("mse_loss", input, target, reduction, _REDUCTIONS, weight)
+    own = reduction if weight is None else "none"
     if native:
-        y = losses.native_mse(input, target, reduction)
-        return losses.watched_mse(y, reduction) if way == RECORDED else y
-    if weight is None:
-        return losses.reduced(losses.mse, input, target, reduction)
-    terms = losses.reduced(losses.mse, input, target, "none") * weight
-    return terms if reduction == "none" else terms.sum() if reduction == "sum" else terms.sum() / weight.sum()
+        y = losses.native_mse(input, target, own)
+        if way == RECORDED and y.requires_grad:
+            y = losses.watched_mse(y, own)
+    else:
+        y = losses.reduced(losses.mse, input, target, own)
+    return y if weight is None else losses.weighted(y, weight, reduction, by_weight=True)

@@ -148,15 +148,16 @@ def push_once(op: "DifferentiableOp", args: Sequence[Any]) -> tuple[Tensor, ...]
     return _duals(op, results, interpreter is not None) if moving else results
 
 
-def push_linear(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """A linear map of duals, f(x) and f(ẋ) each by itself: what PyTorch makes of a quotient by a constant is slow.
+def push_linear(function: Callable[..., Tensor], *tensors: Tensor, constants: Sequence[Tensor] = ()) -> Tensor:
+    """A linear map of duals, f(x) and f(ẋ) each by itself: what PyTorch makes of products with a constant is slow.
 
     Its JVP takes the constant's tangent for a zero tensor, and what is added to one goes through PyTorch's references
-    in Python, which takes many times as long as the quotient.
+    in Python, which takes many times as long as the product or quotient.
 
     Args:
         function: Of tensors to a tensor, linear in all of them together.
         *tensors: What it is called with.
+        constants: What else it reads, and is not linear in: where one has a tangent, PyTorch is left to differentiate.
 
     Returns:
         The result, a dual if each tensor is one of the innermost level, and that is of forward mode.
@@ -167,7 +168,7 @@ def push_linear(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     watched = private.len_torch_dispatch_stack() or private.len_torch_function_stack() or private.get_tracing_state()
     if not pushed or watched or not private.is_fwd_grad_enabled():
         return function(*tensors)
-    if any(not _is_at(t, level) for t in tensors):
+    if any(not _is_at(t, level) for t in tensors) or any(_may_move(c, level) for c in constants):
         return function(*tensors)
     pairs = [private.unpack_dual(t, level=0) for t in tensors]
     if any(tangent is None for _, tangent in pairs):
@@ -179,6 +180,13 @@ def push_linear(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 def _is_at(tensor: Tensor, level: int) -> bool:
     """Whether a tensor is PyTorch's own and of this level of `torch.func`, -1 for none."""
     return type(tensor) is _Tensor and private.level_of(tensor) == level and not private.is_legacy_batched(tensor)
+
+
+def _may_move(constant: Tensor, level: int) -> bool:
+    """Whether a tensor may have a tangent of this level of `torch.func`, -1 for that of a plain dual level."""
+    if private.level_of(constant) != level:
+        return False  # of another level, where it is as constant as a plain tensor
+    return not _is_at(constant, level) or private.unpack_dual(constant, level=0)[1] is not None
 
 
 def _duals(op: "DifferentiableOp", results: Sequence[Tensor], wrapping: bool) -> tuple[Tensor, ...]:

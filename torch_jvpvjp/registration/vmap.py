@@ -107,6 +107,8 @@ def align(info: Any, in_dims: Sequence[int | None], args: Sequence[Any], *, expa
         if not isinstance(value, Tensor) or (dim is None and not expand):
             aligned.append(value)
             continue
+        if value.is_neg():  # PyTorch makes no view of a dual whose signs are yet to be flipped
+            value = value.resolve_neg()  # noqa: PLW2901
         front = value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
         front = front.reshape(front.shape[0], *[1] * (rank - own), *front.shape[1:])
         aligned.append(front.expand(info.batch_size, *front.shape[1:]) if dim is None else front)

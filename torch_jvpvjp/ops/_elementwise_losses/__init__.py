@@ -1,11 +1,11 @@
 """What mse_loss, huber_loss, kl_div and js_div share: their ops, rules and kernels."""
 
 from .cpu import native_huber, native_mse, watched_huber, watched_mse
-from .face import check_operands, reduced
+from .face import checked_operands, reduced, weighted
 from .ops import huber, js, kl, mse
 
 __all__ = [
-    "check_operands",
+    "checked_operands",
     "huber",
     "js",
     "kl",
@@ -15,4 +15,5 @@ __all__ = [
     "reduced",
     "watched_huber",
     "watched_mse",
+    "weighted",
 ]

@@ -47,6 +47,22 @@ def declare_second_order(op: DifferentiableOp, loss: Loss, scale_of: Callable[[T
             (x_bar, t_bar, along, _negative(along)), (inputs.x, inputs.t, inputs.x_dot, inputs.t_dot)
         )
 
+    @op.vjp.jvp
+    def vjp_jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        """x̄ = s ȳ e′ and its tangent s (ȳ′ e′ + ȳ e″ ḋ);  t̄ = −x̄."""
+        x, t, values = *_wide(primals, primals.x, primals.t), values_of(primals, options)
+        y_bar, y_bar_dot = (_spread(v, primals, scale_of) for v in _wide(primals, primals.y_bar, tangents.y_bar))
+        d_dot = _difference(*_wide(primals, tangents.x, tangents.t))
+        slope = loss.slope_x(x, t, *values)
+        bent = None if d_dot is None else bend(x, t, *values) * d_dot * y_bar
+        x_bar, x_bar_dot = slope * y_bar, total(None if y_bar_dot is None else slope * y_bar_dot, bent)
+
+        def bars(of_x: Tensor | None) -> tuple[Tensor | None, ...]:
+            wanted = of_x if primals.needs[0] else None, _negative(of_x) if primals.needs[1] else None
+            return cotangents_like(wanted, (primals.x, primals.t))
+
+        return bars(x_bar), bars(x_bar_dot)
+
     @op.vjp.vjp
     def vjp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """With w = u − v, u and v the cotangents of x̄ and t̄,  ȳ̄ = s Σ e′ w  and  d̄ = s ȳ e″ w."""

@@ -1,4 +1,4 @@
-"""What the public functions of the elementwise losses share: checks, and how a reduction becomes a call of the op."""
+"""What the public functions of the elementwise losses share: checks, weights, and how a reduction calls the op."""
 
 from typing import Any
 
@@ -7,14 +7,17 @@ from torch import Tensor
 
 from ...registration import DifferentiableOp
 from ...registration import _torch_private as private
+from ...registration.push import push_linear
 from .._arguments import check_floating
 from .._memory_order import inverse, memory_order
 
 _is_compiling, _any_autocast = torch.compiler.is_dynamo_compiling, private.is_any_autocast_enabled
 
 
-def check_operands(name: str, x: Any, t: Any, reduction: Any, reductions: tuple[str, ...], weight: Any = None) -> None:
-    """Refuse what is no elementwise loss before anything is computed.
+def checked_operands(
+    name: str, x: Any, t: Any, reduction: Any, reductions: tuple[str, ...], weight: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Refuse what is no elementwise loss before anything is computed, and bring input and target to one dtype.
 
     Args:
         name: Of the function.
@@ -24,6 +27,9 @@ def check_operands(name: str, x: Any, t: Any, reduction: Any, reductions: tuple[
         reductions: Which reductions there are.
         weight: Weights, or None.
 
+    Returns:
+        Input and target, in the wider dtype of both, as PyTorch computes the loss of two.
+
     Raises:
         TypeError: If an argument is not of its type or dtype.
         ValueError: If shapes, devices or the reduction do not fit.
@@ -32,10 +38,6 @@ def check_operands(name: str, x: Any, t: Any, reduction: Any, reductions: tuple[
         if argument == "weight" and value is None:
             continue
         check_floating(name, argument, value)
-        if value.dtype != x.dtype:
-            raise TypeError(
-                f"{name}: {argument} must have input's dtype {x.dtype}, got {value.dtype}; use .to(input.dtype)."
-            )
         if value.shape != x.shape:
             raise ValueError(
                 f"{name}: {argument} must have input's shape {tuple(x.shape)}, got {tuple(value.shape)}; use .expand() "
@@ -49,6 +51,10 @@ def check_operands(name: str, x: Any, t: Any, reduction: Any, reductions: tuple[
         raise TypeError(f"{name}: reduction must be one of {reductions}, got {type(reduction).__name__}.")
     if reduction not in reductions:
         raise ValueError(f"{name}: reduction must be one of {reductions}, got {reduction!r}.")
+    if x.dtype == t.dtype:
+        return x, t
+    dtype = torch.promote_types(x.dtype, t.dtype)
+    return x.to(dtype), t.to(dtype)
 
 
 def reduced(op: DifferentiableOp, x: Tensor, t: Tensor, reduction: str, *options: Any) -> Tensor:
@@ -73,3 +79,27 @@ def reduced(op: DifferentiableOp, x: Tensor, t: Tensor, reduction: str, *options
     # A call of the op would only look at the arguments again.
     y = op(*args) if _is_compiling() or _any_autocast() else op.call_flat(args)[0]
     return y if order is None or y.dim() == 0 else y.permute(inverse(order))
+
+
+def weighted(terms: Tensor, weight: Tensor, reduction: str, *, by_weight: bool = False) -> Tensor:
+    """Weigh the terms of a loss and reduce them.
+
+    Args:
+        terms: e(x, t), without reduction.
+        weight: A factor of each.
+        reduction: "none", "sum" or "mean".
+        by_weight: Whether "mean" divides by Σ w; else by the number of elements.
+
+    Returns:
+        The loss.
+    """
+
+    def weigh(terms: Tensor) -> Tensor:
+        product = terms * weight
+        if reduction == "none":
+            return product
+        if reduction == "sum":
+            return product.sum()
+        return product.sum() / weight.sum() if by_weight else product.mean()
+
+    return weigh(terms) if _is_compiling() else push_linear(weigh, terms, constants=(weight,))

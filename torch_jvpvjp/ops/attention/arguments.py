@@ -185,7 +185,8 @@ def mask_of(name: str, attn_mask: Any, heads: Heads) -> tuple[Tensor | None, Ten
     if not isinstance(attn_mask, Tensor):
         raise TypeError(f"{name}: attn_mask must be a Tensor, a BlockMask or None, got {kind_of(attn_mask)}.")
     check_dense(name, "attn_mask", attn_mask)
-    if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
+    lowered = attn_mask.dtype in (torch.float16, torch.bfloat16) and _is_autocast(query)  # with all the others
+    if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype) and not lowered:
         raise TypeError(
             f"{name}: attn_mask must be bool (True: takes part), float32 or of the query's dtype {query.dtype} (added "
             f"to the scores), got {attn_mask.dtype}; use .to()."

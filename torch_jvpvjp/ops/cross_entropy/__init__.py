@@ -57,7 +57,8 @@ def cross_entropy(
         softcap: κ, positive. Absent means no cap.
 
     Returns:
-        The loss, of input's dtype, under autocast float32: a scalar, or one for each row with reduction="none".
+        The loss: a scalar, or one for each row with reduction="none". Its dtype is input's, or the wider of input's and
+        the probabilities'; under autocast it is at least float32.
 
     Raises:
         TypeError: If an argument is not of its type, or a tensor not of a dtype named above.
@@ -74,9 +75,10 @@ def cross_entropy(
     target = target if probabilities else classes_of(target, ignore_index)
     dim = -1 if input.dim() < 2 else 1 - input.dim()
     rows_target = target if probabilities else target.unsqueeze(dim if input.dim() > 1 else -1)
-    shaped = None if weight is None else weight.reshape(-1, *(1,) * (-dim - 1))
+    shaped = None if weight is None else weight.reshape(len(weight), *(1,) * (-dim - 1))
     args = (input, rows_target, shaped, dim, ignore_index, float(label_smoothing), softcap)
     losses, lse = op(*args) if _is_compiling() else op.visible(op.call_flat(args))
     counts = None if probabilities else rows_target != ignore_index
     loss = reduced(losses, lse, dim, counts, rows_target, weight, reduction, z_loss)
-    return loss if is_autocast(input.device.type) else loss.to(input.dtype)
+    dtype = loss.dtype if is_autocast(input.device.type) else input.dtype
+    return loss.to(torch.promote_types(dtype, target.dtype) if probabilities else dtype)

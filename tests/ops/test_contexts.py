@@ -1,0 +1,100 @@
+"""Ops in contexts of PyTorch's: autocast, lazy and empty tensors, tracers. PyTorch's functions are the judge."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
+from torch import Tensor
+from torch.func import grad, hessian, jvp, vmap
+
+import torch_jvpvjp as tj
+from torch_jvpvjp import ops
+
+LOWER = [torch.bfloat16, torch.float16]
+Unary = Callable[[Tensor], Tensor]
+
+
+def negated(x: Tensor) -> Tensor:
+    """The same numbers in memory that holds them with the other sign."""
+    lazy = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert lazy.is_neg()
+    return lazy
+
+
+# ---- autocast and two dtypes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("region", LOWER, ids=str)
+@pytest.mark.parametrize("of_mask", [*LOWER, torch.float32], ids=str)
+@pytest.mark.parametrize("of_query", [*LOWER, torch.float32], ids=str)
+def test_autocast_lowers_a_mask_of_any_dtype(
+    of_query: torch.dtype, of_mask: torch.dtype, region: torch.dtype, device: str
+) -> None:
+    query, key, mask = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 4, 8), torch.randn(4, 4)
+    operands = [t.to(device) for t in (query.to(of_query), key, key, mask.to(of_mask))]
+    with torch.autocast(device, region):
+        found, expected = (f(*operands) for f in (ops.scaled_dot_product_attention, F.scaled_dot_product_attention))
+    assert found.dtype == expected.dtype == region
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("region", [None, *LOWER], ids=str)
+@pytest.mark.parametrize(
+    ("of_input", "of_target"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float64), (torch.float16, torch.bfloat16)],
+    ids=str,
+)
+def test_probabilities_widen_the_cross_entropy(
+    of_input: torch.dtype, of_target: torch.dtype, region: torch.dtype | None, device: str
+) -> None:
+    x, q = torch.randn(4, 5, device=device).to(of_input), torch.rand(4, 5, device=device).softmax(-1).to(of_target)
+    for reduction in ("none", "sum", "mean"):
+        with torch.autocast(device, region or torch.bfloat16, enabled=region is not None):
+            found = ops.cross_entropy(x, q, reduction=reduction)
+            expected = F.cross_entropy(x, q, reduction=reduction)
+            tangents = jvp(lambda *a, r=reduction: ops.cross_entropy(*a, reduction=r), (x, q), (x, q))
+        assert [t.dtype for t in (found, *tangents)] == [expected.dtype] * 3
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+# ---- what lies in memory otherwise -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (ops.silu, F.silu),
+        (lambda x: ops.rms_norm(x, (6,)), lambda x: F.rms_norm(x, (6,))),
+        (lambda x: ops.logsumexp(x, -1), lambda x: torch.logsumexp(x, -1)),
+        (lambda x: ops.mse_loss(x, x.cos()), lambda x: F.mse_loss(x, x.cos())),
+    ],
+)
+def test_signs_that_are_yet_to_be_flipped_go_through_hessians(ours: Unary, theirs: Unary, device: str) -> None:
+    x = torch.randn(4, 6, dtype=torch.float64, device=device)
+    for f, g in ((ours, theirs), (grad(lambda x: ours(x).square().sum()), grad(lambda x: theirs(x).square().sum()))):
+        torch.testing.assert_close(f(negated(x)), g(x))
+        torch.testing.assert_close(jvp(f, (negated(x),), (negated(x),)), jvp(f, (x,), (x,)))
+    found = hessian(lambda x: ours(x).square().sum())(negated(x))
+    torch.testing.assert_close(found, hessian(lambda x: theirs(x).square().sum())(x))
+
+
+def test_a_batch_of_nothing_has_its_shape(device: str) -> None:
+    rows, weights = torch.randn(0, 4, 5, device=device), torch.rand(0, 5, device=device)
+    target = torch.tensor([0, 2, 1, 4], device=device)
+    losses = vmap(lambda x, w: ops.cross_entropy(x, target, w, reduction="none"))(rows, weights)
+    assert losses.shape == (0, 4)
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mse_loss", "huber_loss", "kl_div"])
+@pytest.mark.filterwarnings("ignore:Using a target size:UserWarning", "ignore:reduction:UserWarning")
+def test_losses_that_broadcast_stay_pytorch_s_in_patched(name: str) -> None:
+    f: Any = getattr(F, name)
+    x, t = torch.rand(3, 4), torch.rand(4)
+    expected = f(x, t), f(x, x.double())
+    with tj.nn.patched():
+        torch.testing.assert_close((f(x, t), f(x, x.double())), expected)
