@@ -38,3 +38,17 @@ def test_the_samples_of_a_batch_cannot_be_compared():
         "2.weight": (3, 4, 4, 9),
         "2.bias": (3, 4, 4),
     }
+
+
+@pytest.mark.parametrize("sparse", [True, "auto"])
+def test_sparse_jacobians_have_the_entries_of_those_with_values(sparse):
+    x = torch.zeros(5)
+    expected = jacobian(torch.sin, x, sparse=sparse)
+    for found in (
+        jacobian(torch.sin, x.to("meta"), sparse=sparse),
+        plan_jacobian(torch.sin, x.to("meta"), sparse=sparse)(x.to("meta")),
+        plan_jacobian(torch.sin, x, sparse=sparse)(x.to("meta")),
+    ):
+        assert (found.device.type, found.shape, found.layout) == ("meta", expected.shape, torch.sparse_coo)
+        assert found._nnz() == expected._nnz()
+    assert torch.equal(plan_jacobian(torch.sin, x.to("meta"), sparse=sparse)(x).to_dense(), expected.to_dense())

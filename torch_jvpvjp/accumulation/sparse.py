@@ -74,6 +74,7 @@ def _ranges(side: Side) -> list[tuple[Any, int, int]]:
 
 def _tensor(part: _Part, entries: Tensor) -> Tensor:
     own = (entries if part.taken is None else entries.index_select(0, part.taken)).to(part.dtype)
-    with torch.sparse.check_sparse_tensor_invariants():  # said here, since PyTorch 2.11 warns where it is left open
+    # Said here, since PyTorch 2.11 warns where it is left open; of entries without data nothing can be checked.
+    with torch.sparse.check_sparse_tensor_invariants(enable=not own.is_meta):
         # indices of its own, which a caller may write into
         return torch.sparse_coo_tensor(part.indices.clone(), own, part.shape, is_coalesced=True)
