@@ -87,3 +87,50 @@ def test_a_function_whose_pullback_takes_no_rows_at_once_goes_row_by_row():
     plan = plan_jacobian(function, x, strategy="reverse")
     for _ in range(2):
         assert_same(plan(x), judged(function, x))
+
+
+def _far_apart(v):
+    return torch.logcumsumexp(v * 20, 1) / 20  # whose JVP adds 1e-13 to what may be less than that
+
+
+def _greatest(v):
+    return torch.zeros_like(v).scatter_reduce(1, INDEX, v.relu(), "amax", include_self=False)
+
+
+def _inverse_of_factor(v):
+    return torch.cholesky_inverse(v[:, :2].tril())
+
+
+WRONG_AT_SOME_POINTS = {
+    "sums of exponentials": (_far_apart, torch.tensor([[-3.0, -1.0, 1.0], [2.0, -2.0, 0.0]], dtype=F64)),
+    "a tie": (_greatest, torch.tensor([[-3.0, -1.0, 1.0], [2.0, -2.0, 0.0]], dtype=F64)),
+    "a factor": (_inverse_of_factor, torch.tensor([[2.0, 0.0, 1.0], [0.3, 3.0, 0.0]], dtype=F64)),
+}
+
+
+@pytest.mark.parametrize("opaque", [False, True], ids=["recorded", "black box"])
+@pytest.mark.parametrize("f, x", WRONG_AT_SOME_POINTS.values(), ids=WRONG_AT_SOME_POINTS)
+def test_the_vjp_counts_where_the_jvp_is_right_at_most_points(f, x, opaque):
+    def function(v):
+        value = f(v) if not opaque or float(v.detach().sum()) < 1e9 else -v
+        return torch.cat([value.reshape(-1)] * 9)
+
+    def gradient(take):
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(take(leaf).square().sum(), leaf)[0]
+
+    expected = judged(function, x)
+    for found in (
+        jacobian(function, x),
+        jacobian(function, x, create_graph=True).detach(),
+        jacobian(function, x, chunk_size=2),
+        plan_jacobian(function, x + 0.1)(x),
+        plan_jacobian(function, x)(x),
+        plan_jacobian(function, x, chunk_size=2)(x),
+    ):
+        assert_same(found, expected)
+    if not opaque:
+        assert_same(plan_jacobian(function, x + 0.1, strategy="forward")(x), expected)
+    expected = gradient(lambda v: torch.autograd.functional.jacobian(function, v, create_graph=True))
+    assert_same(gradient(lambda v: jacobian(function, v, create_graph=True)), expected)
+    assert_same(gradient(lambda v: plan_jacobian(function, x, create_graph=True)(v)), expected)

@@ -181,3 +181,47 @@ OPTIONS = {
 def test_options_are_checked(function, options, error, message):
     with pytest.raises(error, match=message):
         function(torch.sin, X, **options)
+
+
+@pytest.mark.parametrize("batch", [None, 4], ids=["one", "batch"])
+@pytest.mark.parametrize("function", [jacobian, plan_jacobian], ids=["jacobian", "plan_jacobian"])
+def test_stages_that_do_not_fit_one_another_are_named(function, batch):
+    stages = [nn.Linear(3, 4), nn.Tanh(), nn.Linear(5, 2)]
+    x, options = (X, {}) if batch is None else (torch.ones(batch, 3), {"batch_dims": 1})
+    with pytest.raises(
+        ValueError, match=r"stage [13] \(.*Linear.*\) must take a tensor of shape .*cannot be multiplied"
+    ):
+        function(stages, x, **options)
+
+
+IN_TRAINING = {
+    "dropout": (
+        nn.Sequential(nn.Linear(3, 3), nn.Dropout()),
+        r"f must draw no random numbers where batch_dims=1 and randomness='error', got .*\(Sequential; dropout in "
+        r"training mode does this\); call f.eval\(\), or say by randomness='same' or 'different'",
+    ),
+    "batch normalisation": (
+        nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)),
+        r"f must treat the samples of batch_dims=1 independently, got one that takes no sample alone \(Sequential, by "
+        r"batch normalisation in training mode\); call f.eval\(\), or .* batch_dims=0",
+    ),
+}
+
+
+@pytest.mark.parametrize(("net", "message"), IN_TRAINING.values(), ids=IN_TRAINING)
+@pytest.mark.parametrize("wrt", [None, "parameters"])
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda net, x, **options: [jacobian(net, x, **options) for _ in range(3)],
+        lambda net, x, **options: plan_jacobian(net, x, **options)(x),
+        lambda net, x, **options: jacobian(net, x, create_graph=True, **options),
+    ],
+    ids=["jacobian", "plan", "create_graph"],
+)
+def test_what_no_batch_of_samples_goes_through_in_training_is_said(net, message, wrt, take):
+    net.train()
+    with pytest.raises(ValueError, match=message):
+        take(net, torch.ones(5, 3), batch_dims=1, wrt=wrt)
+    net.eval()
+    take(net, torch.ones(5, 3), batch_dims=1, wrt=wrt)

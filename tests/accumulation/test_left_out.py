@@ -127,3 +127,93 @@ def test_a_jacobian_inside_of_a_function_that_autograd_alone_takes():
     expected = torch.diag(12 * x**3)
     for found in (tj.jacobian(outer, x), tj.plan_jacobian(outer, x)(x), tj.jacobian(outer, x, create_graph=True)):
         assert_same(found.detach(), expected)
+
+
+# Results that autograd takes for constants: the statistics of a normalisation.
+
+aten = torch.ops.aten
+GAIN, SHIFT = randn(4), randn(4)
+NORMS = {
+    "layer": lambda v: torch.native_layer_norm(v, (3,), None, None, 1e-5),
+    "two axes": lambda v: torch.native_layer_norm(v, (4, 3), None, None, 1e-5),
+    "group": lambda v: torch.native_group_norm(v, GAIN, SHIFT, 2, 4, 3, 2, 1e-5),
+    "batch": lambda v: torch.native_batch_norm(v, GAIN, SHIFT, None, None, True, 0.1, 1e-5),
+    "batch without statistics": lambda v: aten._native_batch_norm_legit.no_stats(v, GAIN, None, True, 0.1, 1e-5),
+}
+WAYS_OF_ONE = {name: way for name, way in WAYS.items() if "batch" not in name}
+statistics_of = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+
+
+def by_differences(f, x):
+    """The Jacobian by central differences."""
+    steps = 1e-6 * torch.eye(x.numel(), dtype=F64).reshape(-1, *x.shape)
+    return torch.stack([(f(x + step) - f(x - step)).flatten() / 2e-6 for step in steps], 1)
+
+
+@statistics_of
+@pytest.mark.parametrize("way", WAYS_OF_ONE.values(), ids=WAYS_OF_ONE)
+def test_statistics_of_a_normalisation_have_their_derivatives(norm, way):
+    x = randn(2, 4, 3)
+    for f in (
+        lambda v: norm(v)[1],
+        lambda v: norm(v)[2],
+        lambda v: (norm(v)[0] * (norm(v)[1].sum() + norm(v)[2].sum()))[..., :2],
+    ):
+        expected = by_differences(f, x)
+        assert_same(way(f, x).reshape(expected.shape), expected, 1e-7)
+
+
+@statistics_of
+def test_statistics_that_are_detached_are_constants(norm):
+    def f(v):
+        y, mean, factor = norm(v)
+        with torch.no_grad():
+            scaled = 3 * factor
+        return y * (mean.detach().sum() + scaled.sum())
+
+    x = randn(2, 4, 3)
+    expected = torch.autograd.functional.jacobian(f, x)
+    for way in WAYS_OF_ONE.values():
+        assert_same(way(f, x).reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_statistics_in_batches(way):
+    def f(v):
+        y, mean, factor = torch.native_layer_norm(v, (3,), None, None, 1e-5)
+        return y * factor + mean
+
+    x = randn(3)
+    expected = by_differences(f, x)
+    assert_same(way(f, x).reshape(expected.shape), expected, 1e-7)
+
+
+def test_a_statistic_without_a_known_derivative_is_refused():
+    def updated(v):
+        return aten._native_batch_norm_legit(v, GAIN, SHIFT, SHIFT.clone(), GAIN.square(), True, 0.1, 1e-5)
+
+    def solved(v):
+        return torch.linalg.lstsq(v, v.sin(), driver="gelsd")
+
+    x = randn(2, 4, 3)
+    for f, words in (
+        (lambda v: updated(v)[0] * updated(v)[2].sum(), "result 2 of _native_batch_norm_legit"),
+        (lambda v: solved(v).singular_values, "result 3 of linalg_lstsq"),
+    ):
+        for way in WAYS_OF_ONE.values():
+            with pytest.raises(NotImplementedError, match=f"{words}, of which PyTorch has no derivative"):
+                way(f, x)
+    detached = tj.jacobian(lambda v: updated(v)[0] * updated(v)[2].detach().sum(), x)
+    assert_same(detached, torch.autograd.functional.jacobian(lambda v: updated(v)[0] * updated(v)[2].detach().sum(), x))
+
+
+def test_gradients_inside_of_a_function_are_given_statistics_for_what_they_are():
+    def f(v):
+        y = torch.nn.functional.layer_norm(v, (3,)).sin()
+        (gradient,) = torch.autograd.grad(y.sum(), v, create_graph=True)
+        return gradient
+
+    x = randn(4, 3)
+    expected = by_differences(lambda v: f(v.requires_grad_()).detach(), x)
+    for way in (WAYS["first calls"], WAYS["plan"]):
+        assert_same(way(f, x).reshape(expected.shape), expected, 1e-7)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torch_jvpvjp.accumulation.rules import LOCAL_RULES, Call, Meta, Operand, local_derivatives, local_rule
 from torch_jvpvjp.accumulation.rules.arguments import fill
-from torch_jvpvjp.accumulation.structure import Dense, PlusLowRank
+from torch_jvpvjp.accumulation.structure import Dense, LowerTriangular, PlusLowRank
 
 X, W = randn(3, 4), randn(4, 5)
 ROW, GAIN, IMAGE = randn(1, 4), randn(4, seed=2), randn(1, 2, 5, 4)
@@ -51,6 +51,8 @@ SAMPLES = {
     "softmax_one_row": Case(aten._softmax.default, (ROW, 1, False)),
     "log_softmax": Case(aten._log_softmax.default, (X, 1, False)),
     "log_softmax_one_row": Case(aten._log_softmax.default, (ROW, 1, False)),
+    "logcumsumexp": Case(aten.logcumsumexp.default, (X, 1)),
+    "logcumsumexp_one_row": Case(aten.logcumsumexp.default, (ROW, 1), kind=LowerTriangular),
     "layer_norm": Case(aten.native_layer_norm.default, (X, [4], GAIN, GAIN, 1e-5), active=(0, 1, 2)),
     "layer_norm_one_row": Case(aten.native_layer_norm.default, (ROW, [4], GAIN, GAIN, 1e-5)),
     "rms_norm": Case(aten._fused_rms_norm.default, (X, [4], GAIN, 1e-5), active=(0, 1)),

@@ -22,16 +22,29 @@ class Recording(NamedTuple):
         batches_rightly: Whether their derivatives are known to be right under `vmap`. They are not where a node is not
             PyTorch's own, nor where PyTorch's own is wrong: of all that PyTorch samples of its ops, a test compares
             the batched derivatives with single ones.
-        bends_rightly: Whether forward mode of the function may be differentiated in turn; see `bending`.
+        pushes_rightly: Whether forward mode of the function is right at every point; see `bending`.
+        bends_rightly: Whether it may be differentiated in turn, as far as it is right.
         way: A number that recordings of as many operations of each kind share: those of a function that goes one way.
         whole: Whether every operation has a derivative: through an op without a kernel for autograd none comes.
+        makes_constants: Whether an op has results that autograd takes for constants; see `foreign`.
     """
 
     nodes: int
     batches_rightly: bool
+    pushes_rightly: bool
     bends_rightly: bool
     way: int
     whole: bool
+    makes_constants: bool
+
+
+class _Known(NamedTuple):
+    """What is known of nodes of one kind."""
+
+    batches_rightly: bool
+    pushes_rightly: bool
+    bends_rightly: bool
+    makes_constants: bool
 
 
 def recording_of(y: Tensor) -> Recording:
@@ -41,12 +54,16 @@ def recording_of(y: Tensor) -> Recording:
     for node in nodes:
         kind = type(node)
         kinds[kind] = kinds.get(kind, 0) + 1
-    batches_rightly = bends_rightly = True
-    for kind in kinds:
-        batches, bends = _OF_KINDS.get(kind) or _known_of(kind)
-        batches_rightly, bends_rightly = batches_rightly and batches, bends_rightly and bends
-    whole = not any(kind.__name__ == "CppFunction" for kind in kinds) or not any(map(_warns, nodes))
-    return Recording(len(nodes), batches_rightly, bends_rightly, hash(frozenset(kinds.items())), whole)
+    known = [_OF_KINDS.get(kind) or _known_of(kind) for kind in kinds]
+    return Recording(
+        len(nodes),
+        batches_rightly=all(one.batches_rightly for one in known),
+        pushes_rightly=all(one.pushes_rightly for one in known) or not any(map(_mispushes, nodes)),
+        bends_rightly=all(one.bends_rightly for one in known),
+        way=hash(frozenset(kinds.items())),
+        whole=not any(kind.__name__ == "CppFunction" for kind in kinds) or not any(map(_warns, nodes)),
+        makes_constants=not nodes or any(one.makes_constants for one in known),  # y may be such a result
+    )
 
 
 def _warns(node: Any) -> bool:
@@ -54,20 +71,35 @@ def _warns(node: Any) -> bool:
     return node.name().endswith("WarnNotImplemented")
 
 
-def _known_of(kind: type) -> tuple[bool, bool]:
-    """Return whether nodes of a kind batch rightly and bend rightly; what was found is kept for PyTorch's own kinds."""
+def _mispushes(node: Any) -> bool:
+    """Return whether the JVP of a node may be wrong; that of a sum is not."""
+    return not _known_of(type(node)).pushes_rightly and getattr(node, "_saved_reduce", "") not in {"sum", "mean"}
+
+
+def _known_of(kind: type) -> _Known:
+    """Return what is known of nodes of a kind; what was found is kept for PyTorch's own kinds."""
     name = kind.__name__
-    known = name not in MISBATCHED_NODES and _is_builtin(kind), name.rstrip("0123456789") not in BENT_NODES
+    bare = name.rstrip("0123456789")
+    known = _Known(
+        batches_rightly=name not in MISBATCHED_NODES and _is_builtin(kind),
+        pushes_rightly=bare not in MISPUSHED_NODES,
+        bends_rightly=bare not in BENT_NODES,
+        makes_constants=bare in _MAKING_CONSTANTS,
+    )
     if not issubclass(kind, _CFunctionBase):  # of which every `autograd.Function` makes another
         _OF_KINDS[kind] = known
     return known
 
 
-_OF_KINDS: dict[type, tuple[bool, bool]] = {}
+_OF_KINDS: dict[type, _Known] = {}
 
 
 MISBATCHED_NODES = frozenset({"CdistBackward0", "EuclideanDistBackward0", "AsStridedScatterBackward0", "RollBackward0"})
 """Nodes of autograd whose derivative under `vmap` is not that of each vector, in some release from 2.11 to 2.15."""
+
+
+MISPUSHED_NODES = frozenset({"LogcumsumexpBackward", "ScatterReduceBackward", "CholeskyInverseBackward"})
+"""Nodes of autograd whose JVP is not the transpose of their VJP at some points, or at all, in 2.11 to 2.15."""
 
 
 BENT_NODES = frozenset({
@@ -78,6 +110,13 @@ BENT_NODES = frozenset({
 })  # fmt: skip
 """Nodes of autograd whose JVP, once it is differentiated, is silently wrong in some release from 2.11 to 2.15, or that
 of a gated linear unit, which has no derivative."""
+
+
+_MAKING_CONSTANTS = frozenset({
+    "NativeLayerNormBackward", "NativeGroupNormBackward", "NativeBatchNormBackward", "NativeBatchNormLegitBackward",
+    "BatchNormWithUpdateBackward", "LinalgLstsqBackward",
+})  # fmt: skip
+"""Nodes of the ops of which `_left_out.first_constant` knows such results."""
 
 
 def pulled_back(

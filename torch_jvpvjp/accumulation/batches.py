@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._torch import inside_transform
 from .subject import Subject
+
+
+def over_samples(subject: Subject, function: Callable[..., Any], in_dims: Any, randomness: str) -> Callable[..., Any]:
+    """What does of all samples at once what a function does of one.
+
+    Args:
+        subject: The function that is differentiated.
+        function: The function of one sample.
+        in_dims: Which axes are those of the samples, as in `torch.func.vmap`.
+        randomness: What random numbers do.
+
+    Returns:
+        The function of all samples; it raises a ValueError if random numbers are drawn where `randomness` is "error".
+    """
+    mapped = torch.func.vmap(function, in_dims, randomness=randomness)
+
+    def of_all(*args: Any) -> Any:
+        try:
+            return mapped(*args)
+        except RuntimeError as error:
+            if randomness != "error" or _DRAWS not in str(error):
+                raise
+            raise ValueError(
+                f"{subject.caller}: f must draw no random numbers where batch_dims={subject.batch_dims} and "
+                f"randomness='error', got a function that does ({subject.label}; dropout in training mode does this); "
+                f"call f.eval(), or say by randomness='same' or 'different' what they are to be."
+            ) from error
+
+    return of_all
+
+
+_DRAWS = "called random operation while in randomness error mode"  # so vmap says
 
 
 def values_apart(subject: Subject, source: Tensor, extras: Sequence[Tensor], randomness: str) -> Tensor:
@@ -24,7 +57,7 @@ def values_apart(subject: Subject, source: Tensor, extras: Sequence[Tensor], ran
     in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
     with torch.set_grad_enabled(source.requires_grad):
         try:
-            return torch.func.vmap(of_one, in_dims, randomness=randomness)(source, *extras)
+            return over_samples(subject, of_one, in_dims, randomness)(source, *extras)
         except RuntimeError:  # as where it writes what differs into what does not, or looks at values
             if inside_transform():
                 raise

@@ -14,7 +14,7 @@ from ._torch import FakeTensorMode, inside_transform, jvp, unharmed, vjp
 from ._torch_contexts import quietly
 from .carrying import close, dual, random_state, set_random_state, weights
 from .count import FmaCounter
-from .foreign import left_out
+from .foreign import left_out, used_constants
 from .stages import BlackBox
 
 
@@ -131,15 +131,19 @@ def _believed(stage: BlackBox, profile: Profile, value: Callable[[], Tensor]) ->
     x = value()
     if inside_transform():
         return _without(profile, left_out(stage, [x]))
+    constants = used_constants(stage, [x])
+    if constants:
+        return _without(profile, constants)
     drawn = random_state(x.device)
     try:
-        y, pullback, _ = stage.pullback_of_autograd(x, live=False)
+        y, pullback, recording = stage.pullback_of_autograd(x, live=False)
         y_bar = weights(y.numel(), y).reshape(y.shape)
         (x_bar,) = pullback(y_bar)
     except Exception:  # noqa: BLE001 (there is nothing to compare with; custom functions raise what they like)
         set_random_state(x.device, drawn)
         return _without(profile, left_out(stage, [x]))
-    if profile.jvp_cost is not None and not _is_pushed_rightly(stage, x, drawn, y_bar, x_bar):
+    pushed = recording.pushes_rightly and _is_pushed_rightly(stage, x, drawn, y_bar, x_bar)
+    if profile.jvp_cost is not None and not pushed:
         profile = profile._replace(jvp_cost=None, refusal="a JVP that is not the transpose of its VJP")
     if (
         profile.vjp_cost is not None

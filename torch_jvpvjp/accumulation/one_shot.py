@@ -16,7 +16,7 @@ from ._torch_autograd import updates_statistics
 from .batches import check_independent
 from .cache import Remembered
 from .carrying import random_state, set_random_state
-from .foreign import left_out
+from .foreign import left_out, used_constants
 from .nesting import differentiating, is_differentiated
 from .options import Options
 from .plain import Recorded, plain_jacobian
@@ -75,9 +75,12 @@ def _blocks(
         else:
             blocks = _blocks_of_batch(subject, leaves, extras, x, options, live=live)
     except RuntimeError as error:
-        if not _may_be_planned(error, transformed=live or bool(subject.batch_dims)):
+        chained = len(subject.stages) > 1  # a plan says which stage does not take what the one before it returns
+        if not chained and not _may_be_planned(error, transformed=live or bool(subject.batch_dims)):
             raise
         blocks = None
+    if blocks is not None and subject.makes_constants and _uses_constants(subject, leaves, extras, known):
+        blocks = None  # a plan gives them the derivative that autograd leaves out, or says that there is none
     if blocks is None:
         set_random_state(device, before)  # the plan draws what this run has drawn
     return blocks
@@ -108,21 +111,41 @@ def _blocks_of_one(subject: Subject, leaves: Sequence[Tensor], known: Remembered
         return None
     blocks = plain_jacobian(run)
     known.last = run.recording
+    subject.makes_constants = run.recording.makes_constants
     return blocks
 
 
 def _leaves_out(subject: Subject, leaves: Sequence[Tensor], extras: Sequence[Tensor], known: Remembered) -> bool:
     """Return whether torch.func leaves out the derivatives of some ops: f runs once more, the first time."""
-    if known.left_out is None and not inside_transform() and not _len_torch_dispatch_stack():
-        if subject.batch_dims:
-            if not subject.batch.numel():
-                return False
-            leaves = leaves if subject.in_parameters else [leaf[0] for leaf in leaves]
-        others = [extra[0] for extra in extras] if subject.batch_dims else extras
-        with Unwritten() as unwritten, subject.called_with(others):
-            unwritten.keep(subject.stages, ())
-            known.left_out = bool(left_out(lambda *tensors: subject.value(tensors), leaves))
+    if known.left_out is None:
+        names = _looked_at(left_out, subject, leaves, extras)
+        known.left_out = None if names is None else bool(names)
     return bool(known.left_out)
+
+
+def _uses_constants(subject: Subject, leaves: Sequence[Tensor], extras: Sequence[Tensor], known: Remembered) -> bool:
+    """Return whether f uses results of ops that autograd takes for constants, likewise."""
+    if known.uses_constants is None:
+        names = _looked_at(used_constants, subject, leaves, extras)
+        known.uses_constants = None if names is None else bool(names)
+    return bool(known.uses_constants)
+
+
+def _looked_at(
+    look: Callable[[Callable[..., Tensor], Sequence[Tensor]], list[str]],
+    subject: Subject,
+    leaves: Sequence[Tensor],
+    extras: Sequence[Tensor],
+) -> list[str] | None:
+    """Return what is seen in one more run of f at one sample; None where it cannot be."""
+    if inside_transform() or _len_torch_dispatch_stack() or (subject.batch_dims and not subject.batch.numel()):
+        return None
+    if subject.batch_dims:
+        leaves = leaves if subject.in_parameters else [leaf[0] for leaf in leaves]
+        extras = [extra[0] for extra in extras]
+    with Unwritten() as unwritten, subject.called_with(extras):
+        unwritten.keep(subject.stages, ())
+        return look(lambda *tensors: subject.value(tensors), leaves)
 
 
 def _may_be_planned(error: RuntimeError, *, transformed: bool) -> bool:

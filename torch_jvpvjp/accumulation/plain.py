@@ -210,7 +210,7 @@ _FEW_ADJOINTS, _SECONDS_OF_SMALL_OP = 32, 20e-6
 
 def prefers_adjoints(run: Recorded, m: int, n: int) -> bool:
     """Return whether a sweep of m adjoints is expected to take less time than one of n tangents, or alone is right."""
-    if run.live and not run.recording.bends_rightly:
+    if not run.recording.pushes_rightly or (run.live and not run.recording.bends_rightly):
         return True
     if m <= _ADJOINTS_A_TANGENT * n:
         return True

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._torch import inside_vmap
-from .batches import check_independent, values_of_parts
+from .batches import check_independent, over_samples, values_of_parts
 from .carrying import close, random_state
 from .plain import Recorded, plain_jacobian, prefers_adjoints
 from .subject import Subject
@@ -97,7 +97,9 @@ def _by_sums(subject: Subject, samples: Tensor, m: int, n: int, live: bool) -> t
 
 
 def _run(subject: Subject, samples: Tensor, *, live: bool) -> Recorded:
-    return Recorded(lambda batch: subject.values_of_arguments([batch]), [samples], live=live)
+    run = Recorded(lambda batch: subject.values_of_arguments([batch]), [samples], live=live)
+    subject.makes_constants = run.recording.makes_constants
+    return run
 
 
 def jacobians_by_samples(
@@ -112,6 +114,7 @@ def jacobians_by_samples(
     def of_one(leaves: Sequence[Tensor], others: Sequence[Tensor], *, live: bool) -> tuple[Tensor, ...]:
         with subject.called_with(others):
             run = Recorded(lambda *tensors: subject.value(tensors), leaves, live=live)
+            subject.makes_constants = run.recording.makes_constants
             return run.y, *plain_jacobian(run)
 
     def of_sample(number: int) -> tuple[Tensor, ...]:
@@ -119,9 +122,8 @@ def jacobians_by_samples(
         return of_one(own, [extra[number] for extra in extras], live=live)
 
     in_dims = ([None if subject.in_parameters else 0] * len(leaves), [0] * len(extras))
-    together = torch.func.vmap(lambda a, b: of_one(a, b, live=True), in_dims, randomness=randomness)(
-        list(leaves), list(extras)
-    )
+    of_all = over_samples(subject, lambda a, b: of_one(a, b, live=True), in_dims, randomness)
+    together = of_all(list(leaves), list(extras))
     if randomness == "error" and not inside_vmap():
         first = of_sample(0)
         if not all(close(all_of[0].detach(), one.detach()) for all_of, one in zip(together, first, strict=True)):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ._torch import inside_transform, set_grad_enabled, wraps_transform
+from .batches import over_samples
 from .branches import AT_ONCE, MOST_KEPT, Branches, kind_of
 from .cache import Remembered
 from .calls import MOST_FOLDED
@@ -368,7 +369,7 @@ class Runtime:
             if tracing.apart and not inside_transform():
                 return self.one_by_one(plan, tracing, source, extras, chosen)
             in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
-            return torch.func.vmap(of_one, in_dims, randomness=self.options.randomness)(source, *extras)
+            return over_samples(subject, of_one, in_dims, self.options.randomness)(source, *extras)
 
     def _of_sample(self, plan: Plan, tracing: Tracing, x: Tensor, others: Sequence[Tensor], how: Execution) -> Tensor:
         """Return the Jacobian of one sample, or its entries if it is sparse."""

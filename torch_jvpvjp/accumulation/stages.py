@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._left_out import without_derivative
 from ._torch import any_global_module_hook, jvp, vjp
-from ._torch_autograd import recording_of
+from ._torch_autograd import Recording, recording_of
 from ._torch_contexts import plain_attention
 from .bending import rows_where_bent
 from .bracket import Mode
@@ -103,8 +103,8 @@ class BlackBox:
     def linearize(self, x: Tensor, mode: Mode, *, live: bool = False) -> tuple[Tensor, LinearMap]:
         """Return the value, and the recorded derivative, which may be differentiated if it is `live`."""
         if isinstance(self.function, ByAutograd):
-            y, pullback, trusted = self.pullback_of_autograd(x, live=live)
-            return y, TapeMap(x, y, pullback=pullback, trusted=trusted, apart=live)
+            y, pullback, recording = self.pullback_of_autograd(x, live=live)
+            return y, TapeMap(x, y, pullback=pullback, trusted=recording.batches_rightly, apart=live)
         if mode is Mode.ADJOINT:
             y, pullback, trusted = self._pullback(x)
             return y, TapeMap(x, y, pullback=pullback, trusted=trusted)
@@ -140,8 +140,8 @@ class BlackBox:
         y, pullback = vjp(watched, x)
         return y, pullback, trusted
 
-    def pullback_of_autograd(self, x: Tensor, *, live: bool) -> tuple[Tensor, Pullback, bool]:
-        """Return the same as `_pullback` by autograd, which has f run once; differentiable if it is `live`.
+    def pullback_of_autograd(self, x: Tensor, *, live: bool) -> tuple[Tensor, Pullback, Recording]:
+        """Return the value, its pullback and its recording by autograd, in one run; differentiable if it is `live`.
 
         Raises:
             NotImplementedError: If an op has no derivative.
@@ -162,7 +162,7 @@ class BlackBox:
             (x_bar,) = torch.autograd.grad(y, own, y_bar, retain_graph=True, create_graph=live, allow_unused=True)
             return (torch.zeros_like(own) if x_bar is None else x_bar,)
 
-        return y if live else y.detach(), pullback, recording.batches_rightly
+        return y if live else y.detach(), pullback, recording
 
     def push_through(self, x: Tensor, block: Block, *, live: bool = False) -> tuple[Tensor, Block]:
         """Return the value f(x) and the pushed block, in one run of f and without a record of it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from threading import local
@@ -37,6 +37,7 @@ class Subject:
     def __init__(self, caller: str, stages: Sequence[Function], x: Any, wrt: Wrt, batch_dims: int) -> None:
         self.caller, self.stages, self.wrt, self.batch_dims = caller, tuple(stages), wrt, batch_dims
         self.output: Side | None = None  # known once the function has run
+        self.makes_constants = False  # whether ops that have run have results that autograd takes for constants
         self._called = local()
         if type(x) is Tensor and wrt is None and not batch_dims:
             self._read_tensor(x)
@@ -218,9 +219,7 @@ class Subject:
 
     def values_of_arguments(self, args: Sequence[Any]) -> Tensor:
         """Return the same, for positional arguments that f may write into."""
-        value: Any = self.stages[0](*args)
-        for stage in self.stages[1:]:
-            value = stage(value)
+        value = self._of_stages(args)
         side, tensors = side_of(self.caller, f"what {self.label} returns", value, self.batch_dims)
         self.output = side
         return side.joined([_merged(tensor, self.batch_dims) for tensor in tensors], 1)
@@ -257,13 +256,28 @@ class Subject:
             args.append(tree_unflatten(flat, spec))
         if arguments.names:
             parameters = dict(zip(arguments.names, leaves, strict=True))
-            assert isinstance(self._target, nn.Module)
-            with with_lists_of_weights(self._target):
-                return self._joined(torch.func.functional_call(self._target, parameters, tuple(args)))
-        value: Any = self.stages[0](*args)
-        for stage in self.stages[1:]:
-            value = stage(value)
-        return self._joined(value)
+            return self._joined(self._of_stages(args, parameters))
+        return self._joined(self._of_stages(args))
+
+    def _of_stages(self, args: Sequence[Any], parameters: Mapping[str, Tensor] | None = None) -> Any:
+        """Return what the function returns, with these parameters if they are given."""
+        try:
+            if parameters is not None:
+                assert isinstance(self._target, nn.Module)
+                with with_lists_of_weights(self._target):
+                    return torch.func.functional_call(self._target, dict(parameters), tuple(args))
+            value: Any = self.stages[0](*args)
+            for stage in self.stages[1:]:
+                value = stage(value)
+            return value
+        except ValueError as error:
+            if not self.batch_dims or _ALONE not in str(error):
+                raise
+            raise ValueError(
+                f"{self.caller}: f must treat the samples of batch_dims={self.batch_dims} independently, got one that "
+                f"takes no sample alone ({self.label}, by batch normalisation in training mode); call f.eval(), or "
+                f"take the Jacobian of the whole batch by batch_dims=0."
+            ) from error
 
     def _joined(self, value: Any) -> Tensor:
         side, tensors = side_of(self.caller, f"what {self.label} returns", value, self.batch_dims)
@@ -277,6 +291,9 @@ class Subject:
             tensors = [tensor.reshape(tensor.shape[self.batch_dims :]) for tensor in tensors]
         self.output = side
         return side.joined(tensors)
+
+
+_ALONE = "more than 1 value per channel when training"  # so batch normalisation says of a sample without others
 
 
 def _named(function: Callable[[Tensor], Tensor], name: str) -> Function:

@@ -100,7 +100,7 @@ class Tensors:
             if part.is_linear_in_each_of(operands):  # J ẋ = f(ẋ_1, x_2) + f(x_1, ẋ_2)
                 terms = [part.function(value, [i])(tangent) for i, tangent in zip(operands, tangents, strict=True)]
                 return tuple(reduce(torch.add, outputs) for outputs in zip(*terms, strict=True))
-            if (live and is_transposed(part.op.target)) or _key(part, "dual") in MISPUSHED:
+            if is_transposed(part.op.target, live=live) or _key(part, "dual") in MISPUSHED:
                 return transposed(function, primals, tangents)
             return jvp_of_op(function, primals, tangents)[1]
 

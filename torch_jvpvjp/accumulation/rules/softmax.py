@@ -1,4 +1,7 @@
-"""Local derivatives of the softmax and its logarithm along the last dimension that has more than one entry."""
+"""Local derivatives of the softmax, its logarithm, and running sums of exponentials, along the last dimension.
+
+It may be followed by dimensions of one entry.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..structure import BlockDiagonal, Diagonal, Identity, PlusLowRank, Values
-from .arguments import arguments, for_active
+from ..structure import BlockDiagonal, Diagonal, Identity, LowerTriangular, PlusLowRank, Values
+from .arguments import arguments, for_active, reader
 from .indexing import check_values
 from .registry import Call, Local, Through, local_rule
 
@@ -87,5 +90,32 @@ def _log_softmax(call: Call) -> Mapping[int, Local] | None:
         check_values(count * k * k)
         structure, through = BlockDiagonal(count, count * k, count * k), Through(count * k, push, pull)
         return Local(structure, count * k * k, blocks, through)
+
+    return for_active(call, self=local)
+
+
+@local_rule(_aten.logcumsumexp.default)
+def _log_cumulative_sum_of_exponentials(call: Call) -> Mapping[int, Local] | None:
+    # y_r = log Σ over c ≤ r of e^(x_c)   ⇒   ∂y_r/∂x_c = e^(x_c − y_r) for c ≤ r
+    rows = _rows(call)
+    if rows is None:
+        return None
+    count, k = rows
+    read = reader(call)
+
+    def blocks(operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
+        y = outputs[0].reshape(count, k, 1)
+        above = torch.ones(k, k, dtype=torch.bool, device=y.device).triu(1)
+        return (read(operands)["self"].reshape(count, 1, k) - y).masked_fill(above, -torch.inf).exp()
+
+    def one_row(operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Values:
+        below = torch.ones(k, k, dtype=torch.bool).tril().flatten().nonzero().flatten()
+        return blocks(operands, outputs).reshape(k * k).index_select(0, below.to(outputs[0].device))
+
+    def local(position: int) -> Local:
+        check_values(count * k * k)
+        if count == 1:
+            return Local(LowerTriangular(k, k), k * k, one_row)
+        return Local(BlockDiagonal(count, count * k, count * k), count * k * k, blocks)
 
     return for_active(call, self=local)

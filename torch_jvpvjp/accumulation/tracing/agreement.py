@@ -83,6 +83,8 @@ def _compared(traced: Traced, composition: Callable[[Tensor], Any], x: Tensor, c
     except RuntimeError:  # autograd refuses it, as where a stage writes into what the one before must keep
         return close(primal.finish(), composition(x.clone()))
     value = primal.finish()
+    if traced.tape.restores:
+        return close(value, y)  # autograd leaves a part of the derivative out
     if not traced.regions:
         return close(value, y) and not expected.any()
     tensors = Tensors(primal, x)

@@ -148,7 +148,7 @@ def _wrapped(input: Tensor, pad: Sequence[int], mode: str = "constant", value: f
 
 
 def _along_last(func: Any, input: Any, dim: Any = None, *others: Any, **kwargs: Any) -> Tensor | None:
-    """Return a softmax with its axis moved to the end, where its Jacobian is block-diagonal; None if it is there."""
+    """Return what goes along an axis with that at the end, where its Jacobian is block-diagonal; None if it is so."""
     if not isinstance(input, Tensor) or type(dim) is not int or not -input.dim() <= dim < input.dim():
         return None
     axis = dim % input.dim()
@@ -175,6 +175,7 @@ def as_slice(input: Tensor, src: Tensor, dim: int, index: int) -> tuple[Tensor, 
 _SELECT_SCATTER: frozenset[Any] = frozenset({torch.select_scatter, Tensor.select_scatter})
 _SOFTMAXES: frozenset[Any] = frozenset({
     *(getattr(space, name) for space in (torch, Tensor, torch.special, F) for name in ("softmax", "log_softmax")),
+    torch.logcumsumexp, Tensor.logcumsumexp,
 })  # fmt: skip
 _SPLITTING: frozenset[Any] = frozenset({torch.tensor_split, Tensor.tensor_split})
 _READING: frozenset[Any] = frozenset({

@@ -9,7 +9,6 @@ detached value, or one computed under `torch.no_grad`, does not require it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -19,8 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._torch import FakeTensorMode, memory_of
+from .._torch import FakeTensorMode
 from .._torch_contexts import bases_without_writing, checks_without_branches, plain_kernels, quietly
+from ..foreign import is_pullback
 from ..rules.indexing import unrecorded
 from ..rules.linear_entrywise import STEPS
 from ..rules.registry import Meta
@@ -33,7 +33,9 @@ from .masks import is_sized_by_data, without_masks
 from .op_arguments import SLICES, argument, clamped, fits_into
 from .own_derivatives import called, check_derivatives
 from .results import Results
-from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, place_of, with_refs
+from .sharing import Sharing
+from .statistics import Constants
+from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, with_refs
 from .values import Answers, columns_where_true, where_true
 
 MOST_OPS = 20_000  # a longer tape would take minutes to plan
@@ -136,12 +138,12 @@ class _Recorder(TorchDispatchMode):
         self._results = Results(fake)
         self._numbers: dict[int, int] = {}
         self._kept: list[Tensor] = []  # an id is a name only as long as its tensor lives
-        self._sharing: Counter[int] = Counter()  # how many tensors look at one memory
-        self._pieces: dict[int, Counter[Any]] = {}  # the same of each piece, once one was split into pieces
+        self._sharing = Sharing()
         self.tape.source = self._new(x)
         self._carried = {self.tape.source}  # without autograd: the values that depend on x
         self._below: set[int] = set()  # what an op is given by PyTorch instead of an active operand, below autograd
         self._unseen: dict[int, int] = {}  # of values that depend on x what they are where gradients are off
+        self._constants = Constants(lambda func, *args, **kwargs: self._run((), func, *args, **kwargs))
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -190,9 +192,12 @@ class _Recorder(TorchDispatchMode):
             args = clamped(func, args)
         recorded = _APART[func] if func in _APART else recorded
         active: list[int] = []
+        carries = torch.is_grad_enabled() and func is not _aten.detach.default and func not in _STEPS
 
         def number(tensor: Tensor) -> int:
             index = self._number(tensor)
+            if carries and index in self._constants and not is_pullback(func):
+                index = self._number(self._constants.derived(index))
             if self._depends(tensor, index):
                 if hidden:
                     return self._detached(index)
@@ -205,14 +210,17 @@ class _Recorder(TorchDispatchMode):
         results = flat_outputs(out)
         outputs = tuple(None if result is None else self._new(result) for result in results)
         if func in _APART:
-            self._split(results)
+            self._sharing.split(results)
         if not self._by_autograd and func is _aten.copy.default:
             active = [index for index in active if refs[1] == Ref(index)]  # nothing is left of what is written over
-        carries = torch.is_grad_enabled() and func is not _aten.detach.default and func not in _STEPS
-        if not self._by_autograd and active and carries:
-            self._carried.update(index for index in outputs if index is not None and differentiable(self.tape, index))
+        moved = {index for index in outputs if index is not None and differentiable(self.tape, index)}
+        if active and carries:
+            moved -= self._constants.noted(func, args, kwargs, outputs, results)
+            self._constants.follow(active, moved)
+            if not self._by_autograd:
+                self._carried |= moved
         if active and func in _BELOW_AUTOGRAD:
-            self._below.update(index for index in outputs if index is not None and differentiable(self.tape, index))
+            self._below |= moved
         self.tape.ops.append(TapeOp(recorded, refs, named, outputs, tuple(dict.fromkeys(active))))
         if before is not None:
             self._keep_derivative(args[0], before)
@@ -266,7 +274,9 @@ class _Recorder(TorchDispatchMode):
     def _depends(self, tensor: Tensor, index: int) -> bool:
         if index in self.tape.constants:
             return False
-        return tensor.requires_grad or index in self._below if self._by_autograd else index in self._carried
+        if self._by_autograd:
+            return tensor.requires_grad or index in self._below or index in self._constants.restored
+        return index in self._carried
 
     def _detached(self, index: int) -> int:
         """Return a value as it is seen where gradients are off: it depends on nothing, in any derivative."""
@@ -307,33 +317,14 @@ class _Recorder(TorchDispatchMode):
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if name in {"copy_", "fill_", "zero_"} and (name != "copy_" or self._is_active(args)):
             return None  # what was there before is gone, and with it what it depended on
-        alone = self._is_alone(target)
+        alone = self._sharing.is_alone(target)
         return overload if alone and all(fits_into(operand.dtype, target.dtype) for operand in operands) else None
-
-    def _split(self, pieces: Iterable[Tensor | None]) -> None:
-        """Take note of pieces that share no entry, made of what is not used again, as `unsafe_split` makes them."""
-        for piece in pieces:
-            if piece is not None:
-                counts = self._pieces.setdefault(piece.untyped_storage()._cdata, Counter())
-                counts[place_of(piece)] += 1
-
-    def _is_alone(self, tensor: Tensor) -> bool:
-        """Return whether no other tensor looks at the entries of one."""
-        memory = memory_of(tensor)
-        counts = self._pieces.get(memory)
-        if counts is None:
-            return self._sharing[memory] == 1
-        return counts[place_of(tensor)] == 1 and not counts[None]
 
     def _new(self, tensor: Tensor) -> int:
         index = self.tape.new_value(meta_of(tensor))
         if self._numbers.get(id(tensor)) is None:
             self._kept.append(tensor)
-            memory = memory_of(tensor)
-            self._sharing[memory] += 1
-            counts = self._pieces.get(memory)
-            if counts is not None:
-                counts[place_of(tensor) if place_of(tensor) in counts else None] += 1
+            self._sharing.add(tensor)
         self._numbers[id(tensor)] = index
         return index
 
@@ -361,12 +352,15 @@ class _Recorder(TorchDispatchMode):
         """
         tape = self.tape
         tape.result = self._number(self.y)
+        if tape.result in self._constants:
+            tape.result = self._number(self._constants.derived(tape.result))
         if tape.result == tape.source:  # the identity; an op that says so
             tape.result = tape.new_value(tape.metas[tape.source])
             tape.ops.append(TapeOp(_aten.alias.default, (Ref(tape.source),), {}, (tape.result,), (tape.source,)))
             self._carried.add(tape.result)
         moves = self.y.requires_grad if self._by_autograd else tape.result in self._carried
-        on_the_way = between(tape, moves)
+        on_the_way = between(tape, moves or tape.result in self._constants.restored)
+        tape.restores = not self._constants.restored.isdisjoint(on_the_way)
         needed = {tape.result}
         kept: list[TapeOp] = []
         for op in reversed(tape.ops):

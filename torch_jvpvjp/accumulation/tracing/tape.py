@@ -86,6 +86,7 @@ class Tape:
         outcome: What these were where it was recorded.
         checks: The ops that make what is checked and the conditions, in order.
         looked_at: Tensors from outside whose whole numbers f has handed to Python.
+        restores: Whether derivatives are on the way that autograd leaves out; see `statistics`.
     """
 
     ops: list[TapeOp] = field(default_factory=list)
@@ -99,6 +100,7 @@ class Tape:
     outcome: list[Tensor] = field(default_factory=list)
     checks: list[TapeOp] = field(default_factory=list)
     looked_at: list[Tensor] = field(default_factory=list)
+    restores: bool = False
 
     def new_value(self, meta: Meta) -> int:
         """Add a value and return its number."""

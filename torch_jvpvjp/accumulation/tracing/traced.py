@@ -280,6 +280,7 @@ def _append(tape: Tape, following: Tape) -> None:
     if looked_at:  # what they look at is made of what came before, too
         tape.checks = checks_of([*known, *here.values()], looked_at)
     tape.looked_at += following.looked_at
+    tape.restores |= following.restores
     tape.result = numbers[following.result]
 
 
