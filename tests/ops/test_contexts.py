@@ -1,5 +1,7 @@
 """Ops in contexts of PyTorch's: autocast, lazy and empty tensors, tracers. PyTorch's functions are the judge."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -98,3 +100,41 @@ def test_losses_that_broadcast_stay_pytorch_s_in_patched(name: str) -> None:
     expected = f(x, t), f(x, x.double())
     with tj.nn.patched():
         torch.testing.assert_close((f(x, t), f(x, x.double())), expected)
+
+
+def traced_net() -> torch.nn.Sequential:
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(8, 8), torch.nn.LayerNorm(8), torch.nn.GELU(), layer, torch.nn.Softmax(-1)
+    )
+    return tj.nn.patch(net)
+
+
+def test_symbolic_trace_keeps_ops_and_layers_whole() -> None:
+    net, x = traced_net(), torch.randn(2, 3, 8)
+    traced = torch.fx.symbolic_trace(net)
+    assert {ops.linear, ops.layer_norm, ops.gelu, ops.softmax, "3"} <= {node.target for node in traced.graph.nodes}
+    for again in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
+        torch.testing.assert_close(again(x), net(x))
+        torch.testing.assert_close(jvp(again, (x,), (x.cos(),)), jvp(net, (x,), (x.cos(),)))
+
+
+def test_symbolic_trace_of_a_name_that_was_imported_says_what_to_do() -> None:
+    silu = ops.silu
+    with pytest.raises(TypeError, match=r"got Proxy of torch.fx, which sees calls through the module torch_jvpvjp.ops"):
+        torch.fx.symbolic_trace(lambda x: silu(x))  # noqa: PLW0108 -- a function of its own is what is traced
+
+
+def test_patched_nets_are_copied_pickled_and_called_by_their_parameters() -> None:
+    net, x = traced_net(), torch.randn(2, 3, 8)
+    for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert type(again[1]) is tj.nn.LayerNorm
+        torch.testing.assert_close(jvp(again, (x,), (x.cos(),)), jvp(net, (x,), (x.cos(),)))
+    halves = {name: 0.5 * p for name, p in net.named_parameters()}
+    tangents = {name: p.cos() for name, p in halves.items()}
+    call = lambda p: torch.func.functional_call(net, p, (x,))  # noqa: E731
+    y, y_dot = jvp(call, (halves,), (tangents,))
+    step = 1e-3
+    ahead, behind = (call({n: p + s * tangents[n] for n, p in halves.items()}) for s in (step, -step))
+    torch.testing.assert_close(y_dot, (ahead - behind) / (2 * step), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(y, call(halves))

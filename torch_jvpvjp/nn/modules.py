@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .. import ops
 from .patched import patched
@@ -166,6 +167,10 @@ class _Inside:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module returns."""  # noqa: DOC201
+        for argument in (*args, *kwargs.values()):
+            if isinstance(argument, Proxy):  # torch.fx takes PyTorch's modules for leaves of its graph
+                tracer: Any = argument.tracer
+                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
         with patched():
             return super().forward(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 

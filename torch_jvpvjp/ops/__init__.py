@@ -1,5 +1,7 @@
 """The ops, each with derivatives of every order; names and signatures are those of ``torch.nn.functional``."""
 
+import torch.fx
+
 from .add_rms_norm import add_rms_norm
 from .attention import attention_jvp, scaled_dot_product_attention, varlen_attention
 from .cross_entropy import cross_entropy
@@ -68,3 +70,7 @@ __all__ = [
     "timestep_embedding",
     "varlen_attention",
 ]
+
+# Traced by torch.fx.symbolic_trace, a call through this module is a node of the graph: nothing else of it is seen.
+for _name in __all__:
+    torch.fx.wrap(_name)

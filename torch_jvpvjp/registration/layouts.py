@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import Tensor, strided
+from torch.fx import Proxy
 
 
 def check_dense(function: str, name: str, tensor: Tensor) -> None:
@@ -54,4 +55,9 @@ def kind_of(value: Any) -> str:
     kind = type(value)
     if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
         return "ndarray; use torch.from_numpy()"
+    if isinstance(value, Proxy):
+        return (
+            "Proxy of torch.fx, which sees calls through the module torch_jvpvjp.ops and of names that were given to "
+            "torch.fx.wrap()"
+        )
     return f"{kind.__name__}; use torch.tensor()" if isinstance(value, list | tuple | int | float) else kind.__name__
