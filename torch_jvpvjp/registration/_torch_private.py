@@ -135,6 +135,7 @@ with_interpreters = _lookup("torch._functorch.pyfunctorch.temporarily_restore_in
 # torch.autograd.grad(is_grads_batched=True) and torch.autograd.functional still use the vmap before functorch.
 # Neither their type nor `is_functorch_wrapped_tensor` shows what it has batched: tensors without storage of their own.
 is_legacy_batched = _lookup("torch._C._functorch.is_legacy_batchedtensor")
+remove_batch_dim, add_legacy_batch_dim = _lookup("torch._remove_batch_dim"), _lookup("torch._add_batch_dim")
 
 
 # What subclasses of Tensor such as FakeTensor and DTensor have for a __torch_function__.

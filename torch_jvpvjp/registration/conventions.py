@@ -45,6 +45,10 @@ class Convention(ABC):
         """Positions of the results that carry a derivative for these arguments."""
         return self.signature.differentiable_results
 
+    def shared_results(self, batched: Sequence[bool]) -> tuple[int, ...]:
+        """Positions of the results that depend on no argument that is batched, given which are."""
+        return () if any(batched) else tuple(range(len(self.signature.results)))
+
     def _count_error(self, function: Function, wanted: str, returned: Any) -> ValueError:
         return ValueError(f"{self.qualname}: {_label(function)} must return {wanted}, got {_describe(returned)}.")
 
@@ -122,6 +126,9 @@ class JvpConvention(Convention):
             for j, t in zip(inner.differentiable_results, tangents, strict=True)
         ]
         return (*outputs, *filled)
+
+    def shared_results(self, batched: Sequence[bool]) -> tuple[int, ...]:  # noqa: D102 -- primals decide of outputs
+        return self.base.shared_results(batched[: len(self.base.signature.arguments)])
 
     def _check_tangent(self, function: Function, name: str, output: Tensor, tangent: Any) -> None:
         if not isinstance(tangent, Tensor):

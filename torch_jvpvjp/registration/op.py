@@ -16,6 +16,7 @@ from .conventions import Convention, Function
 from .fast_path import COMPUTE, PUSH, RECORD, choose_way
 from .kernels import Kernels
 from .layouts import check_operand
+from .legacy_vmap import make_legacy_vmap_kernel
 from .promises import check_option, finished, finished_differentiably
 from .purity import Examination, explaining_transforms
 from .push import push_once
@@ -88,7 +89,7 @@ class DifferentiableOp:
         self.library.impl(name, self._dispatched(self._run_reference), "CompositeExplicitAutograd")
         self.library.impl(name, make_autograd_kernel(self), "Autograd", with_keyset=True)
         self.library.impl(name, make_vmap_kernel(self), "FuncTorchBatched")
-        self.library.impl(name, self._dispatched(self.run_formula), "Batched")  # the vmap before functorch
+        self.library.impl(name, make_legacy_vmap_kernel(self), "Batched")
         register_autocast_kernels(self, self.library)
         torch.library.register_fake(self.qualname, self._dispatched(self._run_fake), lib=self.library)
 
