@@ -12,7 +12,6 @@ from torch import Tensor
 from torch_jvpvjp import _onednn, ops
 from torch_jvpvjp.accumulation._torch_contexts import plain_kernels
 from torch_jvpvjp.ops.attention import products, stripes
-from torch_jvpvjp.ops.attention.maps import Operands, Scores
 from torch_jvpvjp.testing.budget import NEIGHBOURS, assert_in_budget
 
 pytestmark = [
@@ -365,34 +364,6 @@ def test_products_that_may_be_less_than_float32_are_not_made(quick: None, made: 
     assert not made
     attend()
     assert made
-
-
-def test_the_measurement_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = _onednn.onednn_is_quicker_by_head
-    ask.cache_clear()
-    state = torch.get_rng_state()
-    first = ask(1)
-    assert torch.equal(torch.get_rng_state(), state)
-    monkeypatch.setattr(_onednn, "onednn_products", lambda: None)
-    assert ask(1) is first
-    ask.cache_clear()
-    assert not ask(1)
-    ask.cache_clear()
-
-
-@pytest.mark.parametrize("length", [1024, 2048, 4096, 5000, 16384])
-def test_few_shapes_of_products_are_asked_for(length: int) -> None:
-    """OneDNN makes code for each of them, and keeps it."""
-    at = Operands(*(torch.empty(1, 2, length, 64, device="meta") for _ in range(3)))
-    plain = Scores(None, None, None, None, 1.0, -1, -1, 0, 0.0, 0.0)
-    for scores, widths in ((plain, 1), (plain._replace(right=0), 8)):
-        found = stripes.tiled(at, scores, by_head=True)[1]
-        assert [w.a for w in found[1:]] == [w.b for w in found[:-1]]
-        assert (found[0].a, found[-1].b) == (0, length)
-        assert all(w.c == 0 and w.d >= w.b for w in found)
-        assert len({w.d for w in found}) <= widths
-        assert len({w.b - w.a for w in found}) <= 2
-        assert sum(w.d * (w.b - w.a) for w in found) <= (1 if widths == 1 else 0.65) * length**2
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
