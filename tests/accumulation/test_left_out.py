@@ -7,7 +7,10 @@ from jacobian_checks import F64, assert_same, randn
 
 import torch_jvpvjp as tj
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")  # which PyTorch says of zeros
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered"),  # which PyTorch says of zeros
+    pytest.mark.filterwarnings("ignore:There is a performance drop"),  # and of a custom op under vmap
+]
 
 
 @torch.library.custom_op("left_out::with_pullback", mutates_args=())

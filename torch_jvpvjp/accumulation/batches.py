@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._torch import inside_transform
+from .autocasting import autocasts
 from .subject import Subject
 
 
@@ -57,7 +58,8 @@ def values_apart(subject: Subject, source: Tensor, extras: Sequence[Tensor], ran
     in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
     with torch.set_grad_enabled(source.requires_grad):
         try:
-            return over_samples(subject, of_one, in_dims, randomness)(source, *extras)
+            if inside_transform() or not autocasts():  # which `vmap` takes linear layers past
+                return over_samples(subject, of_one, in_dims, randomness)(source, *extras)
         except RuntimeError:  # as where it writes what differs into what does not, or looks at values
             if inside_transform():
                 raise

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from ._torch import any_global_module_hook, function_modes
 from ._torch_contexts import LISTS_OF_WEIGHTS
 from .arrays import is_constant, is_watchable
+from .autocasting import autocasts
 from .bytecode import ATTRIBUTES, GLOBALS, IMPORTS, codes_within, modules_of, named_in, named_within
 from .cache import ATTRIBUTE, REFERRED, plans_of
 from .executed import Executed
@@ -356,6 +357,5 @@ def _modes() -> tuple[Any, ...]:
         torch.get_default_dtype(),
         function_modes(),  # a default device is one
         torch.are_deterministic_algorithms_enabled(),
-        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
-        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        autocasts(),
     )

@@ -13,6 +13,7 @@ from torch._C import _len_torch_dispatch_stack
 
 from ._torch import inside_transform, wraps_transform
 from ._torch_autograd import updates_statistics
+from .autocasting import autocasts
 from .batches import check_independent
 from .cache import Remembered
 from .carrying import random_state, set_random_state
@@ -32,6 +33,8 @@ def without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options,
     subject = Subject("jacobian", stages, x, options.wrt, options.batch_dims)
     leaves, extras = subject.leaves()
     live = options.create_graph or is_differentiated() or any(map(wraps_transform, leaves))
+    if live and not torch.is_inference_mode_enabled():  # autograd takes no tensors of inference
+        leaves = [leaf.clone() if leaf.is_inference() else leaf for leaf in leaves]
     with nullcontext() if live else torch.no_grad(), differentiating():
         blocks = _blocks(subject, leaves, extras, x, options, known, live=live)
     if blocks is None:
@@ -88,13 +91,15 @@ def _blocks(
 
 def _blocks_of_batch(
     subject: Subject, leaves: Sequence[Tensor], extras: Sequence[Tensor], x: Any, options: Options, *, live: bool
-) -> list[Tensor]:
-    """Return the Jacobians of the samples in each leaf, behind one axis for them."""
+) -> list[Tensor] | None:
+    """Return the Jacobians of the samples in each leaf, behind one axis for them; None if that takes a plan."""
     asked = options.randomness == "error" and not inside_transform()
     if asked and isinstance(x, Tensor) and subject.has_one_argument and not subject.in_parameters:
         together = jacobians_of_batch(subject, x, live=live)
         if together is not None:
             return [together]
+    if autocasts() and not inside_transform():
+        return None  # `vmap` takes linear layers past it
     values, blocks = jacobians_by_samples(subject, leaves, extras, options.randomness, live=live)
     if asked:
         check_independent(subject, values, subject.values_of_batch(x))
@@ -159,5 +164,5 @@ def _may_be_planned(error: RuntimeError, *, transformed: bool) -> bool:
     return transformed and not inside_transform() and any(words in str(error) for words in _OF_TRANSFORMS)
 
 
-_OF_AUTOGRAD = ("modified by an inplace operation", "no autograd formula")
+_OF_AUTOGRAD = ("modified by an inplace operation", "no autograd formula", "Inference tensors cannot be saved")
 _OF_TRANSFORMS = ("transform", "vmap", "Tensor that doesn't have storage")

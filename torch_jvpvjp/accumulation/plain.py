@@ -234,6 +234,6 @@ def _by_tangents(run: Recorded) -> list[Tensor]:
         for part, leaf in zip(torch.eye(n, dtype=y.dtype, device=y.device).split(sizes, 1), run.leaves, strict=True)
     ]
 
-    pushed = run.columns(columns)
+    pushed = run.columns(columns).to(y.dtype)
     parts = pushed.movedim(0, -1).split(sizes, -1)
     return [part.reshape((*y.shape, *leaf.shape)) for part, leaf in zip(parts, run.leaves, strict=True)]

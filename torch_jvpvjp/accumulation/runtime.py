@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ._torch import inside_transform, set_grad_enabled, wraps_transform
+from .autocasting import autocasts
 from .batches import over_samples
 from .branches import AT_ONCE, MOST_KEPT, Branches, kind_of
 from .cache import Remembered
@@ -366,7 +367,7 @@ class Runtime:
                 return of_one(source, *extras)
             if not subject.batch.numel():
                 return source.new_zeros((0, *traced.output.shape, *subject.sample.shape), dtype=traced.output.dtype)
-            if tracing.apart and not inside_transform():
+            if (tracing.apart or (traced.opaque and autocasts())) and not inside_transform():
                 return self.one_by_one(plan, tracing, source, extras, chosen)
             in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
             return over_samples(subject, of_one, in_dims, self.options.randomness)(source, *extras)

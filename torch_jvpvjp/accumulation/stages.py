@@ -12,6 +12,7 @@ from .._left_out import without_derivative
 from ._torch import any_global_module_hook, jvp, vjp
 from ._torch_autograd import Recording, recording_of
 from ._torch_contexts import plain_attention
+from .autocasting import as_outside
 from .bending import rows_where_bent
 from .bracket import Mode
 from .carrying import carry_each, random_state, set_random_state
@@ -89,7 +90,7 @@ class BlackBox:
         """
         version = None if x.is_inference() else x._version
         with plain_attention():  # which takes many vectors at once, in every derivative
-            y: Any = self.function(x)
+            y: Any = as_outside(self.function, x)
         if not isinstance(y, Tensor):
             raise TypeError(f"jacobian: {self.label} must return one tensor, got {type(y).__name__}.")
         if not y.is_floating_point():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from threading import local
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from ._torch_contexts import with_lists_of_weights
+from .autocasting import as_outside, autocasts
 from .stages import label_of
 from .trees import Arguments, Side, Wrt, batch_size, differentiated, flattened, kind_of_leaf, read_arguments, side_of
 
@@ -88,7 +89,10 @@ class Subject:
     def functions(self) -> list[Function]:
         """The chain of functions of one tensor."""
         if self.is_simple:
-            return [*self.stages[:-1], _named(self._finished, label_of(self.stages[-1]))]
+            last = _named(self._finished, label_of(self.stages[-1]))
+            if not autocasts():
+                return [*self.stages[:-1], last]
+            return [*(_named(partial(as_outside, stage), label_of(stage)) for stage in self.stages[:-1]), last]
         return [_named(self._whole, self.label)]
 
     @property
@@ -219,7 +223,7 @@ class Subject:
 
     def values_of_arguments(self, args: Sequence[Any]) -> Tensor:
         """Return the same, for positional arguments that f may write into."""
-        value = self._of_stages(args)
+        value = as_outside(self._of_stages, args)
         side, tensors = side_of(self.caller, f"what {self.label} returns", value, self.batch_dims)
         self.output = side
         return side.joined([_merged(tensor, self.batch_dims) for tensor in tensors], 1)
@@ -227,7 +231,7 @@ class Subject:
     # ---- the function of one sample --------------------------------------------------------------------------------
 
     def _finished(self, x: Tensor) -> Tensor:
-        return self._joined(self.stages[-1](x))
+        return self._joined(as_outside(self.stages[-1], x))
 
     def _whole(self, source: Tensor) -> Tensor:
         """Return the joined outputs of one sample, for the source vector of one sample."""
@@ -236,10 +240,7 @@ class Subject:
     def value(self, leaves: Sequence[Tensor]) -> Tensor:
         """Return the joined outputs of one sample, for the tensors of one sample that the Jacobian is taken in."""
         if self.is_simple:
-            (value,) = leaves
-            for stage in self.stages:
-                value = stage(value)
-            return self._joined(value)
+            return self._joined(as_outside(self._of_stages, leaves))
         arguments = self._arguments_of_one
         ones = (1,) * self.batch_dims
         extras = iter([extra.reshape((*ones, *extra.shape)) for extra in self.extras])
@@ -256,8 +257,8 @@ class Subject:
             args.append(tree_unflatten(flat, spec))
         if arguments.names:
             parameters = dict(zip(arguments.names, leaves, strict=True))
-            return self._joined(self._of_stages(args, parameters))
-        return self._joined(self._of_stages(args))
+            return self._joined(as_outside(self._of_stages, args, parameters))
+        return self._joined(as_outside(self._of_stages, args))
 
     def _of_stages(self, args: Sequence[Any], parameters: Mapping[str, Tensor] | None = None) -> Any:
         """Return what the function returns, with these parameters if they are given."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar, cast
 
 import torch
 
 from ._torch import disable_dynamo
+from .autocasting import beyond_autocast
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -27,12 +28,12 @@ def uncompiled(function: Function) -> Function:
     Returns:
         The same to who calls it.
     """
-    untraced = disable_dynamo(function)
+    untraced = disable_dynamo(partial(beyond_autocast, function))
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if _is_compiling():
             return untraced(*args, **kwargs)
-        return function(*args, **kwargs)
+        return beyond_autocast(function, *args, **kwargs)
 
     return cast(Function, call)

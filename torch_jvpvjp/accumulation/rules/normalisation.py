@@ -63,10 +63,10 @@ def in_input(call: Call, normalise: Normalise, rows: int, n: int, *, centred: bo
     Returns:
         The derivative, as blocks, or factored where there is only one row.
     """
-    read, rank = reader(call), 2 if centred else 1
+    read, rank, dtype = reader(call), 2 if centred else 1, call.output.dtype
 
-    def gain(a: Arguments, factor: Tensor) -> Tensor:  # w r, (rows, n)
-        return (factor if a["weight"] is None else weight(a["weight"]) * factor).expand(rows, n)
+    def gain(a: Arguments, factor: Tensor) -> Tensor:  # w r, (rows, n); w may be wider than x
+        return (factor if a["weight"] is None else weight(a["weight"]) * factor).to(dtype).expand(rows, n)
 
     def directions(x_hat: Tensor) -> Tensor:  # the columns that are projected out: x̂, and 1; (rows, n, rank)
         return torch.stack((x_hat, torch.ones_like(x_hat)), dim=2) if centred else x_hat.unsqueeze(2)
