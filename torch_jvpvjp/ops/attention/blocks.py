@@ -1,14 +1,18 @@
 """Block-sparse masks: what kernels need of a BlockMask to visit only the blocks that are not empty."""
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ...registration import _torch_private as private
 from .arguments import Heads
+
+if TYPE_CHECKING:  # PyTorch 2.15 loads sympy with it, which takes a third of a second
+    from torch.nn.attention.flex_attention import BlockMask
 
 _SMALLEST = 16
 
@@ -40,6 +44,10 @@ def is_block_mask(attn_mask: Any) -> bool:
     Returns:
         Whether it is a BlockMask.
     """
+    if attn_mask is None or isinstance(attn_mask, Tensor):
+        return False
+    from torch.nn.attention.flex_attention import BlockMask
+
     return isinstance(attn_mask, BlockMask)
 
 
@@ -98,6 +106,8 @@ def _is_traced(counts: Tensor) -> bool:
 
 
 def _read(name: str, block_mask: BlockMask, batch: int, count: int) -> Blocks:
+    from torch.nn.attention.flex_attention import create_mask
+
     q_size, kv_size = block_mask.BLOCK_SIZE
     lq, lk = block_mask.seq_lengths
     device = block_mask.kv_num_blocks.device
