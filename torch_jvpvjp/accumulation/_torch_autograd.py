@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._torch import wraps_transform
+
 __all__ = [
-    "MISBATCHED_NODES", "Recording", "autograd_nodes", "is_builtin_node", "pulled_back", "recording_of",
-    "updates_statistics",
+    "MISBATCHED_NODES", "Recording", "autograd_nodes", "hooks_saved_tensors", "is_batched_or_dual",
+    "is_builtin_node", "pulled_back", "recording_of", "updates_statistics",
 ]  # fmt: skip
 
 
@@ -175,3 +177,17 @@ def updates_statistics(y: Tensor) -> bool:
         and getattr(node, "_saved_running_mean", None) is not None
         for node in nodes
     )
+
+
+def hooks_saved_tensors() -> bool:
+    """Return whether what autograd saves goes through hooks, as in `checkpoint` and `save_on_cpu`."""
+    return _top_hooks(False) is not None  # noqa: FBT003 (as PyTorch has it)
+
+
+_top_hooks: Any = getattr(getattr(torch._C, "_autograd"), "_top_saved_tensors_default_hooks")  # noqa: B009 (no stubs)
+
+
+def is_batched_or_dual(tensor: Tensor) -> bool:
+    """Return whether a cotangent stands for many, by `vmap` or `is_grads_batched`, or carries a tangent."""
+    functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
+    return wraps_transform(tensor) or functorch.is_legacy_batchedtensor(tensor)

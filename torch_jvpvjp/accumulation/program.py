@@ -28,6 +28,7 @@ from .calls import (
 )
 from .replay import (
     CompiledProgram,
+    Layout,
     Layouts,
     Worth,
     by_entries,
@@ -203,13 +204,40 @@ class ProgramRecorder(TorchDispatchMode):
         """Return the values that results are, by which `program` knows them."""
         return [self._number(result) for result in results]
 
-    def program(self, numbers: list[int], worth: Worth | None = None, *, exact: bool = False) -> Program | None:
+    def layout(self, number: int) -> Layout:
+        """Return how a value lay in memory when it was recorded."""
+        return self._layouts[number]
+
+    def take_from(self, earlier: ProgramRecorder) -> list[int]:
+        """Take values of another recording as inputs, in front of others; what holds for every run stays fixed.
+
+        Args:
+            earlier: The recording.
+
+        Returns:
+            Their numbers there.
+        """
+        varying = set(earlier._inputs)
+        for call in earlier._calls:
+            if not varying.isdisjoint(call.operands):
+                varying.update(index for index in call.outputs if index is not None)
+        numbers = {index: earlier._numbers.get(tensor) for index, tensor in self._fixed.items()}
+        taken = {index: number for index, number in numbers.items() if number in varying}
+        for index in taken:
+            del self._fixed[index]
+        self._inputs = [*taken, *self._inputs]
+        return list(taken.values())
+
+    def program(
+        self, numbers: list[int], worth: Worth | None = None, *, exact: bool = False, owned: int | None = None
+    ) -> Program | None:
         """The program of what ran.
 
         Args:
             numbers: The values that it returns.
             worth: When like calls are run as one; None for never.
             exact: Whether each operation is rounded as it was, so that no two of them are made one.
+            owned: How many of them, the first, share no memory with anything else; None for all.
 
         Returns:
             The program; None if what ran cannot be replayed.
@@ -236,7 +264,8 @@ class ProgramRecorder(TorchDispatchMode):
             calls = without_double_copies(without_unused(calls, numbers), numbers, layouts, self._next)
             calls = without_unused(calls, numbers)
             calls = calls if exact else joined(calls, numbers, layouts)
-            calls, numbers = with_own_results(calls, numbers, layouts, self._next)
+            calls, own = with_own_results(calls, numbers[:owned], layouts, self._next)
+            numbers = [*own, *numbers[len(own) :]]
             calls, fixed = with_samples_innermost(
                 calls, fixed, fixed.keys() - self._fixed.keys(), numbers, layouts, self._next
             )

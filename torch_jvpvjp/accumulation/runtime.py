@@ -20,6 +20,7 @@ from .cache import Remembered
 from .calls import MOST_FOLDED
 from .checks import check_passes
 from .execute import Execution, as_jacobian, count_chunks, execute
+from .gradients import Gradients
 from .held import held_bytes
 from .nesting import is_differentiated
 from .options import Options
@@ -222,7 +223,10 @@ class Runtime:
             return found
         leaves, extras = subject.bind_leaves(self.arguments(x))
         check_passes(tracing, self.arguments(x), leaves, extras)
-        outside = self.options.create_graph or is_differentiated() or any(map(wraps_transform, leaves))
+        transformed = is_differentiated() or any(map(wraps_transform, leaves))
+        outside = transformed or (self.options.create_graph and tracing.requires_grad([*leaves, *extras]))
+        if outside and not transformed and self._records_gradients(tracing):
+            return tracing.planted(self._differentiable(plan, tracing, leaves, extras))
         live = outside or not tracing.replayable or traced.opaque or self.options.progress
         # A black box runs with gradients on, as its user runs it: some (an LSTM on the CPU) keep only then what their
         # derivative needs.
@@ -291,7 +295,7 @@ class Runtime:
             tracing.compiled = tracing.program.compiled(self.options.compile_mode)
         run = tracing.compiled or tracing.program.run
         parts = run(*inputs)
-        if self._is_plain(tracing) or self._is_plain(tracing, of_samples=True):
+        if not self.options.create_graph and (self._is_plain(tracing) or self._is_plain(tracing, of_samples=True)):
             x, constants = leaves[0], tuple(tracing.constants.values())
             outcome = tracing.conditions.outcome if tracing.conditions is not None else None
             if outcome is None or (tracing.sees_beside and tracing.in_a_row >= STEADY):
@@ -333,6 +337,28 @@ class Runtime:
             tracing.replayable = again is not None and alike(marks(again), expected)
         how = Execution(self.options.chunk_size)
         return again if again is not None and tracing.replayable else made()
+
+    def _records_gradients(self, tracing: Tracing) -> bool:
+        """Return whether a Jacobian that is differentiated may be replayed as well."""
+        leaves_free = self.options.leave_free and self.options.together
+        return leaves_free and tracing.replayable and not (tracing.traced.opaque or tracing.apart)
+
+    def _differentiable(
+        self, plan: Plan, tracing: Tracing, leaves: Sequence[Tensor], extras: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """Return the parts of the Jacobian, differentiable in what requires gradients."""
+        given, how = [one.contiguous() for one in (*leaves, *extras)], Execution(live=True)
+
+        def made(inputs: Sequence[Tensor]) -> list[Tensor]:
+            ours, others = inputs[: len(leaves)], inputs[len(leaves) : len(given)]
+            now = replace(tracing, constants=dict(zip(tracing.constants, inputs[len(given) :], strict=True)))
+            parts = now.parts(self.executed(plan, now, tracing.subject.source_of(ours), others, how))
+            tracing.form = now.form
+            return parts
+
+        if tracing.gradients is None:
+            tracing.gradients = Gradients(tracing.traced.tape.launches, self._most_folded, self._worth(given[0]))
+        return tracing.gradients.parts(made, [*given, *tracing.constants.values()])
 
     @property
     def _most_folded(self) -> int:

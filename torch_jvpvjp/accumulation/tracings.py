@@ -14,6 +14,7 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 from ._torch import same_forms
 from .conditions import Conditions, sees_values
 from .executed import Executed
+from .gradients import Gradients
 from .guards import Guards
 from .program import Program
 from .sparse import Sparsity
@@ -58,6 +59,7 @@ class Tracing:
         seconds: What it took to record and to plan it.
         in_a_row: The calls before this one that went the same way, one after another.
         sees_beside: Whether the program gives the conditions behind the Jacobian.
+        gradients: What is recorded of a Jacobian that is differentiated.
     """
 
     subject: Subject
@@ -81,6 +83,13 @@ class Tracing:
     seconds: float = 0.0
     in_a_row: int = 0
     sees_beside: bool = False
+    gradients: Gradients | None = None
+
+    def requires_grad(self, given: Sequence[Tensor]) -> bool:
+        """Return whether autograd is on, and something that the Jacobian depends on may require gradients."""
+        if not torch.is_grad_enabled() or self.traced.opaque:
+            return torch.is_grad_enabled()
+        return any(tensor.requires_grad for tensor in (*given, *self.constants.values()))
 
     def holds(self) -> bool:
         """Return whether the function is still what was traced, but for the values of tensors that are no indices."""

@@ -1,0 +1,122 @@
+"""Jacobians that are differentiated (`create_graph`), replayed from recordings of J and of its pullback.
+
+A training step through J takes the executor's Python and an autograd graph of every op of every sweep. Both are spared
+once calls have taken as long as recording does. Whoever differentiates twice gets J by the executor, under autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ._torch_autograd import hooks_saved_tensors, is_batched_or_dual
+from .differentiable import Differentiable, recorded
+from .replay import Worth
+
+Made = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""Makes the parts of a Jacobian by the executor, as autograd sees it, from all that it depends on."""
+
+_SECONDS_OF_OP = 5e-3  # of recording, measured on functions of 1 to 60 ops
+_MOST_KINDS = 4  # of which inputs and parts are differentiated
+_MOST_IN_VAIN = 4  # pullbacks that were not as recorded
+
+
+class Gradients:
+    """The recordings of the Jacobian of one function and of its pullback.
+
+    Args:
+        ops: How many ops the function has.
+        most_folded: Most entries of a value that is held between calls.
+        worth: When like calls are run as one; None for never.
+    """
+
+    def __init__(self, ops: int, most_folded: int, worth: Worth | None) -> None:
+        self._expected, self._most_folded, self._worth = max(ops, 1) * _SECONDS_OF_OP, most_folded, worth
+        self._found: dict[Any, Differentiable | None] = {}
+        self._seconds, self._in_vain = 0.0, 0
+        self._used: tuple[int, ...] | None = None  # the places of the parts that a loss is of; None for all
+
+    def parts(self, made: Made, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the parts of J, differentiable in all inputs that require gradients.
+
+        Args:
+            made: Makes them by the executor.
+            inputs: All that they depend on.
+        """
+        if self._in_vain > _MOST_IN_VAIN or hooks_saved_tensors() or not all(map(_is_plain, inputs)):
+            return made(inputs)
+        kind = tuple(tensor.requires_grad for tensor in inputs), self._used
+        if kind not in self._found:
+            if self._seconds < self._expected or len(self._found) >= _MOST_KINDS:
+                begin = perf_counter()
+                parts = made(inputs)
+                self._seconds += perf_counter() - begin
+                return parts
+            self._found[kind] = recorded(made, inputs, self._used, self._most_folded, self._worth)
+        found = self._found[kind]
+        if found is None:
+            return made(inputs)
+        results: Any = RecordedJacobian.apply(found, made, self, *inputs)
+        return results
+
+    def missed(self, used: tuple[int, ...]) -> None:
+        """Take note of a pullback from some parts that was not as recorded."""
+        self._in_vain += 1
+        self._used = used
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in {Tensor, Parameter} and not tensor.is_inference() and tensor.layout is torch.strided
+
+
+class RecordedJacobian(torch.autograd.Function):
+    """A recorded Jacobian as one node of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, found: Differentiable, made: Made, owner: Gradients, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the parts, and keep what the pullback uses."""
+        parts, values = found.run(inputs)
+        ctx.save_for_backward(*(inputs[place] for place in found.kept), *values)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(part for place, part in enumerate(parts) if place not in found.live))
+        ctx.found, ctx.made, ctx.owner, ctx.inputs = found, made, owner, inputs
+        ctx.versions = [tensor._version for tensor in inputs]
+        return tuple(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *part_bars: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the cotangents of the inputs: by the recording if it is of this pullback, else by autograd."""
+        found: Differentiable = ctx.found
+        used = tuple(place for place, bar in enumerate(part_bars) if bar is not None)
+        bars = [bar for bar in part_bars if bar is not None]
+        if torch.is_grad_enabled() or used != found.used or any(map(is_batched_or_dual, bars)):
+            ctx.owner.missed(used)
+            return None, None, None, *_pulled_by_autograd(ctx, used, bars)
+        kept, values = ctx.saved_tensors[: len(found.kept)], ctx.saved_tensors[len(found.kept) :]
+        pulled = dict(zip(found.pulled, found.pull(kept, values, bars), strict=True))
+        return None, None, None, *(pulled.get(place) for place in range(len(ctx.inputs)))
+
+
+def _pulled_by_autograd(ctx: Any, used: Sequence[int], bars: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the cotangents of all inputs, differentiable in turn where autograd asks for that."""
+    if any(tensor._version != version for tensor, version in zip(ctx.inputs, ctx.versions, strict=True)):
+        raise RuntimeError(
+            "jacobian: all that a Jacobian depends on must stay as it is until the Jacobian was differentiated twice, "
+            "or in some of its parts, but a tensor was written into since; write into a copy, or differentiate before."
+        )
+    if not bars:
+        return [None] * len(ctx.inputs)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Through views, so that of two inputs one of which depends on the other each gets its own part.
+        inputs = [tensor.view_as(tensor) for tensor in ctx.inputs]
+        parts = ctx.made(inputs)
+    asked = [tensor for tensor in inputs if tensor.requires_grad]
+    outputs = [parts[place] for place in used]
+    pulled = iter(torch.autograd.grad(outputs, asked, bars, create_graph=again, allow_unused=True))
+    return [next(pulled) if tensor.requires_grad else None for tensor in inputs]
