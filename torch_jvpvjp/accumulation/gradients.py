@@ -7,8 +7,9 @@ once calls have taken as long as recording does. Whoever differentiates twice ge
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from torch.nn import Parameter
 from ._torch_autograd import hooks_saved_tensors, is_batched_or_dual
 from .differentiable import Differentiable, recorded
 from .replay import Worth
+
+if TYPE_CHECKING:
+    from .tracings import Tracing
 
 Made = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """Makes the parts of a Jacobian by the executor, as autograd sees it, from all that it depends on."""
@@ -68,6 +72,41 @@ class Gradients:
         """Take note of a pullback from some parts that was not as recorded."""
         self._in_vain += 1
         self._used = used
+
+
+def differentiable_parts(
+    tracing: Tracing,
+    executed: Callable[[Tracing, Tensor, Sequence[Tensor]], Tensor],
+    leaves: Sequence[Tensor],
+    extras: Sequence[Tensor],
+    most_folded: int,
+    worth: Worth | None,
+) -> Sequence[Tensor]:
+    """The parts of a Jacobian, differentiable in all that it depends on and that requires gradients.
+
+    Args:
+        tracing: The function.
+        executed: The Jacobian by the executor, of a function, what it is taken in as one tensor, and other arguments.
+        leaves: What the Jacobian is taken in.
+        extras: The other arguments.
+        most_folded: Most entries of a value that is held between calls.
+        worth: When like calls are run as one; None for never.
+
+    Returns:
+        The parts.
+    """
+    given = [one.contiguous() for one in (*leaves, *extras)]  # as they were when recorded
+
+    def made(inputs: Sequence[Tensor]) -> list[Tensor]:
+        source = tracing.subject.source_of(inputs[: len(leaves)])
+        now = replace(tracing, constants=dict(zip(tracing.constants, inputs[len(given) :], strict=True)))
+        parts = now.parts(executed(now, source, inputs[len(leaves) : len(given)]))
+        tracing.form = now.form
+        return parts
+
+    if tracing.gradients is None:
+        tracing.gradients = Gradients(tracing.traced.tape.launches, most_folded, worth)
+    return tracing.gradients.parts(made, [*given, *tracing.constants.values()])
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -12,25 +12,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._torch import inside_transform, set_grad_enabled, wraps_transform
-from .autocasting import autocasts
-from .batches import over_samples
+from ._torch import set_grad_enabled, wraps_transform
+from .application import applied
 from .branches import AT_ONCE, MOST_KEPT, Branches, kind_of
 from .cache import Remembered
 from .calls import MOST_FOLDED
 from .checks import check_passes
-from .execute import Execution, as_jacobian, count_chunks, execute
-from .gradients import Gradients
+from .execute import Execution
+from .gradients import differentiable_parts
 from .held import held_bytes
 from .nesting import is_differentiated
 from .options import Options
 from .program import ProgramRecorder
-from .progress import bar
 from .remaking import Planning, fitted_or_remade
 from .repeating import alike, marks, repeated
 from .replay import Worth
 from .shortcut import STEADY, Shortcut
-from .sparse import is_sparse
 from .subject import Subject
 from .tracings import Tracing, trace_subject
 from .verifying import Stopwatch, verification
@@ -225,8 +222,11 @@ class Runtime:
         check_passes(tracing, self.arguments(x), leaves, extras)
         transformed = is_differentiated() or any(map(wraps_transform, leaves))
         outside = transformed or (self.options.create_graph and tracing.requires_grad([*leaves, *extras]))
-        if outside and not transformed and self._records_gradients(tracing):
-            return tracing.planted(self._differentiable(plan, tracing, leaves, extras))
+        may_be_recorded = self.options.leave_free and self.options.together and not (traced.opaque or tracing.apart)
+        if outside and not transformed and tracing.replayable and may_be_recorded:
+            executed = partial(self.executed, plan, how=Execution(live=True))
+            worth = self._most_folded, self._worth(leaves[0])
+            return tracing.planted(differentiable_parts(tracing, executed, leaves, extras, *worth))
         live = outside or not tracing.replayable or traced.opaque or self.options.progress
         # A black box runs with gradients on, as its user runs it: some (an LSTM on the CPU) keep only then what their
         # derivative needs.
@@ -338,28 +338,6 @@ class Runtime:
         how = Execution(self.options.chunk_size)
         return again if again is not None and tracing.replayable else made()
 
-    def _records_gradients(self, tracing: Tracing) -> bool:
-        """Return whether a Jacobian that is differentiated may be replayed as well."""
-        leaves_free = self.options.leave_free and self.options.together
-        return leaves_free and tracing.replayable and not (tracing.traced.opaque or tracing.apart)
-
-    def _differentiable(
-        self, plan: Plan, tracing: Tracing, leaves: Sequence[Tensor], extras: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
-        """Return the parts of the Jacobian, differentiable in what requires gradients."""
-        given, how = [one.contiguous() for one in (*leaves, *extras)], Execution(live=True)
-
-        def made(inputs: Sequence[Tensor]) -> list[Tensor]:
-            ours, others = inputs[: len(leaves)], inputs[len(leaves) : len(given)]
-            now = replace(tracing, constants=dict(zip(tracing.constants, inputs[len(given) :], strict=True)))
-            parts = now.parts(self.executed(plan, now, tracing.subject.source_of(ours), others, how))
-            tracing.form = now.form
-            return parts
-
-        if tracing.gradients is None:
-            tracing.gradients = Gradients(tracing.traced.tape.launches, self._most_folded, self._worth(given[0]))
-        return tracing.gradients.parts(made, [*given, *tracing.constants.values()])
-
     @property
     def _most_folded(self) -> int:
         """The most entries of a value that is held between calls: none where memory is limited."""
@@ -382,42 +360,7 @@ class Runtime:
         self, plan: Plan, tracing: Tracing, source: Tensor, extras: Sequence[Tensor], how: Execution | None = None
     ) -> Tensor:
         """Return the Jacobian, (*batch as one axis, *outputs, *inputs), or its entries if it is sparse."""
-        subject, traced = tracing.subject, tracing.traced
-        chosen = how or Execution(self.options.chunk_size)
-
-        def of_one(x: Tensor, *others: Tensor) -> Tensor:
-            return self._of_sample(plan, tracing, x, others, chosen)
-
-        with bar(count_chunks(plan, chosen), chosen) if self.options.progress else nullcontext(chosen) as chosen:
-            if not subject.batch_dims:
-                return of_one(source, *extras)
-            if not subject.batch.numel():
-                return source.new_zeros((0, *traced.output.shape, *subject.sample.shape), dtype=traced.output.dtype)
-            if (tracing.apart or (traced.opaque and autocasts())) and not inside_transform():
-                return self.one_by_one(plan, tracing, source, extras, chosen)
-            in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
-            return over_samples(subject, of_one, in_dims, self.options.randomness)(source, *extras)
-
-    def _of_sample(self, plan: Plan, tracing: Tracing, x: Tensor, others: Sequence[Tensor], how: Execution) -> Tensor:
-        """Return the Jacobian of one sample, or its entries if it is sparse."""
-        x, others = x.contiguous(), tuple(other.contiguous() for other in others)  # as they were when recorded
-        with tracing.subject.called_with(others):
-            y, block = execute(plan, tracing.traced, x, tracing.constants | tracing.given(others), how)
-        if self.options.sparse and (self.options.sparse is True or is_sparse(block.structure)):
-            tracing.sparse = block.structure
-            return block.structure.csr_values(block.values, y).to(y.dtype)
-        return as_jacobian(block, y, x, made=len(plan.steps) > 1)
-
-    def one_by_one(
-        self, plan: Plan, tracing: Tracing, source: Tensor, extras: Sequence[Tensor], how: Execution
-    ) -> Tensor:
-        """Return the Jacobians of some samples, taken one after another."""
-        rows = range(extras[0].shape[0] if tracing.subject.in_parameters else source.shape[0])
-        sources = [source if tracing.subject.in_parameters else source[row] for row in rows]
-        others = [[extra[row] for extra in extras] for row in rows]
-        return torch.stack([
-            self._of_sample(plan, tracing, x, other, how) for x, other in zip(sources, others, strict=True)
-        ])
+        return applied(plan, tracing, source, extras, self.options, how or Execution(self.options.chunk_size))
 
 
 def _sizes(factors: Sequence[Factor]) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ._torch import inside_transform
+from .application import one_by_one
 from .batches import check_independent, values_apart
 from .carrying import close
 from .execute import Execution
@@ -45,7 +46,9 @@ def check_samples(runtime: Runtime, plan: Plan, x: Any) -> None:
             tracing.apart = True
             return
         if together.numel():
-            tracing.apart = not close(together, runtime.one_by_one(plan, tracing, source, extras, how).detach())
+            tracing.apart = not close(
+                together, one_by_one(plan, tracing, source, extras, runtime.options, how).detach()
+            )
 
 
 def check_batch(runtime: Runtime, x: Any) -> None:
