@@ -128,3 +128,12 @@ def test_tensors_of_inference_are_points_and_weights():
     for name, way in WAYS.items():
         if name != "create_graph":  # which PyTorch refuses
             torch.testing.assert_close(way(lambda v: v @ weight, X), weight.t())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rounding_to_what_autocast_casts_to_keeps_no_function_from_being_recorded(seed):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plan = tj.plan_jacobian(net, torch.randn(8))
+    assert len(plan.factors) > 1  # a function that is called as it stands is one

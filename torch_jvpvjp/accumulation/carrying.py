@@ -55,20 +55,21 @@ def _one_by_one(carry: Carry, vectors: Sequence[Tensor]) -> list[Tensor]:
     return [torch.stack(parts) for parts in zip(*results_of, strict=True)]
 
 
-def close(found: Tensor, expected: Tensor, scale: Tensor | None = None) -> bool:
+def close(found: Tensor, expected: Tensor, scale: Tensor | None = None, eps: float = 0.0) -> bool:
     """Whether two tensors are equal but for the rounding of another order of the same operations.
 
     Args:
         found: A tensor.
         expected: Another, in whose dtype they are compared.
         scale: The largest number that went into them; the largest of `expected` if not given.
+        eps: The rounding of the coarsest dtype on the way to them, if that is coarser than theirs, as with autocast.
 
     Returns:
         Whether they are.
     """
     if not expected.numel() or expected.is_meta:
         return found.shape == expected.shape
-    slack = 10 * torch.finfo(expected.dtype).eps ** 0.5
+    slack = max(10 * torch.finfo(expected.dtype).eps ** 0.5, 2 * eps**0.5)
     scale = expected.abs().max() if scale is None else scale
     atol = float(slack * scale.nan_to_num(0.0, 0.0, 0.0))
     return torch.allclose(found.to(expected.dtype), expected, rtol=slack, atol=atol, equal_nan=True)
