@@ -13,6 +13,9 @@ from torch.func import grad, hessian, jvp, vmap
 
 import torch_jvpvjp as tj
 from torch_jvpvjp import ops
+from torch_jvpvjp.testing.case import Case
+from torch_jvpvjp.testing.cases import CASES
+from torch_jvpvjp.testing.properties import first_order
 
 LOWER = [torch.bfloat16, torch.float16]
 Unary = Callable[[Tensor], Tensor]
@@ -59,6 +62,24 @@ def test_probabilities_widen_the_cross_entropy(
             tangents = jvp(lambda *a, r=reduction: ops.cross_entropy(*a, reduction=r), (x, q), (x, q))
         assert [t.dtype for t in (found, *tangents)] == [expected.dtype] * 3
         torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+def results(function: Callable[..., Any], case: Case) -> list[Tensor]:
+    """Value, tangents and gradients, by transforms one in another and by backward."""
+    f = case.function(function)
+    along = lambda *xs: jvp(f, xs, case.point.tangents[0])[1]  # noqa: E731
+    return [*first_order(f, case.point), *jvp(along, case.point.primals, case.point.tangents[1])[1]]
+
+
+@pytest.mark.parametrize("name", [name for name, row in CASES.items() if row.op.autocast_policy != "lower"])
+def test_nothing_is_lowered_inside_of_an_op(name: str, device: str) -> None:
+    """A float32 product in a formula or kernel stays one in a region of autocast."""
+    row = CASES[name]
+    case = Case(row.function, row.reference, row.samples[0], device, torch.float32)
+    expected = results(row.function, case)
+    with torch.autocast(device, torch.bfloat16):
+        found = results(row.function, case)
+    torch.testing.assert_close(found, expected, equal_nan=True)
 
 
 # ---- what lies in memory otherwise -----------------------------------------------------------------------------------

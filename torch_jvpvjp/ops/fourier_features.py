@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..registration import _torch_private as private
 from ..registration import differentiable_op, expanding_rule
 from ._arguments import check_floating
 from ._arithmetic import cotangents_like, total, wide
@@ -14,7 +15,7 @@ from ._devices import triton_devices
 
 __all__ = ["fourier_features", "op"]
 
-_is_compiling = torch.compiler.is_dynamo_compiling
+_is_compiling, _any_autocast = torch.compiler.is_dynamo_compiling, private.is_any_autocast_enabled
 
 
 # ---- the reference and its rules -------------------------------------------------------------------------------------
@@ -166,7 +167,8 @@ def fourier_features(x: Tensor, frequencies: Tensor) -> Tensor:
         count *= size
     rows = x.reshape(count, 1 if scalar else x.shape[-1])
     f = frequencies.unsqueeze(-1) if scalar else frequencies
-    y = op(rows, f) if _is_compiling() else op.call_flat((rows, f))[0]
+    # A call of the op leaves autocast, which would lower the product.
+    y = op(rows, f) if _is_compiling() or _any_autocast() else op.call_flat((rows, f))[0]
     return y.reshape((*lead, 2 * f.shape[0]))
 
 

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from ...registration import _torch_private as private
 from ...registration.autocast import is_autocast
-from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next does
+from . import cpu as _cpu  # noqa: F401 -- registers kernels, as the next two do
+from . import cpu_second_order as _cpu_second_order  # noqa: F401
 from . import kernels as _kernels  # noqa: F401
 from .arguments import check, check_options, classes_of
 from .native import is_native, native_loss
@@ -13,7 +15,7 @@ from .rules import op
 
 __all__ = ["cross_entropy", "op"]
 
-_is_compiling = torch.compiler.is_dynamo_compiling
+_is_compiling, _any_autocast = torch.compiler.is_dynamo_compiling, private.is_any_autocast_enabled
 
 
 def cross_entropy(
@@ -77,7 +79,8 @@ def cross_entropy(
     rows_target = target if probabilities else target.unsqueeze(dim if input.dim() > 1 else -1)
     shaped = None if weight is None else weight.reshape(len(weight), *(1,) * (-dim - 1))
     args = (input, rows_target, shaped, dim, ignore_index, float(label_smoothing), softcap)
-    losses, lse = op(*args) if _is_compiling() else op.visible(op.call_flat(args))
+    # A call of the op leaves autocast, which would lower sums that are made as products.
+    losses, lse = op(*args) if _is_compiling() or _any_autocast() else op.visible(op.call_flat(args))
     counts = None if probabilities else rows_target != ignore_index
     loss = reduced(losses, lse, dim, counts, rows_target, weight, reduction, z_loss)
     dtype = loss.dtype if is_autocast(input.device.type) else input.dtype

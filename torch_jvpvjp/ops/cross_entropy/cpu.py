@@ -16,7 +16,7 @@ _MOST_LOST = 3.0
 _SHORT, _VECTOR = 48, 16  # PyTorch's softmax is slow at fewer classes that do not fill vectors
 
 
-class _Picked(NamedTuple):
+class Picked(NamedTuple):
     """A target, looked up once.
 
     Attributes:
@@ -38,14 +38,33 @@ class _Picked(NamedTuple):
     sigma: Tensor
 
 
-def _is_plain(inputs: Any, *like: Tensor | None) -> bool:
-    """Whether nothing is batched more than the input is."""
+def is_plain(inputs: Any, *like: Tensor | None) -> bool:
+    """Whether nothing is batched more than the input is.
+
+    Args:
+        inputs: The arguments of the op.
+        *like: Tensors that have the input's shape then.
+
+    Returns:
+        True if so.
+    """
     weight, x = inputs.weight, inputs.input
     alike = all(t is None or t.shape == x.shape for t in like)
     return alike and (weight is None or weight.numel() == x.shape[inputs.dim]) and x.shape[inputs.dim] > 0
 
 
-def _pick(inputs: Any) -> _Picked:
+def pick(inputs: Any) -> Picked:
+    """The target of a call, looked up.
+
+    Args:
+        inputs: The arguments of the op.
+
+    Returns:
+        What the maps read of it.
+
+    Raises:
+        WrongClassError: If a class does not exist.
+    """  # noqa: DOC502 -- _check_classes raises
     x, dim, epsilon = inputs.input, inputs.dim, inputs.label_smoothing
     n, weight = x.shape[dim], wide(inputs.weight, x)
     even = None if not epsilon else epsilon / n if weight is None else weight * (epsilon / n)
@@ -54,7 +73,7 @@ def _pick(inputs: Any) -> _Picked:
         tau = wide(target, x)
         tau = tau * (1 - epsilon) + epsilon / n if epsilon else tau
         tau = tau if weight is None else tau * weight
-        return _Picked(tau, None, None, None, None, False, tau.sum(dim, keepdim=True))
+        return Picked(tau, None, None, None, None, False, tau.sum(dim, keepdim=True))
     counts = target != inputs.ignore_index
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     sharp = present = counts.to(dtype)
@@ -68,7 +87,7 @@ def _pick(inputs: Any) -> _Picked:
     sigma = sharp
     if even is not None:
         sigma = sharp + present * (even.sum() if isinstance(even, Tensor) else epsilon)
-    return _Picked(None, classes, sharp, even, counts, ignores, sigma)
+    return Picked(None, classes, sharp, even, counts, ignores, sigma)
 
 
 def _check_classes(classes: Tensor, n: int) -> None:
@@ -78,8 +97,17 @@ def _check_classes(classes: Tensor, n: int) -> None:
             raise WrongClassError("cross_entropy", n, int(low if low < 0 else high))
 
 
-def _aim(picked: _Picked, values: Tensor, dim: int) -> Tensor:
-    """Σ τ values."""
+def aim(picked: Picked, values: Tensor, dim: int) -> Tensor:
+    """Σ τ values.
+
+    Args:
+        picked: The target.
+        values: One for each class.
+        dim: The axis of the classes.
+
+    Returns:
+        A number for each row, 0 where it is ignored.
+    """
     if picked.tau is not None:
         return (picked.tau * values).sum(dim, keepdim=True)
     assert picked.classes is not None and picked.sharp is not None and picked.counts is not None
@@ -94,6 +122,34 @@ def _aim(picked: _Picked, values: Tensor, dim: int) -> Tensor:
     return aimed + torch.where(picked.counts, spread, 0)
 
 
+def softmax(z: Tensor, dim: int) -> Tensor:
+    """Probabilities. PyTorch goes through rows of fewer numbers than a vector has one number at a time.
+
+    Args:
+        z: Logits.
+        dim: The axis of the classes.
+
+    Returns:
+        p, a fresh tensor.
+    """
+    if not _is_narrow(z, dim):
+        return torch.softmax(z, dim)
+    powers = torch.sub(z, z.amax(dim, keepdim=True)).exp_()
+    return powers.div_(sum_along(powers, dim))
+
+
+def _log_softmax(z: Tensor, dim: int) -> Tensor:
+    """Their logarithms."""
+    if not _is_narrow(z, dim):
+        return torch.log_softmax(z, dim)
+    below = torch.sub(z, z.amax(dim, keepdim=True))
+    return below.sub_(sum_along(below.exp(), dim).log_())
+
+
+def _is_narrow(z: Tensor, dim: int) -> bool:
+    return z.shape[dim] < _VECTOR and dim == -1 and z.is_contiguous()
+
+
 def _cap(x: Tensor, kappa: float | None) -> tuple[Tensor, Tensor | None]:
     """z and z′."""
     if kappa is None:
@@ -102,15 +158,15 @@ def _cap(x: Tensor, kappa: float | None) -> tuple[Tensor, Tensor | None]:
     return u * kappa, torch.addcmul(u.new_ones(()), u, u, value=-1)
 
 
-def _forward(inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, _Picked]:
+def _forward(inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Picked]:
     """ℓ, L, log p, z′ and the target looked up."""
-    dim, picked = inputs.dim, _pick(inputs)
+    dim, picked = inputs.dim, pick(inputs)
     z, slope = _cap(wide(inputs.input, inputs.input), inputs.softcap)
-    log_p = torch.log_softmax(z, dim)
-    return -_aim(picked, log_p, dim), _log_sum(z, log_p, picked, dim), log_p, slope, picked
+    log_p = _log_softmax(z, dim)
+    return -aim(picked, log_p, dim), _log_sum(z, log_p, picked, dim), log_p, slope, picked
 
 
-def _log_sum(z: Tensor, log_p: Tensor, picked: _Picked, dim: int) -> Tensor:
+def _log_sum(z: Tensor, log_p: Tensor, picked: Picked, dim: int) -> Tensor:
     """L = z − log p of the target's class, or the first, unless log p dwarfs L and rounds it away; 0 where ignored."""
     z_there, log_p_there = (
         t.narrow(dim, 0, 1) if picked.classes is None else t.gather(dim, picked.classes) for t in (z, log_p)
@@ -127,7 +183,7 @@ def _log_sum(z: Tensor, log_p: Tensor, picked: _Picked, dim: int) -> Tensor:
 def _primal(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """ℓ and L; no pullback here reads what L lacks."""
     inputs = op.signature.inputs_type(*args)
-    if not _is_plain(inputs):
+    if not is_plain(inputs):
         return op.formula(*args)
     loss, lse = _forward(inputs)[:2]
     return loss, lse, torch.zeros_like(lse)
@@ -135,7 +191,7 @@ def _primal(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _jvp(primals: Any, tangents: Any) -> Any:
     """ℓ, L and ℓ̇, L̇."""
-    if not _is_plain(primals, tangents.input, tangents.target):
+    if not is_plain(primals, tangents.input, tangents.target):
         return op.jvp.op.formula(primals, tangents)
     dim = primals.dim
     loss, lse, log_p, slope, picked = _forward(primals)
@@ -145,7 +201,7 @@ def _jvp(primals: Any, tangents: Any) -> Any:
         z_dot = z_dot if slope is None else z_dot * slope
         lse_dot = (log_p.exp() * z_dot).sum(dim, keepdim=True)
         lse_dot = lse_dot if picked.counts is None else torch.where(picked.counts, lse_dot, 0)
-        loss_dot = picked.sigma * lse_dot - _aim(picked, z_dot, dim)
+        loss_dot = picked.sigma * lse_dot - aim(picked, z_dot, dim)
     if tangents.target is not None:
         moved = wide(tangents.target, primals.input) * log_p
         moved = moved if primals.weight is None else moved * wide(primals.weight, primals.input)
@@ -157,9 +213,9 @@ def _jvp(primals: Any, tangents: Any) -> Any:
 def _vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """x̄ = ((c σ + e) p − c τ) z′ in the place of p, q̄ = w (1 − ε) c (L − z)."""
     x, dim = inputs.input, inputs.dim
-    if not _is_plain(inputs):
+    if not is_plain(inputs):
         return op.vjp.op.formula(cotangents, inputs, outputs, needs=needs)
-    picked = _pick(inputs)
+    picked = pick(inputs)
     z, slope = _cap(wide(x, x), inputs.softcap)
     c, e = (wide(t, x) for t in (cotangents.y0, cotangents.y1))
     if picked.counts is not None and picked.ignores:  # a mean over nothing has ∞ there
@@ -173,12 +229,12 @@ def _vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...])
         slow = short or (by_target is not None and x.stride(dim) != 1)  # two softmaxes, by lines
         if slow and outputs[1].dtype == z.dtype:
             x_bar = torch.sub(z, outputs[1]).exp_()  # as wrong as L, whose rounding is relative to L, ...
-            mass = _sum(x_bar, dim)  # ... and to be mended by this
+            mass = sum_along(x_bar, dim)  # ... and to be mended by this
             x_bar.mul_(along / mass)
         else:
-            x_bar = torch.softmax(z, dim).mul_(along)
+            x_bar = softmax(z, dim).mul_(along)
         if c is not None:
-            _subtract_target(x_bar, picked, c, dim)
+            subtract_target(x_bar, picked, c, dim)
         if slope is not None:
             x_bar.mul_(slope)
         if picked.counts is not None and picked.ignores:
@@ -186,7 +242,7 @@ def _vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...])
         x_bar = x_bar.to(x.dtype)
     if by_target is not None:
         if mass is None:
-            q_bar = torch.log_softmax(z, dim).mul_(-by_target)
+            q_bar = _log_softmax(z, dim).mul_(-by_target)
         else:
             q_bar = torch.sub(outputs[1], z)
             q_bar.add_(mass.log_()).mul_(by_target)
@@ -194,15 +250,30 @@ def _vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...])
     return x_bar, q_bar
 
 
-def _sum(x: Tensor, dim: int) -> Tensor:
-    """Sum over an axis, which is kept; of rows of few numbers by a product, as a sum of these goes number by number."""
+def sum_along(x: Tensor, dim: int) -> Tensor:
+    """Sum over an axis, which is kept; of rows of few numbers by a product, as a sum of these goes number by number.
+
+    Args:
+        x: A tensor.
+        dim: The axis.
+
+    Returns:
+        The sums.
+    """
     if dim != -1 or not x.is_contiguous() or not products_stay_float32():
         return x.sum(dim, keepdim=True)
     return torch.matmul(x, x.new_ones(x.shape[-1], 1))
 
 
-def _subtract_target(x_bar: Tensor, picked: _Picked, c: Tensor, dim: int) -> None:
-    """Take c τ off, in place."""
+def subtract_target(x_bar: Tensor, picked: Picked, c: Tensor, dim: int) -> None:
+    """Take c τ off, in place.
+
+    Args:
+        x_bar: From what.
+        picked: The target.
+        c: A number for each row.
+        dim: The axis of the classes.
+    """
     if picked.tau is not None:
         x_bar.addcmul_(picked.tau, c, value=-1)
         return
