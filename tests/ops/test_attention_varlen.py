@@ -268,3 +268,31 @@ CU = torch.tensor([0, 2, 5])
 def test_bad_input(args: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=rf"varlen_attention: .*{message}"):
         ops.varlen_attention(*args)
+
+
+@pytest.mark.parametrize("behind", [1, 3])
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_stands_behind_the_last_sequence_is_not_read(causal: bool, behind: int) -> None:
+    """Rows that fill a buffer up may hold anything: no result or derivative of other rows is NaN for that."""
+    tensors, cu = packed("several", "cpu", behind=behind)
+    ends = [int(cu[0][-1]), int(cu[1][-1]), int(cu[1][-1])]
+    dirty = [t.clone() for t in tensors]
+    for tensor, end in zip(dirty, ends, strict=True):
+        tensor[end:] = float("nan")
+
+    def f(*xs: Tensor) -> Tensor:
+        return ops.varlen_attention(*xs, *cu, is_causal=causal)
+
+    def results(xs: list[Tensor]) -> list[Tensor]:
+        leaves, moved = [x.clone().requires_grad_() for x in xs], tuple(x.cos() for x in xs)
+        loss = lambda *xs: f(*xs)[: ends[0]].square().sum()  # noqa: E731
+        bars = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(b[:e].square().sum() for b, e in zip(bars, ends, strict=True)), leaves)
+        y, y_dot = torch.func.jvp(f, tuple(xs), moved)
+        hvp = torch.func.jvp(torch.func.grad(loss, argnums=(0, 1, 2)), tuple(xs), moved)[1]
+        each = torch.vmap(f)(*(torch.stack([x, 2 * x]) for x in xs))
+        return [*(b[:e] for b, e in zip((*bars, *second, *hvp), 3 * ends, strict=True)), y, y_dot, each]
+
+    for found, expected in zip(results(dirty), results(list(tensors)), strict=True):
+        torch.testing.assert_close(found, expected)
+        assert found.isfinite().all()

@@ -103,6 +103,13 @@ def test_signs_that_are_yet_to_be_flipped_go_through_hessians(ours: Unary, their
     torch.testing.assert_close(found, hessian(lambda x: theirs(x).square().sum())(x))
 
 
+@pytest.mark.parametrize("function", [ops.pixel_norm, ops.l2_norm, ops.rms_norm, ops.silu], ids=lambda f: f.__name__)
+def test_a_tangent_without_memory_may_be_an_argument(function: Any, device: str) -> None:
+    zero = torch._efficientzerotensor((2, 4), device=device)
+    f = (lambda x: function(x, (4,))) if function is ops.rms_norm else function
+    torch.testing.assert_close(f(zero), f(torch.zeros(2, 4, device=device)))
+
+
 def test_a_batch_of_nothing_has_its_shape(device: str) -> None:
     rows, weights = torch.randn(0, 4, 5, device=device), torch.rand(0, 5, device=device)
     target = torch.tensor([0, 2, 1, 4], device=device)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..registration import broadcasting_rule, differentiable_op, expanding_rule
+from ..registration._torch_private import is_zero_tensor
 from ._arguments import check_floating
 from ._arithmetic import cotangents_like, wide
 from ._axis_norm_second import Points, formula_of
@@ -220,7 +221,7 @@ def along_axis(name: str, argument: str, x: Any, dim: Any, eps: Any, floored: bo
     if not eps >= 0:
         raise ValueError(f"{name}: eps must not be negative, got {eps}.")
     dim %= rank
-    if standing(x) == VALUE and x.dtype in WIDE and x.is_contiguous():
+    if standing(x) == VALUE and x.dtype in WIDE and x.is_contiguous() and not is_zero_tensor(x):
         return _value_cpu(x, float(eps), floored, dim)
     # Channels that come last in memory, as in torch.channels_last, are rows of a matrix.
     last = not x.is_contiguous() and x.movedim(dim, -1).is_contiguous()

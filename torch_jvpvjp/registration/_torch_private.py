@@ -3,7 +3,9 @@
 Nothing else in the package may import a private PyTorch name: when a release renames one, this file is where it shows.
 """
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -106,6 +108,28 @@ enable_single_level_autograd_function = _lookup("torch._functorch.utils.enable_s
 unwrap_if_dead = _lookup("torch._C._functorch.unwrap_if_dead")
 any_requires_grad = _lookup("torch._C._any_requires_grad")
 top_saved_tensors_hooks = _lookup("torch._C._autograd._top_saved_tensors_default_hooks")
+_push_saved_tensors_hooks = _lookup("torch._C._autograd._push_saved_tensors_default_hooks")
+_pop_saved_tensors_hooks = _lookup("torch._C._autograd._pop_saved_tensors_default_hooks")
+
+
+@contextlib.contextmanager
+def without_saved_tensors_hooks() -> Iterator[None]:
+    """A context in which no hooks look at what autograd saves; `torch.func` refuses to work where some do.
+
+    Yields:
+        Nothing.
+    """
+    kept = []
+    while (hooks := top_saved_tensors_hooks(False)) is not None:  # noqa: FBT003 -- whether to leave tracing's alone
+        kept.append(hooks)
+        _pop_saved_tensors_hooks()
+    try:
+        yield
+    finally:
+        for hooks in reversed(kept):
+            _push_saved_tensors_hooks(*hooks)
+
+
 current_autograd_node = _lookup("torch._C._current_autograd_node")
 
 # The level of one `torch.func.jvp`, peeled off and put on again.

@@ -257,7 +257,8 @@ def _pull_back_formula(
         results = op.run_formula(tuple(full))
         return tuple(results[j] for j in outputs)
 
-    with op.examination.of_derivative(args):
-        values, pullback, *_ = torch.func.vjp(formula, *(args[i] for i in wanted))
-    cotangents = [given[j] for j in outputs]
-    return pullback(tuple(b.to(v.dtype) for v, b in zip(values, cotangents, strict=True) if b is not None))
+    with private.without_saved_tensors_hooks():
+        with op.examination.of_derivative(args):
+            values, pullback, *_ = torch.func.vjp(formula, *(args[i] for i in wanted))
+        cotangents = [given[j] for j in outputs]
+        return pullback(tuple(b.to(v.dtype) for v, b in zip(values, cotangents, strict=True) if b is not None))

@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from torch import Tensor
 
-from ...registration.fast_path import DISPATCH, choose_way
+from ...registration import _torch_private as private
 from .._arguments import check_dense, check_floating, kind_of
 from .arguments import UNBOUNDED, by_heads, check_tensors, number_of, slopes_of, visible_of
 from .face import draw_seed, scale_of, softcap_of
@@ -42,8 +43,8 @@ def varlen_attention(
         key: k, shape (total keys, Hk, dk).
         value: v, shape (total keys, Hk, dv).
         cu_seqlens_q: Where sequences of queries begin, and the end of the last: shape (sequences + 1,), int32 or int64,
-            from 0, not decreasing. Rows behind the end give zeros. On the GPU the numbers are not read by the host and
-            so not checked.
+            from 0, not decreasing. Rows behind the end give zeros; on the CPU they, and keys behind the end, are not
+            read. On the GPU the numbers are not read by the host and so not checked.
         cu_seqlens_k: The same for keys; cu_seqlens_q if None.
         dropout_p: As for `scaled_dot_product_attention`, as all that follow.
         is_causal: A row sees no key after its position.
@@ -70,16 +71,16 @@ def varlen_attention(
             )
     check_tensors(_NAME, query, key, value, length_axis=0)
     cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
-    for label, tensor, total in (
-        ("cu_seqlens_q", cu_seqlens_q, query.shape[0]),
-        ("cu_seqlens_k", cu_seqlens_k, key.shape[0]),
-    ):
-        _check_lengths(label, tensor, total, query)
+    rows = query.shape[0]
+    end_q = _checked_end("cu_seqlens_q", cu_seqlens_q, rows, query)
+    end_k = _checked_end("cu_seqlens_k", cu_seqlens_k, key.shape[0], query)
     if cu_seqlens_k.shape != cu_seqlens_q.shape:
         raise ValueError(
             f"{_NAME}: cu_seqlens_k must have as many sequences as cu_seqlens_q, {cu_seqlens_q.shape[0] - 1}, got "
             f"{cu_seqlens_k.shape[0] - 1}."
         )
+    if end_q < rows or end_k < key.shape[0]:  # whatever stands behind, it is not read
+        query, key, value = query[:end_q], key[:end_k], value[:end_k]
     tensors = (t.transpose(0, 1) for t in (query, key, value))
     heads, _ = by_heads(_NAME, *tensors, enable_gqa=enable_gqa)
     visible = visible_of(_NAME, heads, is_causal, window, causal_alignment)
@@ -106,11 +107,28 @@ def varlen_attention(
         0,
     )
     o, lse = o[0].transpose(0, 1), lse[0].transpose(0, 1)
+    if end_q < rows:
+        o = F.pad(o, (0, 0, 0, 0, 0, rows - end_q))
+        lse = F.pad(lse, (0, 0, 0, rows - end_q), value=-torch.inf)
     return (o, lse) if return_lse else o
 
 
-def _check_lengths(label: str, cu_seqlens: Any, total: int, query: Tensor) -> None:
-    """Refuse what are no cumulative lengths, as far as that can be seen without waiting for a device."""
+def _checked_end(label: str, cu_seqlens: Any, total: int, query: Tensor) -> int:
+    """Where the last sequence ends; refuse what are no cumulative lengths. Nothing waits for a device: it may be total.
+
+    Args:
+        label: The argument.
+        cu_seqlens: What came.
+        total: Number of rows.
+        query: q.
+
+    Returns:
+        The end as far as the host can see it, else total.
+
+    Raises:
+        TypeError: If it is no tensor of integers.
+        ValueError: If its shape, device or numbers do not fit.
+    """
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         got = f"{cu_seqlens.dtype}; use .int()" if isinstance(cu_seqlens, Tensor) else kind_of(cu_seqlens)
         raise TypeError(f"{_NAME}: {label} must be a Tensor of int32 or int64, got {got}.")
@@ -120,14 +138,22 @@ def _check_lengths(label: str, cu_seqlens: Any, total: int, query: Tensor) -> No
             f"{_NAME}: {label} must have shape (sequences + 1,) on {query.device}, got {tuple(cu_seqlens.shape)} on "
             f"{cu_seqlens.device}."
         )
-    plain = not torch.compiler.is_compiling() and choose_way((cu_seqlens,), (0,), ()) != DISPATCH
-    if plain and cu_seqlens.device.type == "cpu":
-        steps = cu_seqlens.diff()
-        if int(cu_seqlens[0]) != 0 or bool((steps < 0).any()) or int(cu_seqlens[-1]) > total:
-            raise ValueError(
-                f"{_NAME}: {label} must begin with 0, not decrease, and end within the {total} rows of its tensor, got "
-                f"{cu_seqlens.tolist()}."
-            )
+    if cu_seqlens.device.type != "cpu" or not _is_readable(cu_seqlens):
+        return total
+    end = int(cu_seqlens[-1])
+    if int(cu_seqlens[0]) != 0 or bool((cu_seqlens.diff() < 0).any()) or end > total:
+        raise ValueError(
+            f"{_NAME}: {label} must begin with 0, not decrease, and end within the {total} rows of its tensor, got "
+            f"{cu_seqlens.tolist()}."
+        )
+    return end
+
+
+def _is_readable(numbers: Tensor) -> bool:
+    """Whether numbers are the same in every call that is made of this one: no batch, and nothing that traces."""
+    if torch.compiler.is_compiling() or type(numbers) is not Tensor or private.is_functorch_wrapped_tensor(numbers):
+        return False
+    return not private.len_torch_dispatch_stack() and private.get_tracing_state() is None
 
 
 def _ranges(cu_q: Tensor, cu_k: Tensor, rows: int, left: int, right: int, bottom_right: bool) -> Tensor:  # noqa: FBT001
