@@ -166,3 +166,29 @@ def test_patched_nets_are_copied_pickled_and_called_by_their_parameters() -> Non
     ahead, behind = (call({n: p + s * tangents[n] for n, p in halves.items()}) for s in (step, -step))
     torch.testing.assert_close(y_dot, (ahead - behind) / (2 * step), rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(y, call(halves))
+
+
+BESIDE = {
+    "attention with a mask": (
+        lambda x, m: ops.scaled_dot_product_attention(x, x, x, m[:, :, None] > 0),
+        torch.randn(2, 3, 4, 8),
+        torch.randn(2, 1, 4).abs(),
+    ),
+    "modulation": (lambda x, s: ops.modulated_rms_norm(x, s, s), torch.randn(2, 3, 8), torch.randn(2, 1, 8)),
+    "gated residual": (lambda x, g: ops.gated_residual(x, g, x), torch.randn(2, 3, 8), torch.randn(2, 8)),
+    "softmax with a mask": (lambda x, m: ops.softmax(x, -1, mask=m > 0), torch.randn(2, 8), torch.randn(2, 8).abs()),
+}
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("name", BESIDE)
+def test_export_takes_a_size_that_another_argument_fixes(name: str) -> None:
+    """What has a size of its own, as a mask that a model keeps, tells the size that was left open."""
+
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor, beside: Tensor) -> Tensor:
+            return BESIDE[name][0](x, beside)
+
+    _, x, beside = BESIDE[name]
+    exported = torch.export.export(Model(), (x, beside), strict=True, dynamic_shapes=({0: torch.export.Dim.AUTO}, None))
+    torch.testing.assert_close(exported.module()(x, beside), Model()(x, beside))

@@ -171,7 +171,8 @@ def _aligned_shape(x: Tensor, gate: Tensor) -> tuple[int, ...]:
         shape = (shape[0], *(1,) * (x.dim() - 2), shape[1])
     elif gate.dim() <= 1:
         shape = (*(1,) * (x.dim() - gate.dim()), *shape)
-    if len(shape) != x.dim() or any(g not in (1, n) for g, n in zip(shape, x.shape, strict=True)):
+    # Not `in`: for Dynamo a size that it does not know is in no tuple of numbers.
+    if len(shape) != x.dim() or any(g != 1 and g != n for g, n in zip(shape, x.shape, strict=True)):
         raise ValueError(
             f"gated_residual: gate must have shape {tuple(x.shape)} with some sizes 1, or "
             f"{(*x.shape[:1], *x.shape[-1:])} or {tuple(x.shape[-1:])}, to match x's shape {tuple(x.shape)}, got "

@@ -56,7 +56,8 @@ def _aligned(function: str, name: str, t: Any, x: Tensor) -> Tensor:
     check_floating(function, name, t)
     check_device(function, name, t, "x", x)
     rank, own = x.dim(), t.dim()
-    if own == rank and all(s in (1, full) for s, full in zip(t.shape[:-1], x.shape[:-1], strict=True)):
+    # Not `in`: for Dynamo a size that it does not know is in no tuple of numbers.
+    if own == rank and all(s == 1 or s == full for s, full in zip(t.shape[:-1], x.shape[:-1], strict=True)):
         fits = True
     else:
         fits = 0 < own < rank and t.shape[:-1] == x.shape[: own - 1]

@@ -90,8 +90,9 @@ def check_mask(name: str, x: Tensor, mask: Any) -> None:
         kind = str(mask.dtype) if isinstance(mask, Tensor) else kind_of(mask)
         raise TypeError(f"{name}: mask must be a bool Tensor, True where input is kept, or None, got {kind}.")
     check_dense(name, "mask", mask)
+    # Not `in`: for Dynamo a size that it does not know is in no tuple of numbers.
     fits = mask.dim() <= x.dim() and all(
-        m in (1, s) for m, s in zip(reversed(mask.shape), reversed(x.shape), strict=False)
+        m == 1 or m == s for m, s in zip(reversed(mask.shape), reversed(x.shape), strict=False)
     )
     if not fits:
         raise ValueError(

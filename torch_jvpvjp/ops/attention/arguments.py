@@ -100,7 +100,7 @@ class Layout(NamedTuple):
         if self.dims == 2:
             return tensor[None, None]
         tensor = tensor.reshape((1,) * (self.dims - tensor.dim()) + tensor.shape)
-        if own not in (1, count):  # key and value with different numbers of heads
+        if own != 1 and own != count:  # key and value with different numbers of heads
             tensor, own = tensor.repeat_interleave(count // own, -3), count
         if own != count or tensor.shape[:-3] != self.batch:
             tensor = tensor.expand(*self.batch, count, *tensor.shape[-2:])
@@ -195,8 +195,9 @@ def mask_of(name: str, attn_mask: Any, heads: Heads) -> tuple[Tensor | None, Ten
         raise ValueError(f"{name}: attn_mask must be on the device {query.device}, got {attn_mask.device}; use .to().")
     full = (*heads.lead, query.shape[-2], heads.key.shape[-2])
     shape = attn_mask.shape
+    # Not `in`: for Dynamo a size that it does not know is in no tuple of numbers.
     fits = 2 <= len(shape) <= len(full) and all(
-        own in (1, size) for own, size in zip(reversed(shape), reversed(full), strict=False)
+        own == 1 or own == size for own, size in zip(reversed(shape), reversed(full), strict=False)
     )
     if not fits:
         raise ValueError(

@@ -73,7 +73,8 @@ def blocks_of(name: str, block_mask: BlockMask, heads: Heads) -> Blocks:
             f"{name}: attn_mask is a BlockMask for {lengths[0]} queries and {lengths[1]} keys, got {wanted[0]} and "
             f"{wanted[1]}; make one with create_block_mask(..., Q_LEN={wanted[0]}, KV_LEN={wanted[1]})."
         )
-    if batch not in (1, heads.query.shape[0]) or count not in (1, heads.query.shape[1]):
+    # Not `in`: for Dynamo a size that it does not know is in no tuple of numbers.
+    if (batch != 1 and batch != heads.query.shape[0]) or (count != 1 and count != heads.query.shape[1]):
         raise ValueError(
             f"{name}: attn_mask is a BlockMask for batch {batch} and {count} heads, query has {heads.query.shape[0]} "
             f"and {heads.query.shape[1]}; make it with B=None, H=None to share it."
