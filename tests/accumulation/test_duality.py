@@ -134,3 +134,45 @@ def test_the_vjp_counts_where_the_jvp_is_right_at_most_points(f, x, opaque):
     expected = gradient(lambda v: torch.autograd.functional.jacobian(function, v, create_graph=True))
     assert_same(gradient(lambda v: jacobian(function, v, create_graph=True)), expected)
     assert_same(gradient(lambda v: plan_jacobian(function, x, create_graph=True)(v)), expected)
+
+
+SINGULAR = {
+    "a column of zeros": torch.tensor([[0.0, 1, 2], [0, 3, 4], [0, 5, 6]], dtype=F64),
+    "a pivot of zero": torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 0]], dtype=F64),
+    "rank 1": torch.tensor([[1.0, 2, 0], [2, 4, 0], [0, 0, 0]], dtype=F64),
+    "zeros": torch.zeros(3, 3, dtype=F64),
+}
+
+
+@pytest.mark.parametrize("opaque", [False, True], ids=["recorded", "black box"])
+@pytest.mark.parametrize("copies", [1, 20])
+@pytest.mark.parametrize("x", SINGULAR.values(), ids=SINGULAR)
+def test_the_determinant_of_a_singular_matrix_has_the_cofactors_for_its_derivative(x, copies, opaque):
+    def function(v):
+        value = torch.linalg.det(v) if not opaque or float(v.detach().sum()) < 1e9 else -v.sum()
+        return value * torch.arange(1, copies + 1)
+
+    def cofactor(i, j):
+        rows, columns = [k for k in range(3) if k != i], [k for k in range(3) if k != j]
+        return (-1) ** (i + j) * torch.linalg.det(x[rows][:, columns])
+
+    cofactors = torch.stack([torch.stack([cofactor(i, j) for j in range(3)]) for i in range(3)])
+    expected = cofactors * torch.arange(1, copies + 1).reshape(-1, 1, 1)
+    regular = torch.eye(3, dtype=F64) + x / 10
+    plan = plan_jacobian(function, regular)
+    found = [
+        jacobian(function, x),
+        jacobian(function, x, create_graph=True).detach(),
+        jacobian(function, x, chunk_size=2),
+        plan_jacobian(function, x)(x),
+        plan_jacobian(function, x, create_graph=True)(x).detach(),
+        [plan(regular), plan(regular), plan(x)][-1],
+        [plan(regular), plan(x)][-1],
+    ]
+    if not opaque:
+        found.append(plan_jacobian(function, x, strategy="forward")(x))
+        batch = jacobian(torch.linalg.det, torch.stack([regular, x]), batch_dims=1)
+        assert_same(batch[1], cofactors)
+    for one in found:
+        assert_same(one, expected)
+        assert not one.requires_grad

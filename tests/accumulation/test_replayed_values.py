@@ -125,3 +125,15 @@ def test_a_replay_that_rounds_otherwise_than_what_was_recorded_is_done_as_it_was
     assert any(call.target is ATEN.add.Tensor for call in tracing.program.calls)
     assert_same(plan(x), expected)
     assert_same(expected, judged(lambda v: v.sin() * v + v.exp() * v, x))
+
+
+@pytest.mark.parametrize("f", [lambda v: v.logsumexp(0), lambda v: v.logcumsumexp(0)[-1]], ids=["at once", "running"])
+def test_sums_of_exponentials_that_are_infinite_have_no_finite_slope_but_zero(f):
+    plan = plan_jacobian(f, torch.zeros(3, dtype=F64))
+    for point, expected in (
+        ([0.5, torch.inf, 1.0], [0.0, torch.nan, 0.0]),
+        ([-torch.inf, 0.5, 0.5], [0.0, 0.5, 0.5]),
+        ([-torch.inf] * 3, [torch.nan] * 3),
+    ):
+        found = plan(torch.tensor(point, dtype=F64))
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=F64), equal_nan=True)

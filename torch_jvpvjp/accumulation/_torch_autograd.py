@@ -29,6 +29,7 @@ class Recording(NamedTuple):
         way: A number that recordings of as many operations of each kind share: those of a function that goes one way.
         whole: Whether every operation has a derivative: through an op without a kernel for autograd none comes.
         makes_constants: Whether an op has results that autograd takes for constants; see `foreign`.
+        pulls_bare: Whether its pullback is right at every point where nothing is recorded of that.
     """
 
     nodes: int
@@ -38,6 +39,7 @@ class Recording(NamedTuple):
     way: int
     whole: bool
     makes_constants: bool
+    pulls_bare: bool
 
 
 class _Known(NamedTuple):
@@ -47,6 +49,7 @@ class _Known(NamedTuple):
     pushes_rightly: bool
     bends_rightly: bool
     makes_constants: bool
+    pulls_bare: bool
 
 
 def recording_of(y: Tensor) -> Recording:
@@ -65,6 +68,7 @@ def recording_of(y: Tensor) -> Recording:
         way=hash(frozenset(kinds.items())),
         whole=not any(kind.__name__ == "CppFunction" for kind in kinds) or not any(map(_warns, nodes)),
         makes_constants=not nodes or any(one.makes_constants for one in known),  # y may be such a result
+        pulls_bare=all(one.pulls_bare for one in known),
     )
 
 
@@ -87,6 +91,7 @@ def _known_of(kind: type) -> _Known:
         pushes_rightly=bare not in MISPUSHED_NODES,
         bends_rightly=bare not in BENT_NODES,
         makes_constants=bare in _MAKING_CONSTANTS,
+        pulls_bare=bare != "LinalgDetBackward",  # which is 0 at singular matrices, in 2.11 to 2.15
     )
     if not issubclass(kind, _CFunctionBase):  # of which every `autograd.Function` makes another
         _OF_KINDS[kind] = known
@@ -100,7 +105,9 @@ MISBATCHED_NODES = frozenset({"CdistBackward0", "EuclideanDistBackward0", "AsStr
 """Nodes of autograd whose derivative under `vmap` is not that of each vector, in some release from 2.11 to 2.15."""
 
 
-MISPUSHED_NODES = frozenset({"LogcumsumexpBackward", "ScatterReduceBackward", "CholeskyInverseBackward"})
+MISPUSHED_NODES = frozenset({
+    "CholeskyInverseBackward", "LinalgDetBackward", "LogcumsumexpBackward", "ScatterReduceBackward",
+})  # fmt: skip
 """Nodes of autograd whose JVP is not the transpose of their VJP at some points, or at all, in 2.11 to 2.15."""
 
 
@@ -122,16 +129,18 @@ _MAKING_CONSTANTS = frozenset({
 
 
 def pulled_back(
-    y: Tensor, leaves: Sequence[Tensor], y_bar: Tensor, *, again: bool, batched: bool = False
+    y: Tensor, leaves: Sequence[Tensor], y_bar: Tensor, *, again: bool, batched: bool = False, bare: bool = True
 ) -> tuple[Tensor | None, ...]:
     """Return the cotangent of each leaf that y depends on, for a cotangent of y or, batched, some behind one axis.
 
     Of plain tensors there is nothing that `torch.autograd.grad` has to look at before it asks the engine, which for a
-    small function takes a tenth of its pullback.
+    small function takes a tenth of its pullback. If it is not `bare`, the pullback is recorded.
     """
     if batched or type(y) is not Tensor:
-        return torch.autograd.grad(y, leaves, y_bar, retain_graph=again, allow_unused=True, is_grads_batched=batched)
-    return _run_backward((y,), (y_bar,), again, False, tuple(leaves), True, accumulate_grad=False)
+        return torch.autograd.grad(
+            y, leaves, y_bar, retain_graph=again, create_graph=not bare, allow_unused=True, is_grads_batched=batched
+        )
+    return _run_backward((y,), (y_bar,), again, not bare, tuple(leaves), True, accumulate_grad=False)
 
 
 _run_backward: Any = getattr(torch.autograd.graph, "_engine_run_backward")  # noqa: B009 (the stubs do not know it)

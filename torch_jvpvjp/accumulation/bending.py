@@ -1,7 +1,8 @@
 """Tangents by adjoints, where PyTorch's forward mode is wrong, or right once and silently wrong when differentiated.
 
 The JVP of `logcumsumexp` divides by Σ eˣ + 1e-13, relative to the largest x: what lies 30 below it is wrong. That of
-`scatter_reduce` is wrong at ties, and of products anywhere; that of `cholesky_inverse` is not that of its VJP.
+`scatter_reduce` is wrong at ties, and of products anywhere; that of `cholesky_inverse` is not that of its VJP; that of
+`det` is 0 or refused at singular matrices, and so is its VJP where nothing is recorded of that.
 
 The JVP formulas of a few ops read what the op saved, the mean of a batch or the factors of a matrix, which autograd
 takes for constants: J(x) ẋ is right and its gradient in x is not (norms in 2.11 to 2.15, linear algebra before 2.15).
@@ -11,6 +12,7 @@ Their pullbacks are differentiated rightly.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,10 +25,14 @@ from .carrying import carry_each
 _aten: Any = torch.ops.aten
 _STATISTICS = ("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "cudnn_batch_norm")
 _SMOOTH = {getattr(packet, name) for packet in (getattr(_aten, n) for n in _STATISTICS) for name in packet.overloads()}
-_MISPUSHED = {_aten.logcumsumexp.default, _aten.scatter_reduce.two, _aten.cholesky_inverse.default}
+_MISPUSHED = {
+    _aten.logcumsumexp.default,
+    _aten.scatter_reduce.two,
+    _aten.cholesky_inverse.default,
+    _aten._linalg_det.default,
+}
 _TRANSPOSED = _MISPUSHED | {
     _aten._linalg_solve_ex.default,
-    _aten._linalg_det.default,
     _aten._linalg_slogdet.default,
     _aten.linalg_householder_product.default,
     _aten.triangular_solve.default,
@@ -71,6 +77,11 @@ def _normalised(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: floa
 def is_transposed(target: Any, *, live: bool) -> bool:
     """Return whether tangents of an op are to be taken by `transposed`, those that are `live` to be differentiated."""
     return target in (_TRANSPOSED if live else _MISPUSHED)
+
+
+def pulled_through(target: Any) -> AbstractContextManager[object]:
+    """Return the context in which cotangents are pulled through an op rightly."""
+    return torch.enable_grad() if target is _aten._linalg_det.default else nullcontext()
 
 
 def transposed(

@@ -180,7 +180,8 @@ class Recorded:
         y = self._of_autograd
         if not y.requires_grad:
             return tuple(torch.zeros_like(leaf) for leaf in self.leaves)
-        x_bars = pulled_back(y, self._own, y_bar, again=again, batched=batched)
+        bare = self.recording.pulls_bare
+        x_bars = pulled_back(y, self._own, y_bar, again=again or not bare, batched=batched, bare=bare)
         pairs = zip(x_bars, self.leaves, strict=True)
         return tuple(torch.zeros_like(leaf) if x_bar is None else x_bar for x_bar, leaf in pairs)
 

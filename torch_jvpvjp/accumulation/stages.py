@@ -160,8 +160,9 @@ class BlackBox:
         def pullback(y_bar: Tensor) -> tuple[Tensor, ...]:
             if not y.requires_grad:
                 return (torch.zeros_like(own),)
-            (x_bar,) = torch.autograd.grad(y, own, y_bar, retain_graph=True, create_graph=live, allow_unused=True)
-            return (torch.zeros_like(own) if x_bar is None else x_bar,)
+            recorded = live or not recording.pulls_bare
+            (x_bar,) = torch.autograd.grad(y, own, y_bar, retain_graph=True, create_graph=recorded, allow_unused=True)
+            return (torch.zeros_like(own) if x_bar is None else x_bar if live else x_bar.detach(),)
 
         return y if live else y.detach(), pullback, recording
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ._torch import jvp_of_op
-from .bending import is_transposed, transposed
+from .bending import is_transposed, pulled_through, transposed
 from .carrying import carry_each, close, dual, weights
 from .primal import PrimalRun
 from .reals import as_rows, as_vectors, in_pairs
@@ -104,8 +104,9 @@ class Tensors:
                 return transposed(function, primals, tangents)
             return jvp_of_op(function, primals, tangents)[1]
 
-        pushed = carry_each(push, x_dots, apart=_key(part, "push") in MISBATCHED, asked=False)
-        return [from_columns(as_rows(y_dot).T, samples) for y_dot in pushed]
+        with pulled_through(part.op.target):
+            pushed = carry_each(push, x_dots, apart=_key(part, "push") in MISBATCHED, asked=False)
+        return [from_columns(as_rows(self._own(y_dot)).T, samples) for y_dot in pushed]
 
     def pull(self, part: Part, operands: Sequence[int], blocks: Sequence[Block | None]) -> list[Block]:
         """Return the rows pulled through an op by its VJP, all at once; None stands for rows of zeros."""
@@ -124,8 +125,14 @@ class Tensors:
         def pull(*cotangents: Tensor) -> tuple[Tensor, ...]:
             return pullback(cotangents)
 
-        pulled = carry_each(pull, y_bars, apart=_key(part, "pull") in MISBATCHED, asked=False)
-        return [from_rows(as_rows(x_bar), samples) for x_bar in pulled]
+        with pulled_through(part.op.target):
+            pulled = carry_each(pull, y_bars, apart=_key(part, "pull") in MISBATCHED, asked=False)
+        return [from_rows(as_rows(self._own(x_bar)), samples) for x_bar in pulled]
+
+    @staticmethod
+    def _own(carried: Tensor) -> Tensor:
+        """Return what was carried, of which nothing is recorded where gradients are off."""
+        return carried if torch.is_grad_enabled() or not carried.requires_grad else carried.detach()
 
     def _columns(self, block: Block, samples: int) -> Tensor:
         return self.matrix(block) if samples == 1 else columns_of_samples(block, samples, self.like)

@@ -68,9 +68,9 @@ def _mean(call: Call) -> Mapping[int, Local]:
 
 @local_rule(_aten.logsumexp.default)
 def _logsumexp(call: Call) -> Mapping[int, Local]:
-    # y = log Σ eˣ  ⇒  ∂y/∂x = e^(x − y), the softmax; where y is infinite, as PyTorch has it
+    # y = log Σ eˣ  ⇒  ∂y/∂x = e^(x − y), the softmax: NaN for what is infinite, as in PyTorch
     def softmax(a: Arguments, y: Tensor) -> Tensor:
-        return (a["self"] - y.masked_fill(y.isinf(), 0)).exp()
+        return (a["self"] - y).exp()
 
     return for_active(call, self=lambda position: weighted_sum(call, position, softmax))
 

@@ -79,7 +79,8 @@ def _compared(traced: Traced, composition: Callable[[Tensor], Any], x: Tensor, c
     try:
         y, pullback = vjp(composition, x.clone())
         y_bar = weights(y.numel(), y).reshape(y.shape)
-        (expected,) = pullback(y_bar)
+        with torch.enable_grad():  # without, that of `det` is wrong at singular matrices
+            (expected,) = pullback(y_bar)
     except RuntimeError:  # autograd refuses it, as where a stage writes into what the one before must keep
         return close(primal.finish(), composition(x.clone()))
     value = primal.finish()
