@@ -44,6 +44,10 @@ _FIRST_CONSTANTS = {
 }
 
 
+NAMES_WITH_CONSTANTS = [name.removeprefix("aten::") for name in _FIRST_CONSTANTS]
+"""What the ops that have such results are called."""
+
+
 def name_of_result(op: Any, place: int) -> str:
     """Return what to call a result of an op in an error."""
     return f"result {place} of {op._schema.name.removeprefix('aten::')}"

@@ -220,3 +220,25 @@ def test_gradients_inside_of_a_function_are_given_statistics_for_what_they_are()
     expected = by_differences(lambda v: f(v.requires_grad_()).detach(), x)
     for way in (WAYS["first calls"], WAYS["plan"]):
         assert_same(way(f, x).reshape(expected.shape), expected, 1e-7)
+
+
+def test_a_function_that_uses_statistics_on_another_way_is_asked_again():
+    def f(v):
+        y, mean, factor = torch.native_layer_norm(v, (3,), None, None, 1e-5)
+        return y * factor.sum() if v.sum() > 0 else y.sin()
+
+    x = randn(4, 3).abs()
+    for point in (-x, x, -x, x):
+        expected = by_differences(f, point)
+        assert_same(tj.jacobian(f, point).reshape(expected.shape), expected, 1e-7)
+
+
+def test_layers_in_a_function_are_not_run_again():
+    net, calls = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3)).to(F64), []
+
+    def f(v):
+        calls.append(1)
+        return net(v)
+
+    tj.jacobian(f, randn(3))
+    assert len(calls) == 1

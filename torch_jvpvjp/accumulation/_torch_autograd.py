@@ -29,6 +29,7 @@ class Recording(NamedTuple):
         way: A number that recordings of as many operations of each kind share: those of a function that goes one way.
         whole: Whether every operation has a derivative: through an op without a kernel for autograd none comes.
         makes_constants: Whether an op has results that autograd takes for constants; see `foreign`.
+        is_given_constants: Whether a pullback on the way was given such results, as in a function of gradients.
         pulls_bare: Whether its pullback is right at every point where nothing is recorded of that.
     """
 
@@ -39,6 +40,7 @@ class Recording(NamedTuple):
     way: int
     whole: bool
     makes_constants: bool
+    is_given_constants: bool
     pulls_bare: bool
 
 
@@ -49,6 +51,7 @@ class _Known(NamedTuple):
     pushes_rightly: bool
     bends_rightly: bool
     makes_constants: bool
+    is_given_constants: bool
     pulls_bare: bool
 
 
@@ -68,6 +71,7 @@ def recording_of(y: Tensor) -> Recording:
         way=hash(frozenset(kinds.items())),
         whole=not any(kind.__name__ == "CppFunction" for kind in kinds) or not any(map(_warns, nodes)),
         makes_constants=not nodes or any(one.makes_constants for one in known),  # y may be such a result
+        is_given_constants=any(one.is_given_constants for one in known),
         pulls_bare=all(one.pulls_bare for one in known),
     )
 
@@ -78,8 +82,10 @@ def _warns(node: Any) -> bool:
 
 
 def _mispushes(node: Any) -> bool:
-    """Return whether the JVP of a node may be wrong; that of a sum is not."""
-    return not _known_of(type(node)).pushes_rightly and getattr(node, "_saved_reduce", "") not in {"sum", "mean"}
+    """Return whether the JVP of a node may be wrong; of these kinds that of a sum, or of a plain look-up, is not."""
+    if _known_of(type(node)).pushes_rightly or getattr(node, "_saved_reduce", "") in {"sum", "mean"}:
+        return False
+    return bool(getattr(node, "_saved_scale_grad_by_freq", True))
 
 
 def _known_of(kind: type) -> _Known:
@@ -91,6 +97,7 @@ def _known_of(kind: type) -> _Known:
         pushes_rightly=bare not in MISPUSHED_NODES,
         bends_rightly=bare not in BENT_NODES,
         makes_constants=bare in _MAKING_CONSTANTS,
+        is_given_constants=bare.removesuffix("Backward") in _MAKING_CONSTANTS,
         pulls_bare=bare != "LinalgDetBackward",  # which is 0 at singular matrices, in 2.11 to 2.15
     )
     if not issubclass(kind, _CFunctionBase):  # of which every `autograd.Function` makes another
@@ -106,7 +113,8 @@ MISBATCHED_NODES = frozenset({"CdistBackward0", "EuclideanDistBackward0", "AsStr
 
 
 MISPUSHED_NODES = frozenset({
-    "CholeskyInverseBackward", "LinalgDetBackward", "LogcumsumexpBackward", "ScatterReduceBackward",
+    "CholeskyInverseBackward", "EmbeddingBackward", "LinalgDetBackward", "LogcumsumexpBackward",
+    "ScatterReduceBackward",
 })  # fmt: skip
 """Nodes of autograd whose JVP is not the transpose of their VJP at some points, or at all, in 2.11 to 2.15."""
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from ._torch import vjp
 from ._torch_autograd import recording_of
 from .carrying import carry_each
+from .tracing.op_arguments import argument
+from .tracing.tape import TapeOp
 
 _aten: Any = torch.ops.aten
 _STATISTICS = ("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "cudnn_batch_norm")
@@ -79,6 +81,13 @@ def is_transposed(target: Any, *, live: bool) -> bool:
     return target in (_TRANSPOSED if live else _MISPUSHED)
 
 
+def is_pulled_alone(op: TapeOp) -> bool:
+    """Return whether the pullback of an op is no derivative, as that of an embedding that is scaled by frequency."""
+    if op.target is not _aten.embedding.default:
+        return False
+    return bool(argument(op.target, op.args, dict(op.kwargs), "scale_grad_by_freq"))
+
+
 def pulled_through(target: Any) -> AbstractContextManager[object]:
     """Return the context in which cotangents are pulled through an op rightly."""
     return torch.enable_grad() if target is _aten._linalg_det.default else nullcontext()
@@ -122,8 +131,15 @@ def rows_where_bent(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Te
         return y
 
     y, pullback = vjp(watched, x)
-    if not bent:
-        return None
+    return _pulled_rows(y, pullback) if bent else None
+
+
+def rows_of(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return f(x) and the rows of its Jacobian, (m, n)."""
+    return _pulled_rows(*vjp(function, x))
+
+
+def _pulled_rows(y: Tensor, pullback: Callable[[Tensor], tuple[Tensor]]) -> tuple[Tensor, Tensor]:
     rows = torch.eye(y.numel(), dtype=y.dtype, device=y.device).reshape(-1, *y.shape)
     (pulled,) = carry_each(pullback, [rows])
     return y, pulled.reshape(y.numel(), -1)

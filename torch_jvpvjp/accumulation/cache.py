@@ -57,7 +57,8 @@ class Remembered:
         last: What autograd has recorded of the last of them; None before that, and of batches.
         plannable: Whether there can be a plan, as far as is known.
         left_out: Whether torch.func leaves out the derivatives of some of its ops; None if nobody has looked.
-        uses_constants: Whether it uses results of ops that autograd takes for constants; None likewise.
+        makes_constants: Whether some of its ops have results that autograd takes for constants; None likewise.
+        uses_constants: Whether it uses them.
     """
 
     plan: Plan | None = None
@@ -66,7 +67,8 @@ class Remembered:
     last: Recording | None = None
     plannable: bool = True
     left_out: bool | None = None
-    uses_constants: bool | None = None
+    makes_constants: bool | None = None
+    uses_constants: bool = False
 
     def took(self, seconds: float) -> None:
         """Take note of what a call without a plan has taken."""

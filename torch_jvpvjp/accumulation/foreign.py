@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._left_out import first_constant, is_left_out, name_of_result
+from .._left_out import NAMES_WITH_CONSTANTS, first_constant, is_left_out, name_of_result
 from ._torch import inside_transform
 from .carrying import random_state, set_random_state
 from .nesting import differentiating
@@ -37,6 +38,25 @@ def _watched(function: Callable[..., Any], tensors: Sequence[Tensor]) -> _Watch:
             watch.look_at([function(*(one.view_as(one) for one in own))])
     set_random_state(tensors[0].device, before)
     return watch
+
+
+class Noticing(TorchFunctionMode):
+    """Notices whether a function calls an op that has such results by its own name; layers take the first alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = False
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.called = self.called or func in _NAMED or getattr(func, "overloadpacket", None) in _NAMED
+        return func(*args, **(kwargs or {}))
+
+
+_NAMED: frozenset[Any] = frozenset(
+    getattr(space, name) for space in (torch.ops.aten, torch) for name in NAMES_WITH_CONSTANTS if hasattr(space, name)
+) | {torch.linalg.lstsq}
 
 
 class _Watch(TorchDispatchMode):

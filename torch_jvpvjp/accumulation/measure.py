@@ -37,6 +37,7 @@ class Profile(NamedTuple):
     jvp_launches: int = 1  # ops that one run of it launches, the function itself included
     vjp_launches: int = 1
     by_autograd: bool = False  # that no transform of torch.func takes it, and autograd does
+    by_rows: bool = False  # that its forward mode is wrong at some points, and its pullback is not
 
     @property
     def can_be_differentiated(self) -> bool:
@@ -142,7 +143,8 @@ def _believed(stage: BlackBox, profile: Profile, value: Callable[[], Tensor]) ->
     except Exception:  # noqa: BLE001 (there is nothing to compare with; custom functions raise what they like)
         set_random_state(x.device, drawn)
         return _without(profile, left_out(stage, [x]))
-    pushed = recording.pushes_rightly and _is_pushed_rightly(stage, x, drawn, y_bar, x_bar)
+    profile = profile._replace(by_rows=not recording.pushes_rightly)
+    pushed = profile.by_rows or _is_pushed_rightly(stage, x, drawn, y_bar, x_bar)
     if profile.jvp_cost is not None and not pushed:
         profile = profile._replace(jvp_cost=None, refusal="a JVP that is not the transpose of its VJP")
     if (

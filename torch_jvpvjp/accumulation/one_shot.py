@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import _len_torch_dispatch_stack
 
 from ._torch import inside_transform, wraps_transform
@@ -17,11 +17,12 @@ from .autocasting import autocasts
 from .batches import check_independent
 from .cache import Remembered
 from .carrying import random_state, set_random_state
-from .foreign import left_out, used_constants
+from .foreign import Noticing, left_out, used_constants
 from .nesting import differentiating, is_differentiated
 from .options import Options
 from .plain import Recorded, plain_jacobian
 from .plain_batches import jacobians_by_samples, jacobians_of_batch
+from .stages import is_plain_module
 from .subject import Subject
 from .trees import assembled_of
 from .unwritten import Unwritten
@@ -68,8 +69,12 @@ def _blocks(
     """Return the Jacobian in each leaf, those of a batch behind one axis for its samples; None if a plan pays."""
     device = leaves[0].device
     before = random_state(device)
-    if live and _leaves_out(subject, leaves, extras, known):
+    if known.uses_constants or (live and _leaves_out(subject, leaves, extras, known)):
         return None  # a plan goes by autograd, or says what has no derivative
+    if known.makes_constants is None and all(map(_is_of_layers, subject.stages)):
+        known.makes_constants = False
+    asked = known.makes_constants is not False
+    noticing = subject.within = Noticing() if asked and not any(map(_is_compiled, subject.stages)) else None
     try:
         if not subject.batch_dims:
             blocks = _blocks_of_one(subject, leaves, known, live=live)
@@ -82,8 +87,12 @@ def _blocks(
         if not chained and not _may_be_planned(error, transformed=live or bool(subject.batch_dims)):
             raise
         blocks = None
-    if blocks is not None and subject.makes_constants and _uses_constants(subject, leaves, extras, known):
-        blocks = None  # a plan gives them the derivative that autograd leaves out, or says that there is none
+    subject.within = None
+    if blocks is not None and asked:
+        known.makes_constants = subject.made is None or subject.made.makes_constants
+        if subject.may_use_constants(noticing) and _looked_at(used_constants, subject, leaves, extras):
+            known.uses_constants = True  # which a plan gives the derivative that autograd leaves out, if there is one
+            blocks = None
     if blocks is None:
         set_random_state(device, before)  # the plan draws what this run has drawn
     return blocks
@@ -116,7 +125,7 @@ def _blocks_of_one(subject: Subject, leaves: Sequence[Tensor], known: Remembered
         return None
     blocks = plain_jacobian(run)
     known.last = run.recording
-    subject.makes_constants = run.recording.makes_constants
+    subject.made = run.recording
     return blocks
 
 
@@ -126,14 +135,6 @@ def _leaves_out(subject: Subject, leaves: Sequence[Tensor], extras: Sequence[Ten
         names = _looked_at(left_out, subject, leaves, extras)
         known.left_out = None if names is None else bool(names)
     return bool(known.left_out)
-
-
-def _uses_constants(subject: Subject, leaves: Sequence[Tensor], extras: Sequence[Tensor], known: Remembered) -> bool:
-    """Return whether f uses results of ops that autograd takes for constants, likewise."""
-    if known.uses_constants is None:
-        names = _looked_at(used_constants, subject, leaves, extras)
-        known.uses_constants = None if names is None else bool(names)
-    return bool(known.uses_constants)
 
 
 def _looked_at(
@@ -151,6 +152,22 @@ def _looked_at(
     with Unwritten() as unwritten, subject.called_with(extras):
         unwritten.keep(subject.stages, ())
         return look(lambda *tensors: subject.value(tensors), leaves)
+
+
+def _is_of_layers(stage: Callable[..., Any]) -> bool:
+    """Return whether a function is made of PyTorch's own layers alone, which call no op by its own name."""
+    return isinstance(stage, nn.Module) and all(
+        type(layer).__module__.startswith("torch.nn.modules.") and is_plain_module(layer) for layer in stage.modules()
+    )
+
+
+def _is_compiled(stage: Callable[..., Any]) -> bool:
+    """Return whether Dynamo compiles a function, or a part of it, which it would do anew under another mode."""
+    parts = stage.modules() if isinstance(stage, nn.Module) else (stage,)
+    return any(getattr(part, name, None) is not None for part in parts for name in _OF_DYNAMO)
+
+
+_OF_DYNAMO = ("_compiled_call_impl", "_orig_mod", "_torchdynamo_orig_callable")
 
 
 def _may_be_planned(error: RuntimeError, *, transformed: bool) -> bool:

@@ -98,7 +98,7 @@ def _by_sums(subject: Subject, samples: Tensor, m: int, n: int, live: bool) -> t
 
 def _run(subject: Subject, samples: Tensor, *, live: bool) -> Recorded:
     run = Recorded(lambda batch: subject.values_of_arguments([batch]), [samples], live=live)
-    subject.makes_constants = run.recording.makes_constants
+    subject.made = run.recording
     return run
 
 
@@ -114,7 +114,7 @@ def jacobians_by_samples(
     def of_one(leaves: Sequence[Tensor], others: Sequence[Tensor], *, live: bool) -> tuple[Tensor, ...]:
         with subject.called_with(others):
             run = Recorded(lambda *tensors: subject.value(tensors), leaves, live=live)
-            subject.makes_constants = run.recording.makes_constants
+            subject.made = run.recording
             return run.y, *plain_jacobian(run)
 
     def of_sample(number: int) -> tuple[Tensor, ...]:

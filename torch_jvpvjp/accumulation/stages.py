@@ -13,7 +13,7 @@ from ._torch import any_global_module_hook, jvp, vjp
 from ._torch_autograd import Recording, recording_of
 from ._torch_contexts import plain_attention
 from .autocasting import as_outside
-from .bending import rows_where_bent
+from .bending import rows_of, rows_where_bent
 from .bracket import Mode
 from .carrying import carry_each, random_state, set_random_state
 from .foreign import left_out
@@ -46,6 +46,22 @@ class ByAutograd:
 
     Such are functions that update buffers, as batch normalisation in training does, that take gradients by
     `torch.autograd.grad`, that leave PyTorch for NumPy, or call an `autograd.Function` without `setup_context`.
+
+    Args:
+        function: The function.
+    """
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+        self.__name__ = label_of(function)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return its value."""
+        return self.function(x)
+
+
+class ByRows:
+    """A function whose tangents are taken by the rows of its Jacobian: PyTorch's forward mode of it is not right.
 
     Args:
         function: The function.
@@ -109,7 +125,7 @@ class BlackBox:
         if mode is Mode.ADJOINT:
             y, pullback, trusted = self._pullback(x)
             return y, TapeMap(x, y, pullback=pullback, trusted=trusted)
-        bent = rows_where_bent(self, x) if live else None
+        bent = self._rows(x, live=live)
         if bent is not None:
             y, rows = bent
 
@@ -127,6 +143,12 @@ class BlackBox:
 
         y = self(x)
         return y, TapeMap(x, y, pushforward=pushforward)
+
+    def _rows(self, x: Tensor, *, live: bool) -> tuple[Tensor, Tensor] | None:
+        """Return the value and the rows of the Jacobian where tangents are taken by them; None where they are not."""
+        if isinstance(self.function, ByRows):
+            return rows_of(self, x)
+        return rows_where_bent(self, x) if live else None
 
     def _pullback(self, x: Tensor) -> tuple[Tensor, Pullback, bool]:
         """Return the value, its pullback, and whether that is known to be right for many vectors at once."""
@@ -168,7 +190,7 @@ class BlackBox:
 
     def push_through(self, x: Tensor, block: Block, *, live: bool = False) -> tuple[Tensor, Block]:
         """Return the value f(x) and the pushed block, in one run of f and without a record of it."""
-        bent = rows_where_bent(self, x) if live else None
+        bent = self._rows(x, live=live)
         if bent is not None:
             y, rows = bent
             return y, Block(Dense(y.numel(), block.structure.n), rows @ block.dense().to(rows.dtype))

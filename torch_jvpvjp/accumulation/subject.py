@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from threading import local
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,10 @@ from ._torch_contexts import with_lists_of_weights
 from .autocasting import as_outside, autocasts
 from .stages import label_of
 from .trees import Arguments, Side, Wrt, batch_size, differentiated, flattened, kind_of_leaf, read_arguments, side_of
+
+if TYPE_CHECKING:
+    from ._torch_autograd import Recording
+    from .foreign import Noticing
 
 Function = Callable[..., Any]
 _NO_BATCH = torch.Size()
@@ -38,7 +42,8 @@ class Subject:
     def __init__(self, caller: str, stages: Sequence[Function], x: Any, wrt: Wrt, batch_dims: int) -> None:
         self.caller, self.stages, self.wrt, self.batch_dims = caller, tuple(stages), wrt, batch_dims
         self.output: Side | None = None  # known once the function has run
-        self.makes_constants = False  # whether ops that have run have results that autograd takes for constants
+        self.made: Recording | None = None  # what autograd has recorded of it in a call without a plan
+        self.within: AbstractContextManager[object] | None = None  # what it is to run in, in such a call
         self._called = local()
         if type(x) is Tensor and wrt is None and not batch_dims:
             self._read_tensor(x)
@@ -260,17 +265,18 @@ class Subject:
             return self._joined(as_outside(self._of_stages, args, parameters))
         return self._joined(as_outside(self._of_stages, args))
 
+    def may_use_constants(self, noticing: Noticing | None) -> bool:
+        """Return whether it may have used results of ops that autograd takes for constants; see `foreign`."""
+        made = self.made
+        if made is None or not (made.makes_constants or made.is_given_constants):
+            return False
+        return noticing is None or noticing.called or made.is_given_constants
+
     def _of_stages(self, args: Sequence[Any], parameters: Mapping[str, Tensor] | None = None) -> Any:
         """Return what the function returns, with these parameters if they are given."""
         try:
-            if parameters is not None:
-                assert isinstance(self._target, nn.Module)
-                with with_lists_of_weights(self._target):
-                    return torch.func.functional_call(self._target, dict(parameters), tuple(args))
-            value: Any = self.stages[0](*args)
-            for stage in self.stages[1:]:
-                value = stage(value)
-            return value
+            with self.within or nullcontext():
+                return self._of_arguments(args, parameters)
         except ValueError as error:
             if not self.batch_dims or _ALONE not in str(error):
                 raise
@@ -279,6 +285,16 @@ class Subject:
                 f"takes no sample alone ({self.label}, by batch normalisation in training mode); call f.eval(), or "
                 f"take the Jacobian of the whole batch by batch_dims=0."
             ) from error
+
+    def _of_arguments(self, args: Sequence[Any], parameters: Mapping[str, Tensor] | None) -> Any:
+        if parameters is not None:
+            assert isinstance(self._target, nn.Module)
+            with with_lists_of_weights(self._target):
+                return torch.func.functional_call(self._target, dict(parameters), tuple(args))
+        value: Any = self.stages[0](*args)
+        for stage in self.stages[1:]:
+            value = stage(value)
+        return value
 
     def _joined(self, value: Any) -> Tensor:
         side, tensors = side_of(self.caller, f"what {self.label} returns", value, self.batch_dims)

@@ -19,7 +19,7 @@ from .._torch import (
     load_jvp_rules,
     unharmed,
 )
-from ..bending import smooth_target
+from ..bending import is_pulled_alone, smooth_target
 from ..count import FOURIER, FmaCounter, fma_of_fourier
 from ..measure import Profile
 from ..rules.registry import Call, Local, Meta, Operand, local_derivatives
@@ -147,6 +147,8 @@ class Part:
         """The fma of one tangent; None where the op has no JVP."""
         if self.profile is not None:
             return self.profile.jvp_cost
+        if is_pulled_alone(self.op):
+            return None
         return self.column_fma if self._runs(self._push_fake) else None
 
     @cached_property

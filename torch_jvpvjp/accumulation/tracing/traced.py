@@ -13,7 +13,7 @@ from ..factor import Factor
 from ..measure import Point, Profile, profile_of
 from ..problem import is_shared_weight
 from ..rules.registry import Meta
-from ..stages import ByAutograd, label_of
+from ..stages import ByAutograd, ByRows, label_of
 from ..structure import Dense, Structure, Zero
 from .checks import checks_of
 from .cuts import regions
@@ -125,7 +125,7 @@ def trace(
             profile = profile_of(functions, place, Point(*at), x)
             output = tape.new_value(Meta(*profile.output))
             profiles[output] = profile
-            called = ByAutograd(function) if profile.by_autograd else function
+            called = ByAutograd(function) if profile.by_autograd else ByRows(function) if profile.by_rows else function
             tape.ops.append(TapeOp(called, (Ref(tape.result),), {}, (output,), (tape.result,)))
             tape.result = output
         _mark(tape)
