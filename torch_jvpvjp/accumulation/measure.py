@@ -143,9 +143,10 @@ def _believed(stage: BlackBox, profile: Profile, value: Callable[[], Tensor]) ->
     except Exception:  # noqa: BLE001 (there is nothing to compare with; custom functions raise what they like)
         set_random_state(x.device, drawn)
         return _without(profile, left_out(stage, [x]))
-    profile = profile._replace(by_rows=not recording.pushes_rightly)
-    pushed = profile.by_rows or _is_pushed_rightly(stage, x, drawn, y_bar, x_bar)
-    if profile.jvp_cost is not None and not pushed:
+    if not recording.pushes_rightly and not profile.by_autograd:  # tangents are there, whether PyTorch has a JVP or not
+        cost = profile.vjp_cost if profile.jvp_cost is None else profile.jvp_cost
+        profile = profile._replace(jvp_cost=cost, by_rows=True)
+    elif profile.jvp_cost is not None and not _is_pushed_rightly(stage, x, drawn, y_bar, x_bar):
         profile = profile._replace(jvp_cost=None, refusal="a JVP that is not the transpose of its VJP")
     if (
         profile.vjp_cost is not None
