@@ -21,13 +21,14 @@ from torch_jvpvjp.testing.aot import SHARED_LIMIT, TARGETS, AotResult, aot_table
 from torch_jvpvjp.triton_kernels import axis_norm, norms
 from torch_jvpvjp.triton_kernels._variants import Variant, variants_of
 
-# What a thread may spill: bytes (NVIDIA), registers (AMD). The 16 bytes are two addresses that ptxas keeps in local
-# memory to stay at 32, 40, 48, 64 or 128 registers and so fit one more program; no tile is ever spilled.
-SPILL_BUDGET = {"sm_80": 16, "sm_90": 16, "sm_100": 16, "gfx942": 0}
+# What a thread may spill: bytes (NVIDIA), registers (AMD). The 16 bytes are two addresses (24 are three) that ptxas
+# keeps in local memory to stay at 32, 40, 48, 64, 72 or 128 registers and so fit one more program; no tile is ever
+# spilled.
+SPILL_BUDGET = {"sm_80": 16, "sm_90": 16, "sm_100": 24, "gfx942": 0}
 # Attention's large tiles keep sums of whole heads in all registers that there are. Ceilings of what their kernels
 # spill, so that a change that spills more is seen. On sm_90 value and tangents of 16 bits, heads of 64 and 128, spill
 # nothing, but for tangents of heads of 128: on an H200 their tile is 5 % faster than the largest that spills nothing.
-SPILLS_OF_ATTENTION = {"forward": 880, "rows": 1792, "columns": 4352}
+SPILLS_OF_ATTENTION = {"forward": 880, "rows": 1792, "columns": 3840, "bias": 96}
 SPILLS_OF_TANGENTS_OF_128 = 200
 LARGE_TILES = ("sm_90", "sm_100")
 # Compiling a variant takes half a second for each target.
@@ -89,7 +90,7 @@ def _hardest(variants: list[Variant], results: list[list[AotResult]]) -> list[Va
     """Of each kernel, and set of targets, the variants that need the most registers: those that spill first."""
 
     def need(number: int) -> tuple[int, int]:
-        return max((result.spills, result.registers) for result in results[number])
+        return max(((result.spills, result.registers) for result in results[number]), default=(0, 0))
 
     groups: dict[tuple[str, ...], list[int]] = {}
     for number, variant in enumerate(variants):
@@ -130,7 +131,9 @@ def _judge(family: str, by_variant: Iterable[list[AotResult]], capsys: pytest.Ca
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_some_variants_but_not_too_many(family: str) -> None:
-    assert 0 < len(FAMILIES[family].aot_variants()) <= MOST_VARIANTS
+    variants = FAMILIES[family].aot_variants()
+    for target in TARGETS:
+        assert 0 < sum(bool(targets_of(variant, [target])) for variant in variants) <= MOST_VARIANTS
 
 
 def test_no_target_is_forgotten() -> None:

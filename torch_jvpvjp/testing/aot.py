@@ -33,6 +33,8 @@ SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, 
 
 
 TENSOR_MEMORY = 512  # columns of 128 lanes, on sm_100
+_TABLE = r"\.local[^;]*__local_depot\d+\[(\d+)\]"  # its declaration and its bytes, which ptxas rounds up to whole units
+_LOCAL_UNIT = 8
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class AotResult:
         variant: Dtypes and tiling.
         target: A key of `TARGETS`.
         registers: 32-bit registers of a thread.
-        spills: Bytes of local memory of a thread (NVIDIA), or spilled vector registers (AMD).
+        spills: Bytes of local memory of a thread without declared tables (NVIDIA), or spilled vector registers (AMD).
         shared: Bytes of shared memory of a program.
         error: What the compiler said, empty if it succeeded.
     """
@@ -139,14 +141,19 @@ def _compile(variant: Variant, target: str) -> AotResult:
 
 
 def _nvidia_usage(compiled: Any) -> tuple[int, int]:
-    """Return registers and bytes of local memory, from the cubin."""
+    """Return registers and bytes of local memory that were spilled, from the cubin.
+
+    A function of CUDA's library may declare a table there, as the sine of large numbers does, which some compilers
+    keep in registers: that is no spill.
+    """
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    return usage["REG"], usage["STACK"] + usage["LOCAL"]
+    tables = sum(-(-int(size) // _LOCAL_UNIT) * _LOCAL_UNIT for size in re.findall(_TABLE, compiled.asm["ptx"]))
+    return usage["REG"], max(0, usage["STACK"] + usage["LOCAL"] - tables)
 
 
 def _amd_usage(compiled: Any) -> tuple[int, int]:

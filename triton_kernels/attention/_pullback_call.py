@@ -194,7 +194,7 @@ class _Planner:
         first, second = self.needs_first, self.needs_second
         sums_keys, sums_values = first.k or second.k, first.v or second.v
         head = max(self.dk, self.dv)
-        apart = sums_keys and sums_values and sums_apart(head, self.tensors["q"], second=bool(second.k or second.v))
+        apart = sums_keys and sums_values and sums_apart(head, second=bool(second.k or second.v))
         for keys, values in ((True, False), (False, True)) if apart else ((sums_keys, sums_values),):
             if keys or values:
                 yield self._columns_of(bool(keys), bool(values))
@@ -263,7 +263,8 @@ class _Planner:
 
     def _config(self, kind: str, second: Any) -> Config:
         head = max(self.dk, self.dv)
-        return adjoint_config(head, self.tensors["q"], kind, self.options.blocks, second=bool(second))
+        q, bias, blocks = self.tensors["q"], self.tensors["bias"], self.options.blocks
+        return adjoint_config(head, q, bias, kind, blocks, second=bool(second))
 
     def _strides(self) -> tuple[int, ...]:
         """Of heads, of cotangents along N, and of what is known of rows."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from .arguments import Blocks, Scores, padded
@@ -70,6 +71,20 @@ _LARGE = _Tables(
         ("bias", True): (Config(64, 32, 8, 1), Config(32, 16, 4, 1), Config(16, 16, 4, 1)),
     },
 )
+# Scores, P and sums of products also take the 512 columns of tensor memory of sm_100, and before Triton 3.9 more of
+# them: those tiles of which it would compile nothing that can be loaded are smaller there.
+_LARGE_BEFORE_3_9 = _LARGE._replace(
+    forward=(
+        _LARGE.forward[0],
+        (_LARGE.forward[1][0], Config(128, 32, 8, 3), Config(32, 32, 8, 2)),
+        _LARGE.forward[2],
+    ),
+    adjoints=_LARGE.adjoints
+    | {
+        ("rows", True): (Config(64, 64, 4, 2), Config(64, 32, 8, 2), Config(32, 32, 8, 1)),
+        ("columns", True): (Config(32, 64, 8, 2), *_LARGE.adjoints["columns", True][1:]),
+    },
+)
 # 64 KiB of gfx942, no wgmma on sm_80.
 _SMALL = _Tables(
     (
@@ -106,35 +121,42 @@ _WIDE = _Tables(
     },
 )
 
+_BEFORE_3_9 = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+# Of operands of 16 bits, by the GPUs that they are for, each named by its oldest.
+_BY_TARGET = {"sm_80": _SMALL, "sm_90": _LARGE, "sm_100": _LARGE_BEFORE_3_9 if _BEFORE_3_9 else _LARGE}
+
 _forced: list[tuple[int, int]] = []
-_assumed_small: list[bool] = [False]  # of tensors without a device, for ahead-of-time compilation
+_assumed: list[str] = ["sm_90"]  # of tensors without a device, for ahead-of-time compilation
 
 
 @functools.cache
-def _is_small(device: torch.device) -> bool:
-    """Whether a device takes the smaller tiles."""
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] < 9
+def _target_of(device: torch.device) -> str:
+    """The key of a device in `_BY_TARGET`: from sm_120 on GPUs have as little as sm_80 again."""
+    major = 0 if torch.version.hip is not None else torch.cuda.get_device_capability(device)[0]
+    return "sm_80" if major < 9 or major >= 12 else "sm_90" if major == 9 else "sm_100"
 
 
 @contextmanager
-def assume_small() -> Iterator[None]:
-    """Take tensors on the meta device for ones on a device with little shared memory.
+def assume(target: str) -> Iterator[None]:
+    """Take tensors on the meta device for ones on another than sm_90.
+
+    Args:
+        target: "sm_80", which gfx942 is like, "sm_90" or "sm_100".
 
     Yields:
         Nothing.
     """
-    _assumed_small.append(True)
+    _assumed.append(target)
     try:
         yield
     finally:
-        _assumed_small.pop()
+        _assumed.pop()
 
 
 def _tables(like: Tensor) -> _Tables:
     if like.dtype.itemsize > 2:
         return _TF32 if precision(like.dtype) == "tf32" else _WIDE
-    small = _is_small(like.device) if like.is_cuda else _assumed_small[-1]
-    return _SMALL if small else _LARGE
+    return _BY_TARGET[_target_of(like.device) if like.is_cuda else _assumed[-1]]
 
 
 def _column(head: int) -> int:
@@ -165,27 +187,35 @@ def tangents_of_program(count: int, head: int) -> int:
     return max(each for each in range(1, most + 1) if count % each == 0)
 
 
-def forward_config(head: int, like: Tensor, tangents: int, blocks: Blocks | None) -> Config:
+def forward_config(head: int, like: Tensor, bias: Tensor | None, tangents: int, blocks: Blocks | None) -> Config:
     """Tiles of value and tangents.
 
     Args:
         head: The greater head size.
         like: An operand.
+        bias: What is added to the scores, or None.
         tangents: Tangents of a program.
         blocks: Lists of blocks, which tiles must divide.
 
     Returns:
         The configuration.
     """
-    return _fitted(_tables(like).forward[min(tangents, 2)][_column(head)], blocks)
+    config = _tables(like).forward[min(tangents, 2)][_column(head)]
+    if _is_tight(bias, head, like):
+        most = 32 if tangents and padded(head) > 128 else config.block_m
+        config = Config(min(config.block_m, most), min(config.block_n, 32), config.num_warps, min(config.stages, 2))
+    return _fitted(config, blocks)
 
 
-def adjoint_config(head: int, like: Tensor, kind: str, blocks: Blocks | None, *, second: bool) -> Config:
+def adjoint_config(
+    head: int, like: Tensor, bias: Tensor | None, kind: str, blocks: Blocks | None, *, second: bool
+) -> Config:
     """Tiles of pullbacks and their tangents.
 
     Args:
         head: The greater head size.
         like: An operand.
+        bias: What is added to the scores, or None.
         kind: "rows", "columns" or "bias": what a program keeps while it walks over the rest; "values": columns of which
             it sums those of values alone.
         blocks: Lists of blocks, which tiles must divide.
@@ -196,24 +226,32 @@ def adjoint_config(head: int, like: Tensor, kind: str, blocks: Blocks | None, *,
     """
     table = _tables(like).adjoints
     alike = "columns" if kind == "values" and (kind, second) not in table else kind
-    return _fitted(table[alike, second][_column(head)], blocks)
+    config = table[alike, second][_column(head)]
+    if _is_tight(bias, head, like):
+        config = config._replace(stages=max(1, config.stages - 1))
+    return _fitted(config, blocks)
 
 
-def sums_apart(head: int, like: Tensor, *, second: bool) -> bool:
+def sums_apart(head: int, *, second: bool) -> bool:
     """Whether the sums over rows for keys and those for values are two launches.
 
     With their tangents they are four: for heads of 128 that is all registers of a program whose tiles are long enough
-    for wgmma. Apart they take 9 and 6 products a tile, together 12.
+    for wgmma, and in float32 so many more than all that compilers allot next to none. Apart they take 9 and 6 products
+    a tile, together 12; in float32 as many instructions, a quarter less of which go to local memory.
 
     Args:
         head: The greater head size.
-        like: An operand.
         second: Whether there are tangents of sums.
 
     Returns:
         Whether they are.
     """
-    return second and like.dtype.itemsize <= 2 and padded(head) >= 128
+    return second and padded(head) >= 128
+
+
+def _is_tight(bias: Tensor | None, head: int, like: Tensor) -> bool:
+    """Whether there is no room for what comes through shared memory if a bias is of float32 beside 16 bits."""
+    return bias is not None and bias.dtype.itemsize > like.dtype.itemsize and padded(head) >= 128
 
 
 def _fitted(config: Config, blocks: Blocks | None) -> Config:
@@ -240,7 +278,7 @@ def call_key(q: Tensor, options: Scores, tensors: Sequence[Tensor | None]) -> tu
     return (
         q.device,
         _forced[-1] if _forced else None,  # what tiles depend on besides: what tests force ...
-        _assumed_small[-1],
+        _assumed[-1],
         precision(q.dtype),  # ... and what PyTorch is told of float32
         options.scale,
         options.left,

@@ -142,7 +142,7 @@ def _facts_of(strided: list[Any], options: Scores, each: int) -> tuple[Facts, Co
     """What the kernel is compiled for, with `each` tangents in a program."""
     q, k, v, q_dot, k_dot, v_dot, bias, bias_dot, mask = strided
     dk, dv = q.shape[-1], v.shape[-1]
-    config = forward_config(max(dk, dv), q, each, options.blocks)
+    config = forward_config(max(dk, dv), q, bias, each, options.blocks)
     facts = Facts(
         dk,
         padded(dk),

@@ -10,11 +10,11 @@ import torch
 
 from .._variants import Variant, variants_of
 from .arguments import Blocks, Operands, Scores
-from .config import assume_small
+from .config import assume
 from .pullback import attention_second_order, attention_vjp
 from .value import attention_forward
 
-_LARGE, _SMALL = ("sm_90", "sm_100"), ("sm_80", "gfx942")
+_ALIKE = {"sm_80": ("sm_80", "gfx942")}  # targets that take the same tiles
 _LENGTH = 256
 _FAR = (1 << 19, 1 << 13)  # so many vectors, so far apart, are numbered by 64 bits
 _YES, _NO = Operands(True, True, True, False), Operands(False, False, False, False)  # noqa: FBT003
@@ -81,7 +81,7 @@ def _others() -> Iterator[Callable[[], object]]:
         128,
     )
     mask = meta(1, 2, 1, _LENGTH, _LENGTH, dtype=torch.bool)
-    bias = meta(1, 1, 4, _LENGTH, _LENGTH, dtype=torch.bfloat16)
+    bias, wide_bias = (meta(1, 1, 4, _LENGTH, _LENGTH, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
     everything = {
         "softcap": 20.0,
         "slopes": meta(1, 4, dtype=torch.float32),
@@ -99,6 +99,10 @@ def _others() -> Iterator[Callable[[], object]]:
     yield _pull(256, torch.bfloat16, second=True)
     yield _pull(64, torch.bfloat16, second=False, mask=mask, blocks=blocks)
     yield _pull(64, torch.bfloat16, second=True, bias=bias, **everything)
+    for size, tangents in ((128, 1), (256, 0)):
+        yield _forward(size, torch.bfloat16, tangents, bias=wide_bias)
+    for second in (False, True):
+        yield _pull(128, torch.bfloat16, second=second, bias=wide_bias)
 
 
 def _wide(size: int, bias: torch.Tensor | None = None, **options: Any) -> Iterator[Callable[[], object]]:
@@ -130,8 +134,10 @@ def aot_variants() -> list[Variant]:
     Returns:
         The variants, each for the targets whose configuration it is.
     """
-    calls = [*_main(), *_others(), *_wide(128), *_wide_scores()]
-    large = [replace(variant, targets=_LARGE) for variant in variants_of(calls)]
-    with assume_small():
-        small = [replace(variant, targets=_SMALL) for variant in variants_of([*_main(), *_wide(64)])]
-    return large + small
+    large, small = [*_main(), *_others(), *_wide(128), *_wide_scores()], [*_main(), *_wide(64)]
+    targets: dict[Variant, tuple[str, ...]] = {}
+    for target, calls in (("sm_90", large), ("sm_100", large), ("sm_80", small)):
+        with assume(target):
+            for variant in variants_of(calls):
+                targets[variant] = (*targets.get(variant, ()), *_ALIKE.get(target, (target,)))
+    return [replace(variant, targets=names) for variant, names in targets.items()]
