@@ -150,23 +150,28 @@ def _second_order_kernel(
             if x_dot_ptr is not None:
                 x_dot = less(x_dot, shift_dot, col < n, CENTER)
                 if CENTER:
-                    total, total_dot, total_g, total_q = four_row_sums(x, x_dot, g, q)
-                    sum_g += total_g
-                    sum_q += total_q
                     if ONE_PASS:
+                        total, total_dot, total_g, total_q = four_row_sums(x, x_dot, g, q)
                         mean = total / n
                         mean_dot = total_dot / n
+                    else:
+                        total_g, total_q = row_sums(g, q)
+                    sum_g += total_g
+                    sum_q += total_q
                 x = less(x, mean, col < n, CENTER)
                 x_dot = less(x_dot, mean_dot, col < n, CENTER)
                 total_xx, total_xg, total_xv, total_cross = four_row_sums(x * x, x * g, x * x_dot, g * x_dot + x * q)
                 sum_xv += total_xv
             else:
                 if CENTER:
-                    total, total_g = row_sums(x, g)
-                    sum_g += total_g
-                    sum_q += row_sum(q)
                     if ONE_PASS:
+                        total, total_g = row_sums(x, g)
                         mean = total / n
+                        total_q = row_sum(q)
+                    else:
+                        total_g, total_q = row_sums(g, q)
+                    sum_g += total_g
+                    sum_q += total_q
                 x = less(x, mean, col < n, CENTER)
                 total_xx, total_xg = row_sums(x * x, x * g)
                 total_cross = row_sum(x * q)

@@ -104,10 +104,12 @@ def vjp_rows(
                 g = w * y_bar
                 x = less(x, shift, col < n, CENTER)
                 if CENTER:
-                    total, total_g = row_sums(x, g)
-                    sum_g += total_g
                     if ONE_PASS:
+                        total, total_g = row_sums(x, g)
                         mean = total / n
+                    else:
+                        total_g = row_sum(g)
+                    sum_g += total_g
                 x = less(x, mean, col < n, CENTER)
                 total_xx, total_xg = row_sums(x * x, x * g)
                 squares += total_xx
