@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-all test-fast lint types bench-attention bench-cpu bench-host bench-jacobian bench-planner clean
+.PHONY: demo test test-all test-fast lint types bench-attention bench-cpu bench-host bench-jacobian bench-planner bench-training clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m torch_jvpvjp demo
@@ -44,6 +44,9 @@ bench-planner: $(VENV)/.installed
 
 bench-jacobian: $(VENV)/.installed  # compared with JAX too if it is installed: pip install ".[bench]"
 	$(RUN) benchmarks/bench_jacobian.py --device cpu --strategies --memory
+
+bench-training: $(VENV)/.installed
+	$(RUN) benchmarks/bench_training.py --device cpu
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

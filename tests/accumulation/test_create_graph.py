@@ -93,11 +93,6 @@ def test_forward_mode_by_dual_numbers():
     assert_same(pushed, torch.func.jvp(torch.func.jacrev(net), (x,), (direction,))[1])
 
 
-def test_a_compiled_graph_is_refused():
-    with pytest.raises(ValueError, match="compile must be False where create_graph is True, got both"):
-        jacobian(torch.sin, randn(3), create_graph=True, compile=True)
-
-
 def _written(x):
     out = torch.zeros_like(x)
     out[..., 0] = x[..., 0] ** 2

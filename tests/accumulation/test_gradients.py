@@ -280,8 +280,9 @@ def test_a_number_from_out_of_sight_is_not_taken_for_fixed():
         return [x * torch.from_numpy(x.detach().numpy().copy())]  # of which a recorder sees nothing
 
     x = randn(3).requires_grad_()
-    assert differentiable.recorded(made, [x], None, 1 << 20, None) is None
-    assert differentiable.recorded(lambda inputs: [inputs[0] * inputs[0].detach()], [x], None, 1 << 20, None)
+    replay = differentiable.Replay(1 << 20)
+    assert differentiable.recorded(made, [x], None, replay) is None
+    assert differentiable.recorded(lambda inputs: [inputs[0] * inputs[0].detach()], [x], None, replay)
 
 
 def test_recording_waits_for_calls_that_have_taken_as_long(monkeypatch):
@@ -290,3 +291,43 @@ def test_recording_waits_for_calls_that_have_taken_as_long(monkeypatch):
     plan = plan_jacobian(net, x, create_graph=True)
     for _ in range(3):
         assert not _is_recorded(plan(x))
+
+
+@pytest.mark.compiled
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch._prims_common.check:FutureWarning")  # by Inductor of itself
+@pytest.mark.parametrize("batch_dims", [0, 1])
+@pytest.mark.parametrize("name", ["net", "moved", "detached"])
+def test_compiled_gradients(name, batch_dims, monkeypatch):
+    monkeypatch.setattr(gradients, "_SECONDS_OF_OP", 1e9)
+    make, size = FUNCTIONS[name]
+    f = make()
+    jacrev = torch.func.jacrev(f)
+    plan = plan_jacobian(f, randn(*[5][:batch_dims], size), create_graph=True, batch_dims=batch_dims, compile=True)
+    for _ in range(3):
+        x = randn(*[5][:batch_dims], size).requires_grad_()
+        with torch.no_grad():
+            for parameter in f.parameters():
+                parameter.mul_(1.1)
+        leaves = [x, *f.parameters()]
+        found, expected = plan(x), torch.func.vmap(jacrev)(x) if batch_dims else jacrev(x)
+        assert _is_recorded(found)
+        assert_same(found, expected)
+        for gradient, judge in zip(_gradients(found, leaves), _gradients(expected, leaves), strict=True):
+            assert_same(gradient, judge)
+        if name == "net":  # of which the pullback uses the weight
+            found = plan(x)
+            with torch.no_grad():
+                leaves[1].mul_(1.01)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                _loss(found).backward()
+    x = randn(*[5][:batch_dims], size)
+    assert_same(plan(x).detach(), torch.func.vmap(jacrev)(x) if batch_dims else jacrev(x))
+
+
+def test_what_cannot_be_compiled_is_refused():
+    weight = randn(3).requires_grad_()
+    with pytest.raises(ValueError, match="got one that draws random numbers"):
+        jacobian(lambda x: x * weight * torch.rand_like(x), randn(3), create_graph=True, compile=True)
+    with pytest.raises(ValueError, match="got a chunk_size, memory_limit, progress or sparse as well"):
+        jacobian(lambda x: x.sin() * weight, randn(3), create_graph=True, compile=True, chunk_size=1)

@@ -70,7 +70,7 @@ def jacobian(
         chunk_size: Most columns or rows that a sweep carries at once; None for as many as fit memory_limit.
         progress: Whether to show a progress bar, for long work.
         create_graph: Whether the result can be differentiated.
-        compile: Whether what the plan does is compiled by `torch.compile`.
+        compile: Whether what the plan does is compiled by Inductor; with create_graph its pullback too.
         strategy: How the plan is found; see `Chain.plan`.
         randomness: With batch_dims, what random numbers do: "error", "same" or "different", as in `torch.func.vmap`.
         sparse: "auto" for a sparse tensor where the structure of the Jacobian has zeros, True for one in any case.
@@ -181,7 +181,7 @@ def plan_jacobian(
         chunk_size: Most columns or rows that a sweep carries at once.
         progress: Whether calls show a progress bar.
         create_graph: Whether results can be differentiated.
-        compile: Whether calls run compiled.
+        compile: Whether calls run compiled; with create_graph their pullbacks too.
         strategy: How the plan is found; see `Chain.plan`.
         randomness: What random numbers do under a batch.
         sparse: Whether calls return sparse tensors.
@@ -371,12 +371,6 @@ def _options(caller: str, **given: Any) -> Options:
             f"{caller}: sparse must be False with batch_dims={given['batch_dims']}, got {given['sparse']!r}; the "
             f"result "
             f"holds one small Jacobian for each sample as it is."
-        )
-    if given["create_graph"] and given["compile"]:
-        raise ValueError(
-            f"{caller}: compile must be False where create_graph is True, got both; compile the function that takes "
-            f"the "
-            f"gradient instead."
         )
     return Options(**given)
 

@@ -21,6 +21,29 @@ _APART = 0.02  # how far the point of comparison is, relative to each entry
 _SEED = 3
 
 
+Run = Callable[..., Sequence[Tensor]]
+
+
+class Replay(NamedTuple):
+    """How recordings are replayed.
+
+    Attributes:
+        most_folded: Most entries of a value that is held between calls.
+        worth: When like calls are run as one; None for never.
+        compiled: Whether by Inductor.
+        mode: Its mode, as in `torch.compile`.
+    """
+
+    most_folded: int
+    worth: Worth | None = None
+    compiled: bool = False
+    mode: str | None = None
+
+    def run(self, program: Program) -> Run:
+        """Return what runs a program; gradients must be off."""
+        return program.compiled(self.mode) if self.compiled else program.run
+
+
 class Differentiable(NamedTuple):
     """A Jacobian and its pullback, as two programs.
 
@@ -38,8 +61,8 @@ class Differentiable(NamedTuple):
         bars: How the cotangents lie.
     """
 
-    forward: Program
-    backward: Program
+    forward: Run
+    backward: Run
     parts: int
     live: tuple[int, ...]
     used: tuple[int, ...]
@@ -52,23 +75,22 @@ class Differentiable(NamedTuple):
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the parts of J, and the values that the pullback uses; gradients must be off."""
-        found = self.forward.run(*inputs)
+        found = self.forward(*inputs)
         parts = [part.clone() if place in self.shared else part for place, part in enumerate(found[: self.parts])]
         values = zip(found[self.parts :], self.relaid, strict=True)
         return parts, [value if layout is None else _laid_out(value, layout) for value, layout in values]
 
-    def pull(self, kept: Sequence[Tensor], values: Sequence[Tensor], bars: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def pull(self, kept: Sequence[Tensor], values: Sequence[Tensor], bars: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the cotangents of the inputs `pulled`, for those of the parts `used`; gradients must be off."""
         given = [(values if is_value else kept)[place] for is_value, place in self.given]
-        return self.backward.run(*given, *map(_laid_out, bars, self.bars))
+        return self.backward(*given, *map(_laid_out, bars, self.bars))
 
 
 def recorded(
     made: Callable[[Sequence[Tensor]], Sequence[Tensor]],
     inputs: Sequence[Tensor],
     used: Sequence[int] | None,
-    most_folded: int,
-    worth: Worth | None,
+    replay: Replay,
 ) -> Differentiable | None:
     """A Jacobian and its pullback, recorded and compared with autograd.
 
@@ -76,21 +98,20 @@ def recorded(
         made: Makes the parts of J by the executor.
         inputs: All that they depend on; those that require gradients are differentiated.
         used: The places of the parts that have cotangents; None for all.
-        most_folded: Most entries of a value that is held between calls.
-        worth: When like calls are run as one.
+        replay: How they are replayed.
 
     Returns:
         The two programs; None if they cannot be replayed, or do not give at another point what autograd gives.
     """
     for exact in (False, True):
-        run = _Run(made, _copies(inputs), used, most_folded)
-        found = run.programs(worth, exact=exact) if run.may_be_replayed else None
-        if found is None or _agrees(found, made, inputs):
+        run = _Recording(made, _copies(inputs), used, replay.most_folded)
+        found = run.programs(replay, exact=exact) if run.may_be_replayed else None
+        if found is None or _agrees(found, made, inputs, () if replay.compiled else (RuntimeError,)):
             return found
     return None
 
 
-class _Run:
+class _Recording:
     """One run of J and its pullback, recorded.
 
     Args:
@@ -127,19 +148,20 @@ class _Run:
             except RuntimeError:  # an op without a derivative, as a loss of J will hear
                 self.may_be_replayed = False
 
-    def programs(self, worth: Worth | None, *, exact: bool) -> Differentiable | None:
+    def programs(self, replay: Replay, *, exact: bool) -> Differentiable | None:
         """Return the programs; None if what ran cannot be replayed."""
         first, second = self._first, self._second
         taken = second.take_from(first)
         places = {number: place for place, number in enumerate(first.numbers(self._inputs))}
         values = [number for number in taken if number not in places]
-        backward = second.program(second.numbers(list(self._pulled.values())), worth, exact=exact)
+        backward = second.program(second.numbers(list(self._pulled.values())), replay.worth, exact=exact)
         count = len(self._parts)
-        forward = first.program([*first.numbers(self._parts), *values], worth, exact=exact, owned=count)
+        forward = first.program([*first.numbers(self._parts), *values], replay.worth, exact=exact, owned=count)
         if forward is None or backward is None or forward.random or backward.random:
             return None
+        run = replay.run(forward)
         with torch.no_grad():
-            found = forward.run(*self._inputs)
+            found = run(*self._inputs)
         parts, made = found[:count], found[count:]
         looked_at = {value.untyped_storage().data_ptr() for value in made}
         below = [place for place, tensor in enumerate(self._inputs) if _memory(tensor) in looked_at]
@@ -150,8 +172,8 @@ class _Run:
         ]
         expected = map(first.layout, values)
         return Differentiable(
-            forward,
-            backward,
+            run,
+            replay.run(backward),
             count,
             self._live,
             self._used,
@@ -165,7 +187,10 @@ class _Run:
 
 
 def _agrees(
-    found: Differentiable, made: Callable[[Sequence[Tensor]], Sequence[Tensor]], inputs: Sequence[Tensor]
+    found: Differentiable,
+    made: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    refusals: tuple[type[Exception], ...],
 ) -> bool:
     """Return whether the programs give what autograd does, at a point beside the one where they were recorded."""
     moved = [_moved(*pair) for pair in zip(inputs, _noise(inputs), strict=True)]
@@ -177,7 +202,7 @@ def _agrees(
         try:
             again, values = found.run(moved)
             pulled = found.pull([moved[place] for place in found.kept], values, bars)
-        except RuntimeError:  # a view that the memory of a value does not allow
+        except refusals:  # a view that the memory of a value does not allow
             return False
     return tuple(expected) == found.pulled and _close(again, parts) and _close(pulled, list(expected.values()))
 

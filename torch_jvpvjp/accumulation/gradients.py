@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ._torch_autograd import hooks_saved_tensors, is_batched_or_dual
-from .differentiable import Differentiable, recorded
-from .replay import Worth
+from .differentiable import Differentiable, Replay, recorded
 
 if TYPE_CHECKING:
     from .tracings import Tracing
@@ -35,12 +34,11 @@ class Gradients:
 
     Args:
         ops: How many ops the function has.
-        most_folded: Most entries of a value that is held between calls.
-        worth: When like calls are run as one; None for never.
+        replay: How they are replayed; compiled ones are from the first call on.
     """
 
-    def __init__(self, ops: int, most_folded: int, worth: Worth | None) -> None:
-        self._expected, self._most_folded, self._worth = max(ops, 1) * _SECONDS_OF_OP, most_folded, worth
+    def __init__(self, ops: int, replay: Replay) -> None:
+        self._expected, self._replay = max(ops, 1) * _SECONDS_OF_OP, replay
         self._found: dict[Any, Differentiable | None] = {}
         self._seconds, self._in_vain = 0.0, 0
         self._used: tuple[int, ...] | None = None  # the places of the parts that a loss is of; None for all
@@ -51,7 +49,12 @@ class Gradients:
         Args:
             made: Makes them by the executor.
             inputs: All that they depend on.
+
+        Raises:
+            ValueError: If they are to be compiled, and cannot be recorded.
         """
+        if self._replay.compiled:
+            return self._compiled(made, inputs)
         if self._in_vain > _MOST_IN_VAIN or hooks_saved_tensors() or not all(map(_is_plain, inputs)):
             return made(inputs)
         kind = tuple(tensor.requires_grad for tensor in inputs), self._used
@@ -61,10 +64,27 @@ class Gradients:
                 parts = made(inputs)
                 self._seconds += perf_counter() - begin
                 return parts
-            self._found[kind] = recorded(made, inputs, self._used, self._most_folded, self._worth)
+            self._found[kind] = recorded(made, inputs, self._used, self._replay)
         found = self._found[kind]
         if found is None:
             return made(inputs)
+        return self._applied(found, made, inputs)
+
+    def _compiled(self, made: Made, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        kind = tuple(tensor.requires_grad for tensor in inputs)
+        if kind not in self._found:
+            plain = all(map(_is_plain, inputs))
+            self._found[kind] = recorded(made, inputs, None, self._replay) if plain else None
+        found = self._found[kind]
+        if found is None:
+            raise ValueError(
+                "jacobian: with compile=True and create_graph=True the function must have a Jacobian and a pullback of "
+                "it that can be recorded, got one that draws random numbers, has no second derivative or is not finite "
+                "here; leave compile out."
+            )
+        return self._applied(found, made, inputs)
+
+    def _applied(self, found: Differentiable, made: Made, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         results: Any = RecordedJacobian.apply(found, made, self, *inputs)
         return results
 
@@ -79,8 +99,7 @@ def differentiable_parts(
     executed: Callable[[Tracing, Tensor, Sequence[Tensor]], Tensor],
     leaves: Sequence[Tensor],
     extras: Sequence[Tensor],
-    most_folded: int,
-    worth: Worth | None,
+    replay: Replay,
 ) -> Sequence[Tensor]:
     """The parts of a Jacobian, differentiable in all that it depends on and that requires gradients.
 
@@ -89,8 +108,7 @@ def differentiable_parts(
         executed: The Jacobian by the executor, of a function, what it is taken in as one tensor, and other arguments.
         leaves: What the Jacobian is taken in.
         extras: The other arguments.
-        most_folded: Most entries of a value that is held between calls.
-        worth: When like calls are run as one; None for never.
+        replay: How recordings are replayed.
 
     Returns:
         The parts.
@@ -105,7 +123,7 @@ def differentiable_parts(
         return parts
 
     if tracing.gradients is None:
-        tracing.gradients = Gradients(tracing.traced.tape.launches, most_folded, worth)
+        tracing.gradients = Gradients(tracing.traced.tape.launches, replay)
     return tracing.gradients.parts(made, [*given, *tracing.constants.values()])
 
 

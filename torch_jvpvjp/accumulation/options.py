@@ -39,3 +39,8 @@ class Options:
     def leave_free(self) -> bool:
         """Whether they say nothing of how a call is executed, so that it may be without a plan."""
         return not (self.chunk_size or self.compile or self.progress or self.sparse)
+
+    @property
+    def limited(self) -> bool:
+        """Whether they ask for what a Jacobian that is differentiated is not replayed with."""
+        return bool(self.chunk_size or self.progress or self.sparse or not self.together)

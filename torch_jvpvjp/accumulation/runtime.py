@@ -18,6 +18,7 @@ from .branches import AT_ONCE, MOST_KEPT, Branches, kind_of
 from .cache import Remembered
 from .calls import MOST_FOLDED
 from .checks import check_passes
+from .differentiable import Replay
 from .execute import Execution
 from .gradients import differentiable_parts
 from .held import held_bytes
@@ -155,7 +156,8 @@ class Runtime:
             )
         runtime = self.with_options(replace(self.options, compile=True, compile_mode=mode))
         runtime._tracings = {
-            key: replace(tracing, program=None, compiled=None) for key, tracing in self._tracings.items()
+            key: replace(tracing, program=None, compiled=None, gradients=None)
+            for key, tracing in self._tracings.items()
         }
         for key in self._branches:
             runtime._keep(key, runtime._tracings[key])
@@ -222,11 +224,17 @@ class Runtime:
         check_passes(tracing, self.arguments(x), leaves, extras)
         transformed = is_differentiated() or any(map(wraps_transform, leaves))
         outside = transformed or (self.options.create_graph and tracing.requires_grad([*leaves, *extras]))
-        may_be_recorded = self.options.leave_free and self.options.together and not (traced.opaque or tracing.apart)
-        if outside and not transformed and tracing.replayable and may_be_recorded:
-            executed = partial(self.executed, plan, how=Execution(live=True))
-            worth = self._most_folded, self._worth(leaves[0])
-            return tracing.planted(differentiable_parts(tracing, executed, leaves, extras, *worth))
+        if outside and not (transformed or traced.opaque or tracing.apart) and tracing.replayable:
+            if not self.options.limited:
+                executed = partial(self.executed, plan, how=Execution(live=True))
+                compiled = self.options.compile, self.options.compile_mode
+                replay = Replay(self._most_folded, self._worth(leaves[0]), *compiled)
+                return tracing.planted(differentiable_parts(tracing, executed, leaves, extras, replay))
+            if self.options.compile:
+                raise ValueError(
+                    f"{self.caller}: with create_graph and compile a dense Jacobian is taken all at once, got a "
+                    f"chunk_size, memory_limit, progress or sparse as well; leave out that, or compile."
+                )
         live = outside or not tracing.replayable or traced.opaque or self.options.progress
         # A black box runs with gradients on, as its user runs it: some (an LSTM on the CPU) keep only then what their
         # derivative needs.
