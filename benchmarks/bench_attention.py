@@ -244,6 +244,8 @@ def main() -> int:
         if late:
             report.notes.append(f"{case}: nothing compiled: time budget")
         print(f"[{time.monotonic() - start:5.0f} s] {case}", flush=True)
+        report.key_figures = key_figures(report.rows, device)
+        report.save(args.results, quietly=True)  # whatever becomes of what follows
     report.notes += missing(device)
     report.extra = {"seconds": time.monotonic() - start}
     report.key_figures = key_figures(report.rows, device)

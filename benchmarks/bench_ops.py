@@ -303,17 +303,24 @@ def main() -> int:
                 report.notes.append(f"{workload.op} {operation.name} not measured: {problem(error)}")
             gc.collect()
         print(f"[{spent():5.0f} s] {workload.op}", flush=True)
-    for row in report.rows:
-        if "gb_per_s" in row:
-            row["percent_of_copy"] = 1e11 * row["gb_per_s"] / copy_rate
+        _relate(report, copy_rate)
+        report.save(args.results, quietly=True)  # whatever becomes of what follows
+    _relate(report, copy_rate)
     report.extra = {"copy_gb_per_s": copy_rate / 1e9, "seconds": spent()}
     report.notes.append(f"100 % is a copy at {number(copy_rate / 1e9)} GB/s")
-    report.key_figures = key_figures(report.rows, device)
     report.show(COLUMNS, sections=lambda r: (r["op"], r["mode"]))
     path = report.save(args.results)
     path.with_suffix(".md").write_text(markdown(report.rows), encoding="utf-8")
     report.plot(path, lambda plt: draw(report.rows, plt))
     return int(report.key_figures["our rows that are wrong or raise (target 0)"] > 0)
+
+
+def _relate(report: Report, copy_rate: float) -> None:
+    """Add to rows how much of a copy's bandwidth they have, and to the report what follows from its rows."""
+    for row in report.rows:
+        if "gb_per_s" in row:
+            row["percent_of_copy"] = 1e11 * row["gb_per_s"] / copy_rate
+    report.key_figures = key_figures(report.rows, report.device)
 
 
 def _unmeasured(workload: Workload, error: Exception) -> Row:

@@ -275,6 +275,8 @@ def main() -> int:
         except Exception as error:  # e.g. a small card has no room for the reference
             report.notes.append(f"{case} not measured: {problem(error)}")
         print(f"[{time.monotonic() - start:5.0f} s] {case}", flush=True)
+        report.key_figures = key_figures(report.rows)
+        report.save(args.results, quietly=True)  # whatever becomes of what follows
     report.extra = {
         "copy_gb_per_s": copy_rate / 1e9,
         "copy_gb_per_s_after": copy_bandwidth(device) / 1e9,

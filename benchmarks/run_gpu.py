@@ -1,10 +1,10 @@
 """Install the checkout, test it on CUDA tensors with real kernels, and run every benchmark, within eight minutes.
 
-python benchmarks/run_gpu.py [--out DIR] [--seconds 470]
+python benchmarks/run_gpu.py [--out DIR] [--archive FILE] [--seconds 470]
 
 For a machine with an NVIDIA GPU and no network: nothing is downloaded. Without a GPU it says so and exits 0. A stage
-that fails makes the exit code 1 and does not stop the stages after it. A copy without its history may be told its
-commit by the environment variable BENCHMARK_COMMIT.
+that fails makes the exit code 1 and does not stop the stages after it; of a benchmark that is stopped what it has
+measured is kept. A copy without its history may be told its commit by the environment variable BENCHMARK_COMMIT.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ RESULTS = BENCHMARKS / "results"
 SECONDS = 470.0  # for everything, 10 less than eight minutes
 INSTALL_SECONDS = 60.0
 TEST_SHARE = 0.5  # of what is left after installing; what tests leave over, benchmarks get
+# The benchmarks of kernels come first, which nothing but a GPU can answer.
+FIRST = ("bench_ops", "bench_attention", "bench_rms_norm", "bench_jacobian")
 WEIGHTS = {"bench_ops": 5.0, "bench_attention": 5.0}  # of the time for benchmarks; the others have 1
 GRACE_SECONDS = 25.0  # for a benchmark to finish its last row, print and save
 
@@ -64,10 +67,11 @@ class Runner:
         out: Folder for results, and for logs in a folder of it.
         device: "cuda"; "cpu" to try the script.
         seconds: Time for all stages.
+        archive: A file of a folder that exists, for all of `out` in one piece after each stage; None for none.
     """
 
-    def __init__(self, out: Path, device: str, seconds: float) -> None:
-        self.out, self.device = out, device
+    def __init__(self, out: Path, device: str, seconds: float, archive: Path | None = None) -> None:
+        self.out, self.device, self.archive = out, device, archive
         self.logs = out / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.deadline = time.monotonic() + seconds
@@ -118,7 +122,17 @@ class Runner:
         if not stage.passed:
             print("\n".join(lines[-25:]), flush=True)
         self.stages.append(stage)
+        self.pack()
         return stage
+
+    def pack(self) -> None:
+        """Write all results and logs so far into the archive, if one is asked for."""
+        if self.archive is None:
+            return
+        part = self.archive.with_name(f"{self.archive.name}.part")
+        with tarfile.open(part, "w:gz") as pack:
+            pack.add(self.out, arcname="results")
+        part.replace(self.archive)  # complete at every moment
 
 
 def install(runner: Runner, scratch: Path) -> None:
@@ -209,7 +223,9 @@ def benchmark(runner: Runner, quick: bool, only: Sequence[str] = ()) -> None:
         quick: Whether to ask for few rows.
         only: Names of the benchmarks to run, all by default.
     """
+    place = {name: number for number, name in enumerate(FIRST)}
     scripts = [path for path in sorted(BENCHMARKS.glob("bench_*.py")) if not only or path.stem in only]
+    scripts.sort(key=lambda path: place.get(path.stem, len(place)))
     weights = [WEIGHTS.get(script.stem, 1.0) for script in scripts]
     for done, script in enumerate(scripts):
         seconds = runner.left() * weights[done] / sum(weights[done:])
@@ -249,6 +265,7 @@ def summarise(runner: Runner, since: float) -> bool:
     stages = [{"stage": s.name, "passed": s.passed, "seconds": round(s.seconds, 1)} for s in runner.stages]
     summary = {"passed": passed, "stages": stages, "key_figures": figures}
     (runner.out / "run_gpu.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    runner.pack()
     return passed
 
 
@@ -260,6 +277,7 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder for logs and JSON; default: benchmarks/results")
+    parser.add_argument("--archive", type=Path, help="a .tar.gz of that folder, written anew after each stage")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time for everything")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this script")
     parser.add_argument("--quick", action="store_true", help="benchmarks measure few rows")
@@ -278,7 +296,10 @@ def main() -> int:
         return 0
     out = (args.out or RESULTS).resolve()
     since = time.time()
-    runner = Runner(out, args.device, args.seconds)
+    archive = args.archive and args.archive.resolve()
+    if archive is not None and (not archive.parent.is_dir() or archive.is_relative_to(out)):
+        parser.error(f"--archive must be in a folder that exists and not in --out, got {args.archive}")
+    runner = Runner(out, args.device, args.seconds, archive)
     scratch = Path(tempfile.mkdtemp(prefix="torch_jvpvjp-"))
     try:
         if args.skip_install:
