@@ -103,7 +103,14 @@ def has_tangent(tensor: torch.Tensor) -> bool:
 
 
 # Reverse mode inside a dispatcher kernel: a node of one functorch level.
-SingleLevelFunction = _lookup("torch.autograd.function._SingleLevelFunction")
+class SingleLevelFunction(_lookup("torch.autograd.function._SingleLevelFunction")):
+    """The base of our nodes; compiled autograd tells one from another as it does with those of users."""
+
+    @staticmethod
+    def _compiled_autograd_key(ctx: Any) -> tuple[int, ...]:
+        return (ctx._autograd_function_id,)
+
+
 enable_single_level_autograd_function = _lookup("torch._functorch.utils.enable_single_level_autograd_function")
 unwrap_if_dead = _lookup("torch._C._functorch.unwrap_if_dead")
 any_requires_grad = _lookup("torch._C._any_requires_grad")

@@ -6,6 +6,7 @@ redispatches below autograd. Where a rule is missing, the formula itself is diff
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,9 @@ from .autocast import without_autocast
 
 if TYPE_CHECKING:
     from .op import DifferentiableOp
+
+
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def make_autograd_kernel(op: "DifferentiableOp") -> Callable[..., Any]:
@@ -208,11 +212,11 @@ def _pull_back(
     gradients: list[Tensor | None] = [None] * len(args)
     bars = [cotangents[j] for j in signature.differentiable_results]
     mask = [needs[i] for i in signature.differentiable]
-    legacy = present = False
+    present, dispatched = False, _is_compiling()  # by compiled autograd
     for bar in bars:
         if bar is not None:
             present = True
-            legacy = legacy or private.is_legacy_batched(bar)
+            dispatched = dispatched or private.is_legacy_batched(bar)
     if not present or True not in mask:
         return gradients
     if pull is None:
@@ -222,7 +226,7 @@ def _pull_back(
         return gradients
     operands = (*bars, *args, *outputs, mask)
     # The fast path cannot tell a tensor of the vmap before functorch from a plain one.
-    pulled = pull.unpacked(pull.overload(*operands)) if legacy else pull.call_flat(operands)
+    pulled = pull.unpacked(pull.overload(*operands)) if dispatched else pull.call_flat(operands)
     for i, needed, gradient in zip(signature.differentiable, mask, pulled, strict=True):
         if needed:
             gradients[i] = gradient
@@ -257,7 +261,7 @@ def _pull_back_formula(
         results = op.run_formula(tuple(full))
         return tuple(results[j] for j in outputs)
 
-    with private.without_saved_tensors_hooks():
+    with nullcontext() if _is_compiling() else private.without_saved_tensors_hooks():
         with op.examination.of_derivative(args):
             values, pullback, *_ = torch.func.vjp(formula, *(args[i] for i in wanted))
         cotangents = [given[j] for j in outputs]
