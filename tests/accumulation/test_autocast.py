@@ -125,6 +125,8 @@ def test_tensors_of_inference_are_points_and_weights():
     expected = torch.autograd.functional.jacobian(NET, x.clone())
     for way in WAYS.values():
         torch.testing.assert_close(way(NET, x), expected)
+        with torch.inference_mode():
+            torch.testing.assert_close(way(NET, x), expected)
     for name, way in WAYS.items():
         if name != "create_graph":  # which PyTorch refuses
             torch.testing.assert_close(way(lambda v: v @ weight, X), weight.t())

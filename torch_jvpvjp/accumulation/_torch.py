@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 __all__ = [
     "FakeTensor", "FakeTensorMode", "any_global_module_hook", "bare_op", "dict_versions", "disable_dynamo",
     "function_modes", "has_jvp_rules", "inside_transform", "inside_vmap", "is_all_true", "is_any_autocast_enabled",
-    "is_fake", "jvp", "jvp_by_own_rules", "jvp_of", "jvp_of_op", "load_jvp_rules", "memory_of", "new_fake",
-    "outside_modes", "past_autograd", "same_forms", "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped",
-    "wraps_derivative", "wraps_transform",
+    "is_compiled", "is_fake", "jvp", "jvp_by_own_rules", "jvp_of", "jvp_of_op", "load_jvp_rules", "memory_of",
+    "new_fake", "outside_modes", "past_autograd", "same_forms", "set_grad_enabled", "unharmed", "vjp", "vjp_of",
+    "vmapped", "wraps_derivative", "wraps_transform",
 ]  # fmt: skip
 
 
@@ -284,6 +284,15 @@ def dict_versions(dicts: Sequence[Any]) -> list[int] | None:
 def function_modes() -> int:
     """Return how many `TorchFunctionMode`s are active; `torch.set_default_device` and `with device` are such."""
     return torch._C._len_torch_function_stack()
+
+
+def is_compiled(function: Callable[..., Any]) -> bool:
+    """Return whether Dynamo compiles a function, or a part of it, which it does anew under another mode."""
+    parts = function.modules() if isinstance(function, torch.nn.Module) else (function,)
+    return any(getattr(part, name, None) is not None for part in parts for name in _OF_DYNAMO)
+
+
+_OF_DYNAMO = ("_compiled_call_impl", "_orig_mod", "_torchdynamo_orig_callable")
 
 
 def is_any_autocast_enabled() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _len_torch_dispatch_stack
 
-from ._torch import inside_transform, wraps_transform
+from ._torch import inside_transform, is_compiled, wraps_transform
 from ._torch_autograd import updates_statistics
 from .autocasting import autocasts
 from .batches import check_independent
@@ -34,9 +34,9 @@ def without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options,
     subject = Subject("jacobian", stages, x, options.wrt, options.batch_dims)
     leaves, extras = subject.leaves()
     live = options.create_graph or is_differentiated() or any(map(wraps_transform, leaves))
-    if live and not torch.is_inference_mode_enabled():  # autograd takes no tensors of inference
-        leaves = [leaf.clone() if leaf.is_inference() else leaf for leaf in leaves]
-    with nullcontext() if live else torch.no_grad(), differentiating():
+    with _recording() if live else torch.no_grad(), differentiating():
+        if live:  # autograd takes no tensors of inference
+            leaves = [leaf.clone() if leaf.is_inference() else leaf for leaf in leaves]
         blocks = _blocks(subject, leaves, extras, x, options, known, live=live)
     if blocks is None:
         return None
@@ -46,6 +46,11 @@ def without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options,
     result = assembled_of(blocks, subject.output, subject.source, subject.batch)
     known.took(perf_counter() - begin)
     return result
+
+
+def _recording() -> AbstractContextManager[object]:
+    """Return a context in which autograd records: in inference mode `torch.func` gives zeros, up to 2.11."""
+    return torch.inference_mode(mode=False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def _own(block: Tensor) -> Tensor:
@@ -74,7 +79,7 @@ def _blocks(
     if known.makes_constants is None and all(map(_is_of_layers, subject.stages)):
         known.makes_constants = False
     asked = known.makes_constants is not False
-    noticing = subject.within = Noticing() if asked and not any(map(_is_compiled, subject.stages)) else None
+    noticing = subject.within = Noticing() if asked and not any(map(is_compiled, subject.stages)) else None
     try:
         if not subject.batch_dims:
             blocks = _blocks_of_one(subject, leaves, known, live=live)
@@ -159,15 +164,6 @@ def _is_of_layers(stage: Callable[..., Any]) -> bool:
     return isinstance(stage, nn.Module) and all(
         type(layer).__module__.startswith("torch.nn.modules.") and is_plain_module(layer) for layer in stage.modules()
     )
-
-
-def _is_compiled(stage: Callable[..., Any]) -> bool:
-    """Return whether Dynamo compiles a function, or a part of it, which it would do anew under another mode."""
-    parts = stage.modules() if isinstance(stage, nn.Module) else (stage,)
-    return any(getattr(part, name, None) is not None for part in parts for name in _OF_DYNAMO)
-
-
-_OF_DYNAMO = ("_compiled_call_impl", "_orig_mod", "_torchdynamo_orig_callable")
 
 
 def _may_be_planned(error: RuntimeError, *, transformed: bool) -> bool:
