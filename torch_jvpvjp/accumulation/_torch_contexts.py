@@ -33,6 +33,22 @@ LISTS_OF_WEIGHTS = frozenset({"_flat_weights", "_flat_weight_refs"})
 
 
 @contextmanager
+def outside_inference() -> Iterator[None]:
+    """Leave inference mode, in which `torch.func` gives zeros up to 2.11; gradients stay on or off."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    grad = torch.is_grad_enabled()
+    with torch.inference_mode(mode=False), torch.set_grad_enabled(grad):
+        yield
+
+
+def usable(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd takes outside of inference mode: a copy of one of inference."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+@contextmanager
 def plain_kernels() -> Iterator[None]:
     """Let composite functions be the plain ops that each derivative is known of: no fused attention, no oneDNN LSTM."""
     with _WITHOUT_ONEDNN, _PLAIN_ATTENTION:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._torch import inside_transform
+from ._torch_contexts import outside_inference, usable
 from .autocasting import autocasts
 from .batches import over_samples
 from .execute import Execution, as_jacobian, count_chunks, execute
@@ -40,7 +41,9 @@ def applied(
     def of_one(x: Tensor, *others: Tensor) -> Tensor:
         return _of_sample(plan, tracing, x, others, options, chosen)
 
-    with bar(count_chunks(plan, how), how) if options.progress else nullcontext(how) as chosen:
+    shown = bar(count_chunks(plan, how), how) if options.progress else nullcontext(how)
+    with outside_inference(), shown as chosen:
+        source, extras = usable(source), list(map(usable, extras))
         if not subject.batch_dims:
             return of_one(source, *extras)
         if not subject.batch.numel():
@@ -81,7 +84,8 @@ def _of_sample(
     """Return the Jacobian of one sample, or its entries if it is sparse."""
     x, others = x.contiguous(), tuple(other.contiguous() for other in others)  # as they were when recorded
     with tracing.subject.called_with(others):
-        y, block = execute(plan, tracing.traced, x, tracing.constants | tracing.given(others), how)
+        constants = {index: usable(constant) for index, constant in tracing.constants.items()}
+        y, block = execute(plan, tracing.traced, x, constants | tracing.given(others), how)
     if options.sparse and (options.sparse is True or is_sparse(block.structure)):
         tracing.sparse = block.structure
         return block.structure.csr_values(block.values, y).to(y.dtype)
