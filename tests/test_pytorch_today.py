@@ -154,6 +154,30 @@ def layer_norm_formula(t: Tensor) -> Tensor:
     return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + 1e-5)
 
 
+def test_layer_norm_and_batch_norm_have_a_wrong_third_derivative_in_reverse_mode(x: Tensor, v: Tensor) -> None:
+    """Their double backward takes the saved mean and factor for constants; `instance_norm` is batch normalisation."""
+
+    rows = torch.stack([x, v - x.square()])
+
+    def derivatives(f: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        found, y = [], (f(at := rows.clone().requires_grad_()).sin() * v).sum()
+        for _ in range(3):
+            (gradient,) = torch.autograd.grad(y, at, create_graph=True)
+            found.append(gradient.detach())
+            y = (gradient.sin() * v).sum()
+        return found
+
+    exact = derivatives(layer_norm_formula)
+    theirs = [lambda t: F.layer_norm(t, (3,))]
+    if torch.__version__ < (2, 15):  # which refuses it
+        theirs += [lambda t: F.batch_norm(t.mT, None, None, training=True).mT, lambda t: F.instance_norm(t[None])[0]]
+    for one in theirs:
+        first, second, third = derivatives(one)
+        torch.testing.assert_close([first, second], exact[:2])
+        assert (third - exact[2]).norm() > 0.1 * exact[2].norm()
+    torch.testing.assert_close(derivatives(lambda t: ops.layer_norm(t, (3,))), exact)
+
+
 def test_layer_norm_is_silently_wrong_under_grad_of_jvp(x: Tensor, v: Tensor) -> None:
     def bent(f: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.func.grad(lambda t: (torch.func.jvp(f, (t,), (v,))[1] * v).sum())(x)
