@@ -290,8 +290,10 @@ def main() -> int:
                 f"time budget of {args.budget_seconds:g} s used up: nothing measured from {workload.id} on"
             )
             break
+        torch.compiler.reset()  # beyond some compilations of one function Dynamo compiles it no more
         seconds, compiles = 0.5 if args.quick else args.seconds, not (args.no_compile or args.quick)
         report.rows += measure(workload, device, seconds, compiles=compiles)
+        report.save(args.results, quietly=True)
     report.key_figures = key_figures(report.rows)
     report.show(COLUMNS, sections=lambda r: r["workload"])
     path = report.save(args.results)

@@ -56,12 +56,13 @@ def test_the_command_for_chains_prints_what_stands_below_it(tmp_path: Path) -> N
     assert _python(*words) == expected
 
 
-_SCRIPTED = "ignore:`torch.jit:DeprecationWarning"  # PyTorch's forward mode loads decompositions that it scripts itself
+# PyTorch's forward mode loads decompositions that it scripts itself.
+_SCRIPTED = [word for kind in ("Deprecation", "Future") for word in ("-W", f"ignore:`torch.jit:{kind}Warning")]
 
 
 @pytest.mark.slow
 def test_the_tour_of_jacobians_agrees_with_torch_func() -> None:
-    assert "598 of 40,000 entries" in _python("-W", "error", "-W", _SCRIPTED, "examples/jacobians.py")
+    assert "598 of 40,000 entries" in _python("-W", "error", *_SCRIPTED, "examples/jacobians.py")
 
 
 def _section(title: str, language: str) -> list[str]:

@@ -154,8 +154,9 @@ class RecordedJacobian(torch.autograd.Function):
         if torch.is_grad_enabled() or used != found.used or any(map(is_batched_or_dual, bars)):
             ctx.owner.missed(used)
             return None, None, None, *_pulled_by_autograd(ctx, used, bars)
-        kept, values = ctx.saved_tensors[: len(found.kept)], ctx.saved_tensors[len(found.kept) :]
-        pulled = dict(zip(found.pulled, found.pull(kept, values, bars), strict=True))
+        saved = ctx.saved_tensors
+        made = found.pull(saved[: len(found.kept)], saved[len(found.kept) :], bars)
+        pulled = dict(zip(found.pulled, made, strict=True))
         return None, None, None, *(pulled.get(place) for place in range(len(ctx.inputs)))
 
 
