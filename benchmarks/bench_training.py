@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -173,7 +175,9 @@ def _probe(workload: Training, name: str, device: torch.device) -> str:
     Where Dynamo fails inside of a transform of ``torch.func``, it leaves the process within that transform.
     """
     command = [sys.executable, __file__, "--device", device.type, "--probe", workload.id, name]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:  # for what it compiles: the first step here is to find nothing there
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
+        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     return run.stdout.strip() if run.returncode else ""
 
 
