@@ -41,39 +41,32 @@ def is_plain_module(module: nn.Module) -> bool:
     )
 
 
-class ByAutograd:
+class Restricted:
+    """A function some derivatives of which are not taken as PyTorch takes them; its value is its value.
+
+    Args:
+        function: The function.
+    """
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+        self.__name__ = label_of(function)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return its value."""
+        return self.function(x)
+
+
+class ByAutograd(Restricted):
     """A function that autograd differentiates and no transform of `torch.func` does: it is pulled through only.
 
     Such are functions that update buffers, as batch normalisation in training does, that take gradients by
     `torch.autograd.grad`, that leave PyTorch for NumPy, or call an `autograd.Function` without `setup_context`.
-
-    Args:
-        function: The function.
     """
 
-    def __init__(self, function: Function) -> None:
-        self.function = function
-        self.__name__ = label_of(function)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return its value."""
-        return self.function(x)
-
-
-class ByRows:
-    """A function whose tangents are taken by the rows of its Jacobian: PyTorch's forward mode of it is not right.
-
-    Args:
-        function: The function.
-    """
-
-    def __init__(self, function: Function) -> None:
-        self.function = function
-        self.__name__ = label_of(function)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return its value."""
-        return self.function(x)
+class ByRows(Restricted):
+    """A function whose tangents are taken by the rows of its Jacobian: PyTorch's forward mode of it is not right."""
 
 
 class BlackBox:
