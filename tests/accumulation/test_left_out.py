@@ -160,6 +160,7 @@ def test_statistics_of_a_normalisation_have_their_derivatives(norm, way):
     for f in (
         lambda v: norm(v)[1],
         lambda v: norm(v)[2],
+        lambda v: v.sum() + norm(v)[1].sin() - norm(v)[2],  # of which autograd records the first term alone
         lambda v: (norm(v)[0] * (norm(v)[1].sum() + norm(v)[2].sum()))[..., :2],
     ):
         expected = by_differences(f, x)
@@ -184,7 +185,7 @@ def test_statistics_that_are_detached_are_constants(norm):
 def test_statistics_in_batches(way):
     def f(v):
         y, mean, factor = torch.native_layer_norm(v, (3,), None, None, 1e-5)
-        return y * factor + mean
+        return v + y * factor + mean
 
     x = randn(3)
     expected = by_differences(f, x)
@@ -222,10 +223,13 @@ def test_gradients_inside_of_a_function_are_given_statistics_for_what_they_are()
         assert_same(way(f, x).reshape(expected.shape), expected, 1e-7)
 
 
-def test_a_function_that_uses_statistics_on_another_way_is_asked_again():
+@pytest.mark.parametrize("elsewhere", [torch.sin, lambda v: torch.native_layer_norm(v, (3,), None, None, 1e-5)[0]])
+def test_a_function_that_uses_statistics_on_another_way_is_asked_again(elsewhere):
     def f(v):
-        y, mean, factor = torch.native_layer_norm(v, (3,), None, None, 1e-5)
-        return y * factor.sum() if v.sum() > 0 else y.sin()
+        if v.sum() > 0:
+            y, mean, factor = torch.native_layer_norm(v, (3,), None, None, 1e-5)
+            return v * factor.sum() + mean
+        return elsewhere(v)
 
     x = randn(4, 3).abs()
     for point in (-x, x, -x, x):

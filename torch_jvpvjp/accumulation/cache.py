@@ -57,7 +57,7 @@ class Remembered:
         last: What autograd has recorded of the last of them; None before that, and of batches.
         plannable: Whether there can be a plan, as far as is known.
         left_out: Whether torch.func leaves out the derivatives of some of its ops; None if nobody has looked.
-        makes_constants: Whether some of its ops have results that autograd takes for constants; None likewise.
+        of_layers: Whether it is made of PyTorch's own layers alone; None likewise.
         uses_constants: Whether it uses them.
     """
 
@@ -67,7 +67,7 @@ class Remembered:
     last: Recording | None = None
     plannable: bool = True
     left_out: bool | None = None
-    makes_constants: bool | None = None
+    of_layers: bool | None = None
     uses_constants: bool = False
 
     def took(self, seconds: float) -> None:

@@ -76,9 +76,9 @@ def _blocks(
     before = random_state(device)
     if known.uses_constants or (live and _leaves_out(subject, leaves, extras, known)):
         return None  # a plan goes by autograd, or says what has no derivative
-    if known.makes_constants is None and all(map(_is_of_layers, subject.stages)):
-        known.makes_constants = False
-    asked = known.makes_constants is not False
+    if known.of_layers is None:
+        known.of_layers = all(map(_is_of_layers, subject.stages))
+    asked = not known.of_layers
     noticing = subject.within = Noticing() if asked and not any(map(is_compiled, subject.stages)) else None
     try:
         if not subject.batch_dims:
@@ -94,7 +94,6 @@ def _blocks(
         blocks = None
     subject.within = None
     if blocks is not None and asked:
-        known.makes_constants = subject.made is None or subject.made.makes_constants
         if subject.may_use_constants(noticing) and _looked_at(used_constants, subject, leaves, extras):
             known.uses_constants = True  # which a plan gives the derivative that autograd leaves out, if there is one
             blocks = None

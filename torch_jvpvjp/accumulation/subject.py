@@ -268,9 +268,9 @@ class Subject:
     def may_use_constants(self, noticing: Noticing | None) -> bool:
         """Return whether it may have used results of ops that autograd takes for constants; see `foreign`."""
         made = self.made
-        if made is None or not (made.makes_constants or made.is_given_constants):
-            return False
-        return noticing is None or noticing.called or made.is_given_constants
+        if noticing is not None:  # y may depend on such a result beside what autograd has recorded
+            return noticing.called or (made is not None and made.is_given_constants)
+        return made is not None and (made.makes_constants or made.is_given_constants)
 
     def _of_stages(self, args: Sequence[Any], parameters: Mapping[str, Tensor] | None = None) -> Any:
         """Return what the function returns, with these parameters if they are given."""
