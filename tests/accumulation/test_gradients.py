@@ -274,12 +274,13 @@ def test_autocast_is_left_to_the_forward_pass():
     torch.testing.assert_close(found[-1], found[0], rtol=2e-2, atol=1e-3)
 
 
-def test_a_number_from_out_of_sight_is_not_taken_for_fixed():
+@pytest.mark.parametrize("point", [randn(3), torch.zeros(3, dtype=F64)], ids=["anywhere", "at 0"])
+def test_a_number_from_out_of_sight_is_not_taken_for_fixed(point):
     def made(inputs):
         (x,) = inputs
         return [x * torch.from_numpy(x.detach().numpy().copy())]  # of which a recorder sees nothing
 
-    x = randn(3).requires_grad_()
+    x = point.clone().requires_grad_()
     replay = differentiable.Replay(1 << 20)
     assert differentiable.recorded(made, [x], None, replay) is None
     assert differentiable.recorded(lambda inputs: [inputs[0] * inputs[0].detach()], [x], None, replay)

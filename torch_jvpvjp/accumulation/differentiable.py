@@ -17,7 +17,7 @@ from torch import Tensor
 from .program import Program, ProgramRecorder
 from .replay import Layout, Worth, layout_of
 
-_APART = 0.02  # how far the point of comparison is, relative to each entry
+_APART = 0.02  # how far the point of comparison is, relative to each entry that is not 0, which becomes positive
 _SEED = 3
 
 
@@ -210,7 +210,9 @@ def _agrees(
 def _moved(tensor: Tensor, noise: Tensor) -> Tensor:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
-    return (tensor.detach() * (1 + _APART * noise)).requires_grad_(tensor.requires_grad)
+    entries = tensor.detach()
+    moved = torch.where(entries == 0, _APART * noise.abs(), entries * (1 + _APART * noise))
+    return moved.requires_grad_(tensor.requires_grad)
 
 
 def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
