@@ -73,7 +73,7 @@ def recording_of(y: Tensor, since: int | None = None) -> Recording:
     batches, pushes, bends, makes_none, is_given_none, bare = map(all, zip(*known, strict=True))
     return Recording(
         len(nodes),
-        batches_rightly=batches,
+        batches_rightly=batches or not any(map(_misbatches, nodes)),
         pushes_rightly=pushes or not any(map(_mispushes, nodes)),
         bends_rightly=bends,
         way=hash(frozenset(kinds.items())),
@@ -98,6 +98,12 @@ def _made_between(nodes: set[Any], since: int, until: int) -> int:
 def _warns(node: Any) -> bool:
     """Return whether a node stands for an op without a derivative, as PyTorch warns once the pullback goes by."""
     return node.name().endswith("WarnNotImplemented")
+
+
+def _misbatches(node: Any) -> bool:
+    """Return whether the derivative of a node may be wrong under `vmap`: a Fourier transform's along no axes."""
+    kind = type(node)
+    return not _known_of(kind).batches_rightly and not (kind.__name__ == "FftC2CBackward0" and node._saved_dim)
 
 
 def _mispushes(node: Any) -> bool:
@@ -127,8 +133,11 @@ def _known_of(kind: type) -> _Known:
 _OF_KINDS: dict[type, _Known] = {}
 
 
-MISBATCHED_NODES = frozenset({"CdistBackward0", "EuclideanDistBackward0", "AsStridedScatterBackward0", "RollBackward0"})
-"""Nodes of autograd whose derivative under `vmap` is not that of each vector, in some release from 2.11 to 2.15."""
+MISBATCHED_NODES = frozenset({
+    "CdistBackward0", "EuclideanDistBackward0", "AsStridedScatterBackward0", "RollBackward0", "FftC2CBackward0",
+})  # fmt: skip
+"""Nodes of autograd whose derivative under `vmap` is not that of each vector, in some release from 2.11 to 2.15; of
+Fourier transforms that along no axes, which goes along all of them there."""
 
 
 MISPUSHED_NODES = frozenset({
