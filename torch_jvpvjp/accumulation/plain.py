@@ -18,7 +18,6 @@ from .carrying import carry_each, dual, random_state, weights
 from .foreign import left_out
 
 Function = Callable[..., Tensor]  # of some tensors to one
-Pullback = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class Recorded:
