@@ -200,3 +200,31 @@ def test_a_plan_by_time_predicts_a_call_with_f_itself() -> None:
     assert plan.seconds == pytest.approx(plan.cost + 2 * launch)
     assert "s predicted, f itself included" in str(plan)
     assert plan_jacobian(torch.sin, torch.ones(8), objective="fma").seconds is None
+
+
+def test_a_dense_block_is_carried_past_a_known_pattern_by_the_op_itself() -> None:
+    """As the executor does: a convolution pulls rows, and multiplies no matrix of its entries."""
+    band = Banded(2000, 2000, 4, 4)
+    known = Factor(2000, 2000, 18_000, 18_000, structure=band)
+    raw = Factor(2000, 2000, 18_000, 18_000)
+    assert TIME.pull(known, Dense(10, 2000)) == TIME.pull(raw, Dense(10, 2000))
+    assert TIME.push(known, Dense(2000, 10)) == TIME.push(raw, Dense(2000, 10))
+    assert TIME.pull(known, band) == TIME.multiply(band, band)
+    alone = Factor(2000, 2000, structure=band)  # of which nothing but the entries is known
+    assert TIME.pull(alone, Dense(10, 2000)) == TIME.multiply(Dense(10, 2000), band)
+
+
+def test_convolutions_are_planned_by_adjoints_where_few_outputs_are_asked_for() -> None:
+    net = torch.nn.Sequential(
+        torch.nn.Unflatten(-1, (1, 16, 16)),
+        torch.nn.Conv2d(1, 8, 3, padding=1),
+        torch.nn.SiLU(),
+        torch.nn.AvgPool2d(2),
+        torch.nn.Conv2d(8, 16, 3, padding=1),
+        torch.nn.SiLU(),
+        torch.nn.AvgPool2d(2),
+        torch.nn.Flatten(-3),
+        torch.nn.Linear(256, 10),
+    )
+    plan = plan_jacobian(net, torch.randn(16, 256), batch_dims=1)
+    assert [(step.action.name, step.mode) for step in plan.steps][1:] == [("ELIMINATE", Mode.ADJOINT)]

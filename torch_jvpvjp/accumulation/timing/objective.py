@@ -13,7 +13,7 @@ from ..factor import Factor
 from ..structure import Dense, Structure
 from .current import device_model
 from .model import DeviceModel
-from .products import product_seconds
+from .products import by_entries, product_seconds
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Time:
 
         accumulate = sweep of n tangents or m cotangents, traffic of the values in closed form, 0 if given
         multiply   = launches · launch + max(fma / rate(sides), bytes / traffic)
-        push, pull = sweep of the columns, of the rows, of a block
+        push, pull = sweep of the columns, of the rows, of a block; of a given Jacobian the product with it, but
+                     for a dense block and a pattern, such as a convolution's, which the op itself carries quicker
         compressed = sweep of the colours
 
     with sweep(c) = launches · launch + max(c · fma / rate(c), bytes / traffic). An op of a factor reads two values of
@@ -75,13 +76,13 @@ class Time:
 
     def push(self, factor: Factor, block: Structure) -> float:
         """Return the seconds of pushing the columns of a block through a factor."""
-        if factor.given:
+        if factor.given and (factor.jvp_cost is None or not _is_carried(factor, block)):
             return self.multiply(factor.jacobian, block)
         return self._sweep(factor, block.n, tangent=True)
 
     def pull(self, factor: Factor, block: Structure) -> float:
         """Return the seconds of pulling the rows of a block through a factor."""
-        if factor.given:
+        if factor.given and (factor.vjp_cost is None or not _is_carried(factor, block)):
             return self.multiply(block, factor.jacobian)
         return self._sweep(factor, block.m, tangent=False)
 
@@ -99,6 +100,11 @@ class Time:
         touched = 1.5 * (factor.n + factor.m)
         launches = factor.launches if tangent or factor.pull_launches is None else factor.pull_launches
         return self.model.sweep(columns * self.samples, fma, touched, launches, tangent=tangent)
+
+
+def _is_carried(factor: Factor, block: Structure) -> bool:
+    """Return whether a block goes through the op of a factor whose entries are known: a dense one past a pattern."""
+    return isinstance(block, Dense) and by_entries(factor.jacobian)
 
 
 def time_objective(device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Time:

@@ -16,6 +16,12 @@ _DENSIFYING_OPS = 8
 _SUMS = 4  # the sum by index alone does so many entries in the time in which all four do one
 
 
+def by_entries(structure: Structure) -> bool:
+    """Return whether a structure is multiplied entry by entry of a list, or else through a dense matrix."""
+    kinds = _SCALINGS | _SELECTIONS.keys() | _FACTORED.keys() | {"dense", "identity", "zero", "block-diagonal"}
+    return structure.name not in kinds
+
+
 def product_seconds(model: DeviceModel, left: Structure, right: Structure, count: int = 1) -> float:
     """The seconds of A B, computed in the structure of its operands.
 
