@@ -98,9 +98,6 @@ class _Tree:
         return pytree.tree_unflatten([leaf if i is None else tensors[i] for leaf, i in pairs], self.spec)
 
 
-_GONE = object()
-
-
 class _Slot(NamedTuple):
     """A place outside of the arguments where a function finds something: an attribute, or an entry of a dict."""
 
@@ -109,22 +106,18 @@ class _Slot(NamedTuple):
     is_entry: bool
 
     def read(self) -> Any:
-        """What stands there; _GONE if nothing does."""
         if self.is_entry:
-            return self.owner.get(self.key, _GONE)
+            return self.owner.get(self.key)
         try:
             return getattr(self.owner, self.key)
         except ValueError:  # a cell that is not assigned yet
-            return _GONE
+            return None
 
     def write(self, value: Any) -> None:
-        """Put something there, or take out what is there."""
-        if not self.is_entry:
-            delattr(self.owner, self.key) if value is _GONE else setattr(self.owner, self.key, value)
-        elif value is _GONE:
-            del self.owner[self.key]
-        else:
+        if self.is_entry:
             self.owner[self.key] = value
+        else:
+            setattr(self.owner, self.key, value)
 
 
 def _references(function: Any) -> Iterator[tuple[_Slot, Any]]:
@@ -156,7 +149,7 @@ def _references(function: Any) -> Iterator[tuple[_Slot, Any]]:
             slots = _attributes(value)
         for slot in slots:
             content = slot.read()
-            if content is not None and content is not _GONE:
+            if content is not None:
                 yield slot, content
                 pending += pytree.tree_leaves(content)
 

@@ -103,3 +103,48 @@ def test_a_jacobian_is_right_call_after_call():
         assert _written_into(program_of(plan, randn(5)))
         for parameter, weight in zip(net.parameters(), weights, strict=True):
             assert torch.equal(parameter, weight)
+
+
+def _recorded_ops(function, *inputs):
+    """Return the ops of a program, and check it at another point."""
+    recorder = ProgramRecorder(inputs)
+    with torch.no_grad(), recorder:
+        results = function(*inputs)
+    program = recorder.program(recorder.numbers(list(results)))
+    assert program is not None
+    moved = [1.1 * one + 0.2 for one in inputs]
+    for found, expected in zip(program.run(*moved), function(*(one.clone() for one in moved)), strict=True):
+        torch.testing.assert_close(found, expected)
+    return [call.target for call in program.calls]
+
+
+def test_writes_into_what_nothing_else_looks_at_are_recorded_as_ops_that_write_into_nothing():
+    """As autograd writes 1 - y, among others."""
+
+    def function(x):
+        s = x.sigmoid()
+        rest = torch.empty_like(s).fill_(1.0).sub_(s)
+        summed = torch.zeros_like(x).add_(x * rest).mul_(2)
+        rest = rest.exp()
+        return summed, rest
+
+    ops = _recorded_ops(function, torch.randn(3, 4))
+    assert not any(op._schema.is_mutable for op in ops)
+    assert torch.ops.aten.fill.Scalar not in ops
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (y := x.exp(), y.view(-1), y.mul_(2))[1:],  # seen by a view from before
+        lambda x: (y := x.exp(), y[0].add_(1), y)[1:],  # written through a view
+        lambda x: (y := x.clone(), y.t().mul_(x.t()), y)[1:],
+        lambda x: (y := torch.ones(4, dtype=torch.float64), y.add_(x.sum()), y[None] * x)[1:],
+        lambda x: (y := x.exp(), z := y * 2, y.add_(z), z.mul_(y), y * z)[3:],  # each used before and after
+        lambda x: (y := x.exp(), y.t_(), y.mul_(3))[2:],
+        lambda x: (y := (x[None] @ x.t()[None])[0], y.add_(1), y * 2)[1:],
+        lambda x: (y := torch.zeros(4, 4, dtype=torch.float32), y.add_(x), y.sin())[2:],  # of another dtype
+    ],
+)
+def test_writes_mean_what_they_meant(function):
+    _recorded_ops(function, torch.randn(4, 4, dtype=torch.float64))

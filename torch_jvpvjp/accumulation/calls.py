@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -96,6 +96,22 @@ def refs_in(tree: Any) -> Iterable[Ref]:
             yield from refs_in(leaf)
     elif isinstance(tree, Mapping):
         yield from refs_in(list(tree.values()))
+
+
+@cache
+def pure_op(func: Any) -> Any | None:
+    """Return the op that makes what another writes into its first argument, if it writes into no other."""
+    schema = func._schema
+    name = schema.name.removeprefix("aten::")
+    if func.namespace != "aten" or not name.endswith("_") or {RANDOM, torch.Tag.inplace_view} & set(func.tags):
+        return None
+    packet = getattr(_aten, name.removesuffix("_"), None)
+    pure = getattr(packet, func._overloadname, None)
+    if pure is None or [one.name for one in schema.arguments if one.is_write] != [schema.arguments[0].name]:
+        return None
+    alike = [[(one.name, one.kwarg_only) for one in each._schema.arguments] for each in (func, pure)]
+    plain = not (pure._schema.is_mutable or pure.is_view) and len(pure._schema.returns) == 1
+    return pure if plain and alike[0] == alike[1] else None
 
 
 def without_unused(calls: Sequence[ProgramCall], results: Sequence[int]) -> list[ProgramCall]:

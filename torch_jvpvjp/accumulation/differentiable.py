@@ -151,7 +151,7 @@ class _Recording:
     def programs(self, replay: Replay, *, exact: bool) -> Differentiable | None:
         """Return the programs; None if what ran cannot be replayed."""
         first, second = self._first, self._second
-        taken = second.take_from(first)
+        taken = second.take_from(first, made_again=replay.compiled)
         places = {number: place for place, number in enumerate(first.numbers(self._inputs))}
         values = [number for number in taken if number not in places]
         backward = second.program(second.numbers(list(self._pulled.values())), replay.worth, exact=exact)

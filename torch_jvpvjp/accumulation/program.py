@@ -20,12 +20,16 @@ from .calls import (
     RANDOM,
     ProgramCall,
     folded,
+    pure_op,
     refs_in,
+    renamed,
     with_equal_values_once,
     without_idle_views,
     without_repetitions,
     without_unused,
 )
+from .filled import filled_alone, filled_with, filling
+from .handed_on import below_views, made_again, operands_of_products
 from .replay import (
     CompiledProgram,
     Layout,
@@ -53,15 +57,10 @@ from .replay import (
 )
 from .schedule import Task
 from .shared_products import without_copies_of_shared
-from .tracing.tape import flat_outputs, with_refs
+from .tracing.tape import Ref, flat_outputs, with_refs
 from .verifying import Stopwatch
 
 _aten = torch.ops.aten
-# Ops whose result is one number throughout, which the arguments say.
-_FILLED = {
-    _aten.new_zeros: 0, _aten.zeros_like: 0, _aten.new_ones: 1, _aten.ones_like: 1,
-}  # fmt: skip
-_FILLED_WITH = {_aten.new_full: 2, _aten.full_like: 1}  # the same, with the place of the argument that it is
 
 
 class Program:
@@ -170,11 +169,12 @@ class ProgramRecorder(TorchDispatchMode):
         if func.namespace == "prim":
             return func(*args, **kwargs)
         refs, named = with_refs(args, self._number), with_refs(kwargs, self._number)
-        if func.is_view:
+        if func.is_view or func is _aten._unsafe_view.default:
             self._looked_at.update(ref.index for ref in refs_in(refs))
+        instead = self._without_writing(func, refs, named)
         out = func(*args, **kwargs)
-        if func is _aten.copy_.default and self._is_alone(refs[0].index):
-            self._calls.append(ProgramCall(_aten.copy.default, refs, named, [self._new(args[0])], len(self._tasks)))
+        if instead is not None:
+            self._add(instead, refs, named, [self._new(args[0])], args, out)
             return out
         results = flat_outputs(out)
         if not any(isinstance(result, Tensor) for result in results):
@@ -183,13 +183,32 @@ class ProgramRecorder(TorchDispatchMode):
                 self.refusal = f"{func} looks at values"
             return out
         outputs = [self._output(result, func) for result in results]
-        self._calls.append(ProgramCall(func, refs, named, outputs, len(self._tasks)))
+        self._add(func, refs, named, outputs, args, out)
         if func.is_view or func._schema.is_mutable:
             self._views.update(index for index in outputs if index is not None)
-        number = _filled_with(func, args)
-        if number is not None and isinstance(out, Tensor) and out.numel() <= self._most_folded:
-            self._filled[outputs[0] or 0] = _filling(number, out)
         return out
+
+    def _add(
+        self, func: Any, refs: Any, named: Any, outputs: Sequence[int | None], args: Sequence[Any], out: Any
+    ) -> None:
+        self._calls.append(ProgramCall(func, refs, named, outputs, len(self._tasks)))
+        number = filled_with(func, args)
+        if number is not None and isinstance(out, Tensor) and out.numel() <= self._most_folded:
+            self._filled[outputs[0] or 0] = filling(number, out)
+
+    def _without_writing(self, func: Any, refs: Any, named: Any) -> Any | None:
+        """Return the op that makes what one writes into a tensor which nothing else looks at; None for others."""
+        if not func._schema.is_mutable or not refs or not isinstance(refs[0], Ref) or not self._is_alone(refs[0].index):
+            return None
+        pure = pure_op(func)
+        if pure is None or refs[0].index not in self._layouts:
+            return None
+        before = self._layouts[refs[0].index]
+        try:
+            after = self._layouts.of(ProgramCall(pure, refs, named, [None]))
+        except RuntimeError:  # an op that does not run without data
+            return None
+        return pure if func is _aten.copy_.default or after == [before] else None
 
     def begin(self, task: Task) -> None:
         """What follows does a task."""
@@ -208,11 +227,12 @@ class ProgramRecorder(TorchDispatchMode):
         """Return how a value lay in memory when it was recorded."""
         return self._layouts[number]
 
-    def take_from(self, earlier: ProgramRecorder) -> list[int]:
+    def take_from(self, earlier: ProgramRecorder, *, made_again: bool = False) -> list[int]:
         """Take values of another recording as inputs, in front of others; what holds for every run stays fixed.
 
         Args:
             earlier: The recording.
+            made_again: Whether views, copies and plain arithmetic are done again instead.
 
         Returns:
             Their numbers there.
@@ -225,8 +245,52 @@ class ProgramRecorder(TorchDispatchMode):
         taken = {index: number for index, number in numbers.items() if number in varying}
         for index in taken:
             del self._fixed[index]
+        if made_again and earlier._is_pure and self._is_pure:
+            known = {number: index for index, number in numbers.items() if number is not None}
+            taken = self._make_again(earlier, known, list(taken.values()))
         self._inputs = [*taken, *self._inputs]
         return list(taken.values())
+
+    def _make_again(self, earlier: ProgramRecorder, known: dict[int, int], wanted: Sequence[int]) -> dict[int, int]:
+        """Do again in front of all else what makes some values of another recording.
+
+        Args:
+            earlier: The recording.
+            known: By their numbers there, those of values here.
+            wanted: The values, by their numbers there.
+
+        Returns:
+            By their numbers here, the values that are taken for that.
+        """
+        calls = [filled_alone(call, earlier._layouts) for call in earlier._calls]
+        multiplied = below_views(self._calls, operands_of_products(self._calls))
+        multiplied = {number for number in wanted if known[number] in multiplied}
+        again, handed = made_again(calls, earlier._inputs, wanted, multiplied, earlier._layouts)
+
+        def here(number: int) -> int:
+            if number not in known:
+                known[number] = index = self._next()
+                self._layouts[index] = earlier._layouts[number]
+                if number in earlier._fixed:
+                    self._fixed[index] = earlier._fixed[number]
+            return known[number]
+
+        taken = {here(number): number for number in handed}
+        for call in again:
+            for number in (*call.operands, *call.outputs):
+                if number is not None:
+                    here(number)
+        front = [
+            ProgramCall(
+                call.target,
+                renamed(call.args, known),
+                renamed(dict(call.kwargs), known),
+                [None if number is None else known[number] for number in call.outputs],
+            )
+            for call in again
+        ]
+        self._calls = [*front, *self._calls]
+        return taken
 
     def program(
         self, numbers: list[int], worth: Worth | None = None, *, exact: bool = False, owned: int | None = None
@@ -245,7 +309,7 @@ class ProgramRecorder(TorchDispatchMode):
         if self.refusal is not None:
             return None
         calls, fixed, layouts = self._calls, self._fixed, Layouts(self._layouts)
-        pure = self._strided and not any(call.target._schema.is_mutable for call in calls)
+        pure = self._is_pure
         if pure:
             calls = by_vectors(calls, layouts, self._next)
             calls, numbers = without_idle_views(calls, numbers, layouts.shapes())
@@ -285,6 +349,11 @@ class ProgramRecorder(TorchDispatchMode):
         quickened = quick if pure and not exact else None
         return Program(calls, self._inputs, held, numbers, layouts, self._tasks, more, quickened)
 
+    @property
+    def _is_pure(self) -> bool:
+        """Whether no call writes into a tensor, and each lies in memory by strides."""
+        return self._strided and not any(call.target._schema.is_mutable for call in self._calls)
+
     def _is_alone(self, index: int) -> bool:
         """Return whether no other value shares the memory of one that the program has made."""
         return index not in self._looked_at | self._views | set(self._inputs) | set(self._fixed)
@@ -315,15 +384,3 @@ class ProgramRecorder(TorchDispatchMode):
             known = self._new(tensor)
             self._fixed[known] = tensor
         return known
-
-
-def _filled_with(func: Any, args: Sequence[Any]) -> Any:
-    """Return the number that the result of an op is full of; None of other ops."""
-    place = _FILLED_WITH.get(func.overloadpacket)
-    return _FILLED.get(func.overloadpacket) if place is None or len(args) <= place else args[place]
-
-
-def _filling(number: Any, out: Tensor) -> Callable[[], Tensor]:
-    """Return what makes again a tensor that is full of one number; the tensor itself is not kept."""
-    size, stride, dtype, device = out.size(), out.stride(), out.dtype, out.device
-    return lambda: torch.empty_strided(size, stride, dtype=dtype, device=device).fill_(number)
