@@ -294,3 +294,17 @@ def test_jacrev_of_cdist_is_silently_wrong() -> None:
     assert not torch.allclose(torch.func.jacrev(distances)(points), exact, rtol=1e-3)
     torch.testing.assert_close(jacobian(distances, points), exact)
     torch.testing.assert_close(plan_jacobian(distances, points)(points), exact)
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # by PyTorch's constant folding
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # so does 2.15
+def test_rms_norm_is_silently_wrong_in_the_second_push_of_linearize(x: Tensor, v: Tensor) -> None:
+    # The linear map adds eps to a factor that it keeps, in place, in every push.
+    def second_push(norm: Callable[..., Tensor]) -> Tensor:
+        push = torch.func.linearize(lambda t: norm(t, (3,), eps=0.1), x)[1]
+        push(v)
+        return push(v)
+
+    exact = torch.func.jvp(lambda t: t * (t.square().mean() + 0.1).rsqrt(), (x,), (v,))[1]
+    assert not torch.allclose(second_push(F.rms_norm), exact, rtol=1e-3)
+    torch.testing.assert_close(second_push(ops.rms_norm), exact)

@@ -98,6 +98,9 @@ class _Tree:
         return pytree.tree_unflatten([leaf if i is None else tensors[i] for leaf, i in pairs], self.spec)
 
 
+_GONE = object()
+
+
 class _Slot(NamedTuple):
     """A place outside of the arguments where a function finds something: an attribute, or an entry of a dict."""
 
@@ -106,18 +109,22 @@ class _Slot(NamedTuple):
     is_entry: bool
 
     def read(self) -> Any:
+        """What stands there; _GONE if nothing does."""
         if self.is_entry:
-            return self.owner.get(self.key)
+            return self.owner.get(self.key, _GONE)
         try:
             return getattr(self.owner, self.key)
         except ValueError:  # a cell that is not assigned yet
-            return None
+            return _GONE
 
     def write(self, value: Any) -> None:
-        if self.is_entry:
-            self.owner[self.key] = value
+        """Put something there, or take out what is there."""
+        if not self.is_entry:
+            delattr(self.owner, self.key) if value is _GONE else setattr(self.owner, self.key, value)
+        elif value is _GONE:
+            del self.owner[self.key]
         else:
-            setattr(self.owner, self.key, value)
+            self.owner[self.key] = value
 
 
 def _references(function: Any) -> Iterator[tuple[_Slot, Any]]:
@@ -149,7 +156,7 @@ def _references(function: Any) -> Iterator[tuple[_Slot, Any]]:
             slots = _attributes(value)
         for slot in slots:
             content = slot.read()
-            if content is not None:
+            if content is not None and content is not _GONE:
                 yield slot, content
                 pending += pytree.tree_leaves(content)
 

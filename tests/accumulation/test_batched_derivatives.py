@@ -122,6 +122,16 @@ def test_a_map_that_vmap_gets_wrong_is_applied_to_each_vector() -> None:
     torch.testing.assert_close(trusted, 3 * vectors)  # so the question is what finds it
 
 
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_fourier_transform_along_no_axes_changes_nothing(copies: int) -> None:
+    # Under vmap it goes along all axes, the batch among them, in forward and reverse mode.
+    def f(x: Tensor) -> Tensor:
+        return torch.fft.fftn(x.repeat(copies), dim=()).real
+
+    x = torch.randn(4, dtype=torch.float64)
+    torch.testing.assert_close(tj.jacobian(f, x), torch.eye(4, dtype=torch.float64).repeat(copies, 1))
+
+
 @pytest.mark.exhaustive
 def test_what_pytorch_gets_wrong_in_batches_is_what_is_listed() -> None:
     wrong: dict[str, set[str]] = {}

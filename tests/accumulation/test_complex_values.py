@@ -40,12 +40,17 @@ LOCALS = {
     "mul of a real row": Case(aten.mul.Tensor, (X[0], Z), active=(0, 1)),
     "mul by a real number": Case(aten.mul.Tensor, (X[0, 0], Z), active=(0, 1)),
     "mul by a complex number": Case(aten.mul.Tensor, (Z[0, 0], Z), active=(0, 1)),
+    "mul by a number": Case(aten.mul.Tensor, (Z, 0.1 + 0.3j)),
     "mul of one": Case(aten.mul.Tensor, (Z[:1, 0], 2j), kind=Dense),
     "div": Case(aten.div.Tensor, (Z, Z + 1), active=(0, 1)),
     "div of a real tensor": Case(aten.div.Tensor, (X, Z), active=(0, 1)),
+    "div by a number": Case(aten.div.Tensor, (Z, 0.3)),
+    "div by a whole number": Case(aten.div.Scalar, (Z, 3)),
+    "div by an imaginary number": Case(aten.div.Tensor, (X, 0.3j)),
     "add": Case(aten.add.Tensor, (Z, Z[0]), {"alpha": 2}, active=(0, 1)),
     "add of a real tensor": Case(aten.add.Tensor, (X, Z), active=(0, 1), kind=Scatter),
     "sub of a real row": Case(aten.sub.Tensor, (Z, X[0]), {"alpha": 2}, active=(0, 1)),
+    "sub of a real tensor": Case(aten.sub.Tensor, (Z, X), {"alpha": 2.5}, active=(0, 1)),
     "rsub": Case(aten.rsub.Scalar, (Z, 1)),
     "complex": Case(aten.complex.default, (X, X + 1), active=(0, 1)),
     "polar": Case(aten.polar.default, (X.abs(), X), active=(0, 1)),
@@ -84,6 +89,10 @@ def test_a_local_jacobian_is_that_of_the_real_numbers(case):
 
 def test_complex_values_that_are_broadcast_are_left_to_autograd():
     assert take(Case(aten.mul.Tensor, (ROW, Z), active=(0, 1))).locals.keys() == {1}
+
+
+def test_complex_factors_of_a_sum_are_left_to_autograd():
+    assert not take(Case(aten.add.Tensor, (Z, X), {"alpha": 2j}, active=(0, 1))).locals
 
 
 def _fourier_layer(v):
@@ -142,6 +151,7 @@ FUNCTIONS = {
     "conjugates": (lambda v: torch.linalg.vecdot(torch.complex(v, v.sin()), torch.complex(v.cos(), v)).imag, (2, 3)),
     "a Gram matrix": (lambda v: (torch.complex(v, v.sin()) @ torch.complex(v, v.sin()).mH).abs(), (2, 3)),
     "eigenvalues": (lambda v: torch.linalg.eigvals(v + torch.diag(torch.arange(3)) * 9).real.sort().values, (3, 3)),
+    "numbers": (lambda v: (0.1 * torch.complex(v, v.sin()) / 3 - 0.3j / torch.complex(v, v + 2)).abs(), (3,)),
     "written into": (lambda v: torch.view_as_real(torch.complex(v, v).mul_(2j).add_(v)), (3,)),
     "an angle of what was written": (_angles, (3,)),
     "polar": (lambda v: torch.polar(v.exp(), v * 2).sum().angle() * v, (3,)),

@@ -246,3 +246,25 @@ def test_layers_in_a_function_are_not_run_again():
 
     tj.jacobian(f, randn(3))
     assert len(calls) == 1
+
+
+def test_calls_of_a_function_that_does_not_normalise_are_not_noticed():
+    modes = []
+
+    def f(v):
+        modes.append(torch._C._len_torch_function_stack())
+        return v.exp() * v.sum()
+
+    tj.jacobian(f, randn(3))
+    assert modes == [0]
+
+
+def test_what_was_recorded_before_does_not_stand_for_what_is_out_of_sight():
+    outside = randn(4, 1).requires_grad_() * 3  # a node, as the norm is one
+
+    def f(v):
+        return v.sin() * outside + torch.native_layer_norm(v, (3,), None, None, 1e-5)[1]
+
+    x = randn(4, 3)
+    expected = by_differences(lambda v: f(v).detach(), x)
+    assert_same(tj.jacobian(f, x).reshape(expected.shape), expected, 1e-7)

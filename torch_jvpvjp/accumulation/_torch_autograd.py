@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from ._torch import wraps_transform
 
 __all__ = [
     "MISBATCHED_NODES", "Recording", "autograd_nodes", "hooks_saved_tensors", "is_batched_or_dual",
-    "is_builtin_node", "pulled_back", "recording_of", "updates_statistics",
+    "is_builtin_node", "next_number", "pulled_back", "recording_of", "updates_statistics",
 ]  # fmt: skip
 
 
@@ -31,6 +31,7 @@ class Recording(NamedTuple):
         makes_constants: Whether an op has results that autograd takes for constants; see `foreign`.
         is_given_constants: Whether a pullback on the way was given such results, as in a function of gradients.
         pulls_bare: Whether its pullback is right at every point where nothing is recorded of that.
+        is_all: Whether autograd has recorded no other operation meanwhile; False if it is not asked since when.
     """
 
     nodes: int
@@ -42,43 +43,67 @@ class Recording(NamedTuple):
     makes_constants: bool
     is_given_constants: bool
     pulls_bare: bool
+    is_all: bool = False
 
 
 class _Known(NamedTuple):
-    """What is known of nodes of one kind."""
+    """What is known of nodes of one kind, each true of most."""
 
     batches_rightly: bool
     pushes_rightly: bool
     bends_rightly: bool
-    makes_constants: bool
-    is_given_constants: bool
+    makes_no_constants: bool
+    is_given_no_constants: bool
     pulls_bare: bool
 
 
-def recording_of(y: Tensor) -> Recording:
-    """Return what autograd has recorded of a tensor."""
-    kinds: dict[type, int] = {}
+next_number: Callable[[], int] = getattr(getattr(torch._C, "_autograd"), "_get_sequence_nr")  # noqa: B009 (no stubs)
+"""Return the number that autograd gives to the next operation that it records in this thread."""
+
+
+def recording_of(y: Tensor, since: int | None = None) -> Recording:
+    """Return what autograd has recorded of a tensor, since an operation of that number if it matters."""
+    until = next_number()
     nodes = autograd_nodes(y)
+    kinds: dict[type, int] = {}
     for node in nodes:
         kind = type(node)
         kinds[kind] = kinds.get(kind, 0) + 1
-    known = [_OF_KINDS.get(kind) or _known_of(kind) for kind in kinds]
+    known = [_OF_KINDS.get(kind) or _known_of(kind) for kind in kinds] or [_Known(*_TRUE)]
+    batches, pushes, bends, makes_none, is_given_none, bare = map(all, zip(*known, strict=True))
     return Recording(
         len(nodes),
-        batches_rightly=all(one.batches_rightly for one in known),
-        pushes_rightly=all(one.pushes_rightly for one in known) or not any(map(_mispushes, nodes)),
-        bends_rightly=all(one.bends_rightly for one in known),
+        batches_rightly=batches or not any(map(_misbatches, nodes)),
+        pushes_rightly=pushes or not any(map(_mispushes, nodes)),
+        bends_rightly=bends,
         way=hash(frozenset(kinds.items())),
         whole=not any(kind.__name__ == "CppFunction" for kind in kinds) or not any(map(_warns, nodes)),
-        makes_constants=not nodes or any(one.makes_constants for one in known),  # y may be such a result
-        is_given_constants=any(one.is_given_constants for one in known),
-        pulls_bare=all(one.pulls_bare for one in known),
+        makes_constants=not nodes or not makes_none,  # y may be such a result
+        is_given_constants=not is_given_none,
+        pulls_bare=bare,
+        is_all=since is not None and _made_between(nodes, since, until) == until - since,
     )
+
+
+_TRUE = (True,) * len(_Known._fields)
+
+
+def _made_between(nodes: set[Any], since: int, until: int) -> int:
+    """Return how many of some nodes were recorded between two numbers; of those of leaves the number is the last."""
+    if len(nodes) < until - since:
+        return 0
+    return sum([since <= node._sequence_nr() < until for node in nodes])
 
 
 def _warns(node: Any) -> bool:
     """Return whether a node stands for an op without a derivative, as PyTorch warns once the pullback goes by."""
     return node.name().endswith("WarnNotImplemented")
+
+
+def _misbatches(node: Any) -> bool:
+    """Return whether the derivative of a node may be wrong under `vmap`: a Fourier transform's along no axes."""
+    kind = type(node)
+    return not _known_of(kind).batches_rightly and not (kind.__name__ == "FftC2CBackward0" and node._saved_dim)
 
 
 def _mispushes(node: Any) -> bool:
@@ -96,8 +121,8 @@ def _known_of(kind: type) -> _Known:
         batches_rightly=name not in MISBATCHED_NODES and _is_builtin(kind),
         pushes_rightly=bare not in MISPUSHED_NODES,
         bends_rightly=bare not in BENT_NODES,
-        makes_constants=bare in _MAKING_CONSTANTS,
-        is_given_constants=bare.removesuffix("Backward") in _MAKING_CONSTANTS,
+        makes_no_constants=bare not in _MAKING_CONSTANTS,
+        is_given_no_constants=bare.removesuffix("Backward") not in _MAKING_CONSTANTS,
         pulls_bare=bare != "LinalgDetBackward",  # which is 0 at singular matrices, in 2.11 to 2.15
     )
     if not issubclass(kind, _CFunctionBase):  # of which every `autograd.Function` makes another
@@ -108,8 +133,11 @@ def _known_of(kind: type) -> _Known:
 _OF_KINDS: dict[type, _Known] = {}
 
 
-MISBATCHED_NODES = frozenset({"CdistBackward0", "EuclideanDistBackward0", "AsStridedScatterBackward0", "RollBackward0"})
-"""Nodes of autograd whose derivative under `vmap` is not that of each vector, in some release from 2.11 to 2.15."""
+MISBATCHED_NODES = frozenset({
+    "CdistBackward0", "EuclideanDistBackward0", "AsStridedScatterBackward0", "RollBackward0", "FftC2CBackward0",
+})  # fmt: skip
+"""Nodes of autograd whose derivative under `vmap` is not that of each vector, in some release from 2.11 to 2.15; of
+Fourier transforms that along no axes, which goes along all of them there."""
 
 
 MISPUSHED_NODES = frozenset({

@@ -58,6 +58,7 @@ class Remembered:
         plannable: Whether there can be a plan, as far as is known.
         left_out: Whether torch.func leaves out the derivatives of some of its ops; None if nobody has looked.
         of_layers: Whether it is made of PyTorch's own layers alone; None likewise.
+        normalises: Whether it may have results that autograd takes for constants, as far as is known; None likewise.
         uses_constants: Whether it uses them.
     """
 
@@ -68,6 +69,7 @@ class Remembered:
     plannable: bool = True
     left_out: bool | None = None
     of_layers: bool | None = None
+    normalises: bool | None = None
     uses_constants: bool = False
 
     def took(self, seconds: float) -> None:

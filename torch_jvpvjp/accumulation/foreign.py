@@ -23,34 +23,49 @@ def left_out(function: Callable[..., Any], tensors: Sequence[Tensor]) -> list[st
     return list(_watched(function, tensors).names)
 
 
+def named_calls(function: Callable[..., Any], tensors: Sequence[Tensor]) -> list[str]:
+    """Return which ops with results that autograd takes for constants a function calls by name, run once, likewise."""
+    with Noticing() as noticing:
+        _run(function, tensors)
+    return list(noticing.names)
+
+
 def used_constants(function: Callable[..., Any], tensors: Sequence[Tensor]) -> list[str]:
     """Return the names of results that a function uses and autograd takes for constants; it runs once, likewise."""
     return list(_watched(function, tensors).results)
 
 
 def _watched(function: Callable[..., Any], tensors: Sequence[Tensor]) -> _Watch:
-    before = random_state(tensors[0].device)
-    with torch.inference_mode(mode=False), torch.enable_grad(), differentiating(), _Watch() as watch:
-        own = list(tensors)
-        if not inside_transform():
-            own = [(one.clone() if one.is_inference() else one.detach()).requires_grad_() for one in tensors]
-        with suppress(RuntimeError):  # which whoever calls it next will see
-            watch.look_at([function(*(one.view_as(one) for one in own))])
-    set_random_state(tensors[0].device, before)
+    with _Watch() as watch:
+        watch.look_at(_run(function, tensors))
     return watch
 
 
+def _run(function: Callable[..., Any], tensors: Sequence[Tensor]) -> list[Any]:
+    """Return the value of a function as autograd records it; none if it fails, which whoever calls it next will see."""
+    before = random_state(tensors[0].device)
+    value: list[Any] = []
+    with torch.inference_mode(mode=False), torch.enable_grad(), differentiating(), suppress(RuntimeError):
+        own = list(tensors)
+        if not inside_transform():
+            own = [(one.clone() if one.is_inference() else one.detach()).requires_grad_() for one in tensors]
+        value.append(function(*(one.view_as(one) for one in own)))
+    set_random_state(tensors[0].device, before)
+    return value
+
+
 class Noticing(TorchFunctionMode):
-    """Notices whether a function calls an op that has such results by its own name; layers take the first alone."""
+    """Notes which ops that have such results a function calls by their own names; layers take the first alone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.called = False
+        self.names: dict[str, None] = {}
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.called = self.called or func in _NAMED or getattr(func, "overloadpacket", None) in _NAMED
+        if func in _NAMED or getattr(func, "overloadpacket", None) in _NAMED:
+            self.names[str(func)] = None
         return func(*args, **(kwargs or {}))
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from time import perf_counter
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C import _len_torch_dispatch_stack
 
-from ._torch import inside_transform, is_compiled, wraps_transform
+from ._torch import inside_transform, wraps_transform
 from ._torch_autograd import updates_statistics
 from .autocasting import autocasts
 from .batches import check_independent
 from .cache import Remembered
 from .carrying import random_state, set_random_state
-from .foreign import Noticing, left_out, used_constants
+from .foreign import Noticing, left_out, named_calls, used_constants
 from .nesting import differentiating, is_differentiated
 from .options import Options
 from .plain import Recorded, plain_jacobian
@@ -76,10 +77,7 @@ def _blocks(
     before = random_state(device)
     if known.uses_constants or (live and _leaves_out(subject, leaves, extras, known)):
         return None  # a plan goes by autograd, or says what has no derivative
-    if known.of_layers is None:
-        known.of_layers = all(map(_is_of_layers, subject.stages))
-    asked = not known.of_layers
-    noticing = subject.within = Noticing() if asked and not any(map(is_compiled, subject.stages)) else None
+    noticing = subject.within = _noticing(subject, known, live=live)
     try:
         if not subject.batch_dims:
             blocks = _blocks_of_one(subject, leaves, known, live=live)
@@ -93,13 +91,32 @@ def _blocks(
             raise
         blocks = None
     subject.within = None
-    if blocks is not None and asked:
-        if subject.may_use_constants(noticing) and _looked_at(used_constants, subject, leaves, extras):
-            known.uses_constants = True  # which a plan gives the derivative that autograd leaves out, if there is one
+    if blocks is not None and subject.may_use_constants(noticing) and not _are_of_layers(subject, known):
+        known.normalises = True
+        known.uses_constants = _uses_constants(subject, leaves, extras, noticing)
+        if known.uses_constants:  # which a plan gives the derivative that autograd leaves out, if there is one
             blocks = None
     if blocks is None:
         set_random_state(device, before)  # the plan draws what this run has drawn
     return blocks
+
+
+def _noticing(subject: Subject, known: Remembered, *, live: bool) -> Noticing | None:
+    """Return what notices calls, by name, of ops that have such results; None where the record tells, or none can be.
+
+    A record tells of most functions, and takes no time; of one that normalises it does not.
+    """
+    if known.normalises is None:
+        known.normalises = any(map(_normalises, subject.stages))
+    asked = (live or known.normalises) and not subject.is_compiled and not _are_of_layers(subject, known)
+    return Noticing() if asked else None
+
+
+def _are_of_layers(subject: Subject, known: Remembered) -> bool:
+    """Return whether the function is made of PyTorch's own layers alone, which call no op by its own name."""
+    if known.of_layers is None:
+        known.of_layers = all(map(_is_of_layers, subject.stages))
+    return known.of_layers
 
 
 def _blocks_of_batch(
@@ -141,6 +158,14 @@ def _leaves_out(subject: Subject, leaves: Sequence[Tensor], extras: Sequence[Ten
     return bool(known.left_out)
 
 
+def _uses_constants(
+    subject: Subject, leaves: Sequence[Tensor], extras: Sequence[Tensor], noticing: Noticing | None
+) -> bool:
+    """Return whether f uses results that autograd takes for constants: it runs once more, or twice."""
+    named = subject.may_call_unseen(noticing) or _looked_at(named_calls, subject, leaves, extras)
+    return bool(named and _looked_at(used_constants, subject, leaves, extras))
+
+
 def _looked_at(
     look: Callable[[Callable[..., Tensor], Sequence[Tensor]], list[str]],
     subject: Subject,
@@ -159,10 +184,35 @@ def _looked_at(
 
 
 def _is_of_layers(stage: Callable[..., Any]) -> bool:
-    """Return whether a function is made of PyTorch's own layers alone, which call no op by its own name."""
     return isinstance(stage, nn.Module) and all(
         type(layer).__module__.startswith("torch.nn.modules.") and is_plain_module(layer) for layer in stage.modules()
     )
+
+
+def _normalises(stage: Callable[..., Any]) -> bool:
+    """Return whether a module, or one that a function refers to by a name, has layers that normalise."""
+    pending = [held for held in _held_by(stage) if isinstance(held, nn.Module)]
+    seen = set[nn.Module]()
+    while pending:
+        module = pending.pop()
+        if "Norm" in type(module).__name__:
+            return True
+        seen.add(module)
+        pending += [inner for inner in module._modules.values() if inner is not None and inner not in seen]
+    return False
+
+
+def _held_by(stage: Callable[..., Any]) -> Iterator[Any]:
+    yield stage
+    if isinstance(stage, nn.Module):
+        return
+    yield getattr(stage, "__self__", None)
+    code: CodeType | None = getattr(stage, "__code__", None)
+    for name in () if code is None else code.co_names:
+        yield getattr(stage, "__globals__", {}).get(name)
+    for cell in getattr(stage, "__closure__", None) or ():
+        with suppress(ValueError):  # it is empty
+            yield cell.cell_contents
 
 
 def _may_be_planned(error: RuntimeError, *, transformed: bool) -> bool:

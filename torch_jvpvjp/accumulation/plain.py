@@ -12,13 +12,12 @@ from torch import Tensor
 
 from .._left_out import without_derivative
 from ._torch import inside_vmap, jvp_of, vjp_of
-from ._torch_autograd import Recording, pulled_back, recording_of
+from ._torch_autograd import Recording, next_number, pulled_back, recording_of
 from ._torch_contexts import plain_attention
 from .carrying import carry_each, dual, random_state, weights
 from .foreign import left_out
 
 Function = Callable[..., Tensor]  # of some tensors to one
-Pullback = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class Recorded:
@@ -47,7 +46,7 @@ class Recorded:
         self.y = self._recorded_live() if live else self._recorded_plainly()
         self.seconds = perf_counter() - begin
 
-    @property
+    @cached_property
     def n(self) -> int:
         """The number of tangents that there are."""
         return sum(leaf.numel() for leaf in self.leaves)
@@ -65,7 +64,7 @@ class Recorded:
     @cached_property
     def recording(self) -> Recording:
         """What autograd has recorded."""
-        return recording_of(self._of_autograd)
+        return recording_of(self._of_autograd, self._begin)
 
     def rows(self, y_bars: Tensor) -> list[Tensor]:
         """Return the cotangents of each leaf for cotangents of the value, behind one axis; once only."""
@@ -166,6 +165,7 @@ class Recorded:
             own = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in self.leaves]
             try:
                 with plain_attention():  # of the fused one PyTorch pulls rows back one by one, and warns
+                    self._begin = next_number()
                     y = self.function(*own)
             except RuntimeError as error:
                 if "leaf Variable" in str(error):  # so autograd refuses that something is written into its leaves

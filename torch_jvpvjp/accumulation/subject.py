@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from ._torch import is_compiled
 from ._torch_contexts import with_lists_of_weights
 from .autocasting import as_outside, autocasts
 from .stages import label_of
@@ -269,8 +270,19 @@ class Subject:
         """Return whether it may have used results of ops that autograd takes for constants; see `foreign`."""
         made = self.made
         if noticing is not None:  # y may depend on such a result beside what autograd has recorded
-            return noticing.called or (made is not None and made.is_given_constants)
-        return made is not None and (made.makes_constants or made.is_given_constants)
+            return bool(noticing.names) or (made is not None and made.is_given_constants)
+        if made is None:
+            return False
+        return made.makes_constants or made.is_given_constants or not (made.is_all or self.is_compiled)
+
+    def may_call_unseen(self, noticing: Noticing | None) -> bool:
+        """Return whether it may have called such an op where a call by its name is not seen, or was seen already."""
+        return noticing is not None or self.is_compiled or (self.made is not None and self.made.is_given_constants)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a stage is compiled: what it runs is not seen."""
+        return any(map(is_compiled, self.stages))
 
     def _of_stages(self, args: Sequence[Any], parameters: Mapping[str, Tensor] | None = None) -> Any:
         """Return what the function returns, with these parameters if they are given."""

@@ -4,19 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..registration import DifferentiableOp
-from ..registration.vmap import VmapRule, align
+from ..registration.vmap import VmapRule, align, logical_shape
 
 Shape = tuple[int, ...]
-
-
-def _logical(value: Any, dim: int | None) -> Shape | None:
-    """Shape of a tensor without its batch axis."""
-    if not isinstance(value, Tensor):
-        return None
-    return tuple(s for i, s in enumerate(value.shape) if dim is None or i != dim % value.dim())
 
 
 def leading_rule(
@@ -37,7 +29,7 @@ def leading_rule(
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         results = op.unpacked(op.overload(*align(info, in_dims, args, expand=False)))
-        logical = [_logical(a, d) for a, d in zip(args, in_dims, strict=True)]
+        logical = [logical_shape(a, d) for a, d in zip(args, in_dims, strict=True)]
         shaped, out_dims = [], []
         for result, sources in zip(results, results_of, strict=True):
             shape = result_shape(torch.broadcast_shapes(*(s for i in sources if (s := logical[i]) is not None)), args)
@@ -72,7 +64,7 @@ def reduced_pull_rule(op: DifferentiableOp, ndim_at: int, results_like: Sequence
         aligned[0] = aligned[0].reshape(aligned[0].shape[: aligned[0].dim() - ndim])
         results = []
         for result, like, needed in zip(op.unpacked(op.overload(*aligned)), results_like, args[-1], strict=True):
-            shape = _logical(args[like], in_dims[like])
+            shape = logical_shape(args[like], in_dims[like])
             results.append(result.reshape(info.batch_size, *shape) if needed and shape is not None else result)
         return tuple(results), tuple(0 if needed else None for needed in args[-1])
 

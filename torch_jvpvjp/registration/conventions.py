@@ -182,7 +182,6 @@ class VjpConvention(Convention):
             arguments.append(Argument(name, "Tensor", differentiable=result.differentiable))
         arguments.append(Argument(fresh("needs", taken), "bool[]"))
         self.unsaved = tuple(i for i, a in enumerate(inner.arguments) if a.name in unsaved)
-        self.takes_outputs = takes_outputs
         results = [
             Result(fresh(f"{inner.arguments[i].name}_bar", [a.name for a in arguments])) for i in inner.differentiable
         ]
@@ -200,14 +199,14 @@ class VjpConvention(Convention):
         stop = self.offset + len(inner.arguments)
         visible = [n for n, j in enumerate(self.saved_results) if not inner.results[j].residual]
         hidden = [n for n, j in enumerate(self.saved_results) if inner.results[j].residual]
-        takes_outputs = _positional(function) >= 3
 
         start, cotangents_type, inputs_type = self.offset, inner.cotangents_type, inner.inputs_type
+        wants_outputs = takes_outputs(function)
         takes_needs, takes_residuals = "needs" in keywords, "residuals" in keywords
 
         def flat(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
             arguments: list[Any] = [cotangents_type(*args[:start]), inputs_type(*args[start:stop])]
-            if takes_outputs:
+            if wants_outputs:
                 arguments.append(tuple(args[stop + n] for n in visible))
             options: dict[str, Any] = {}
             if takes_needs:

@@ -16,11 +16,7 @@ COMPUTE, RECORD, PUSH, DISPATCH = range(4)
 _Tensor, _Parameter = Tensor, torch.nn.Parameter
 _interpreter, _wrapped = private.peek_interpreter_stack, private.is_functorch_wrapped_tensor
 _dispatch_modes, _function_modes = private.len_torch_dispatch_stack, private.len_torch_function_stack
-_is_zero_tensor, _is_legacy_batched, _saved_hooks = (
-    private.is_zero_tensor,
-    private.is_legacy_batched,
-    private.top_saved_tensors_hooks,
-)
+_is_zero_tensor, _is_legacy_batched = private.is_zero_tensor, private.is_legacy_batched
 _tracing, _grad_enabled = private.get_tracing_state, torch.is_grad_enabled
 _forward_ad, _JVP = private.forward_ad, private.TransformType.Jvp
 _any_autocast = private.is_any_autocast_enabled

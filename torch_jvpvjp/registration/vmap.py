@@ -115,7 +115,7 @@ def align(info: Any, in_dims: Sequence[int | None], args: Sequence[Any], *, expa
     return aligned
 
 
-def _logical_shape(value: Any, dim: int | None) -> tuple[int, ...] | None:
+def logical_shape(value: Any, dim: int | None) -> tuple[int, ...] | None:
     """Shape of a tensor without its batch axis."""
     if not isinstance(value, Tensor):
         return None
@@ -139,7 +139,7 @@ def broadcasting_rule(op: "DifferentiableOp", results_of: Sequence[Sequence[int]
         aligned = align(info, in_dims, args, expand=False)
         results = op.unpacked(op.overload(*aligned))
         rank = max(a.dim() - (dim is not None) for a, dim in zip(args, in_dims, strict=True) if isinstance(a, Tensor))
-        logical = [_logical_shape(a, dim) for a, dim in zip(args, in_dims, strict=True)]
+        logical = [logical_shape(a, dim) for a, dim in zip(args, in_dims, strict=True)]
         shaped, out_dims = [], []
         for result, sources in zip(results, results_of, strict=True):
             shape = torch.broadcast_shapes(*(s for i in sources if (s := logical[i]) is not None))
@@ -174,7 +174,7 @@ def expanding_rule(op: "DifferentiableOp", results_like: Sequence[int]) -> VmapR
         results = op.unpacked(op.overload(*aligned))
         out = []
         for result, like in zip(results, results_like, strict=True):
-            shape = _logical_shape(args[like], in_dims[like])
+            shape = logical_shape(args[like], in_dims[like])
             if shape is None or (result.dim() == 1 and result.numel() == 0):
                 out.append((result, None))  # an absent cotangent has no shape of its own, and no batch axis
             else:

@@ -17,7 +17,7 @@ from .value import attention_forward
 _ALIKE = {"sm_80": ("sm_80", "gfx942")}  # targets that take the same tiles
 _LENGTH = 256
 _FAR = (1 << 19, 1 << 13)  # so many vectors, so far apart, are numbered by 64 bits
-_YES, _NO = Operands(True, True, True, False), Operands(False, False, False, False)  # noqa: FBT003
+_YES = Operands(True, True, True, False)  # noqa: FBT003
 _ALL = Operands(True, True, True, True)  # noqa: FBT003
 
 

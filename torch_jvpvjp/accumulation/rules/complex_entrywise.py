@@ -95,7 +95,8 @@ def _by_formula(call: Call, formula: Callable[[Arguments, Tensor], Tensor | comp
 
     def slope(operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         found = formula(read(operands), outputs[0])
-        return found if isinstance(found, Tensor) else torch.tensor(found, device=outputs[0].device)
+        y = outputs[0]
+        return found if isinstance(found, Tensor) else torch.tensor(found, dtype=y.dtype, device=y.device)
 
     return lambda position: _local(call, position, slope)
 
@@ -116,9 +117,14 @@ def _division(call: Call) -> Mapping[int, Local] | None:
     other = arguments(call)["other"]
     if not isinstance(other, Operand) and other == 0:
         return None
+
+    def inverse(a: Arguments, y: Tensor) -> Tensor | complex:
+        z = a["other"]
+        return 1 / (z.to(y.dtype) if isinstance(z, Tensor) else z)
+
     return for_active(
         call,
-        self=_by_formula(call, lambda a, y: 1 / a["other"].to(y.dtype)),
+        self=_by_formula(call, inverse),
         other=_by_formula(call, lambda a, y: -y / a["other"]),
     )
 

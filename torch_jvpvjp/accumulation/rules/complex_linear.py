@@ -26,6 +26,7 @@ from ..structure import (
     WeightedScatter,
     Zero,
 )
+from .arguments import arguments
 from .entrywise import no_values
 from .indexed import READS, WRITES
 from .indexing import Index
@@ -46,7 +47,7 @@ _ALIKE = (
 @complex_rule(*_ALIKE)
 @complex_rule(*PIECES, every_output=True)
 def _alike(call: Call) -> Mapping[int, Local] | None:
-    if not call.output.dtype.is_complex:
+    if not call.output.dtype.is_complex or isinstance(arguments(call).get("alpha"), complex):
         return None
     of_reals = replace(call, operands=tuple(map(_real, call.operands)), output=_real(call.output))
     found: dict[int, Local] = {}
@@ -92,7 +93,11 @@ def _twice(local: Local) -> Local | None:
         wide = type(structure)(2 * structure.m, _pairs(structure.index.array))
     else:
         return None
-    return Local(wide, 2 * local.fma, _of_real_parts(local, lambda values: values.repeat_interleave(2)))
+
+    def twice(values: Tensor) -> Tensor:
+        return values.repeat_interleave(2) if values.dim() else values  # of a multiple of I there is one
+
+    return Local(wide, 2 * local.fma, _of_real_parts(local, twice))
 
 
 def _as_real_part(local: Local) -> Local | None:
@@ -132,7 +137,7 @@ def _of_real_parts(
 
     def values(operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Values:
         found: Any = local.values([_real_part(one) for one in operands], [_real_part(one) for one in outputs])
-        return change(found) if isinstance(found, Tensor) and found.dim() else found
+        return change(found) if isinstance(found, Tensor) else found
 
     return values
 

@@ -12,7 +12,7 @@ EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 CASTINGS = ("torch", "llama", "gemma")
 
 
-def check_shape(function: str, x: Tensor, normalized_shape: Any, name: str = "input") -> tuple[int, ...]:
+def check_shape(function: str, x: Tensor, normalized_shape: Any) -> tuple[int, ...]:
     """Refuse a normalized_shape that is not the end of the input's shape; return it as a tuple."""
     if not isinstance(normalized_shape, tuple | list):
         raise TypeError(
@@ -22,7 +22,7 @@ def check_shape(function: str, x: Tensor, normalized_shape: Any, name: str = "in
     shape = tuple(normalized_shape)
     if not shape or tuple(x.shape[-len(shape) :]) != shape:
         raise ValueError(
-            f"{function}: normalized_shape must be the last sizes of {name}'s shape {tuple(x.shape)}, at least one, "
+            f"{function}: normalized_shape must be the last sizes of input's shape {tuple(x.shape)}, at least one, "
             f"got {shape}."
         )
     return shape

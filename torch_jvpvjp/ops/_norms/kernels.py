@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._arithmetic import total
 from .._batched import as_many
 from .._devices import triton_devices
 from .._groups import Grouped, group
@@ -75,7 +76,7 @@ def jvp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[T
     tangents = inputs.input_dot, inputs.weight_dot, inputs.bias_dot
     first, second, _ = second_order(inputs, tangents, a, b if together else None, (*needs[3:], *needs[:3], False))
     if not together:
-        second = tuple(_add(s, t) for s, t in zip(pull(inputs, b, needs[:3]), second, strict=True))
+        second = tuple(total(s, t) for s, t in zip(pull(inputs, b, needs[:3]), second, strict=True))
     return (*second, *(None if t is None else f for f, t in zip(first, tangents, strict=True)))
 
 
@@ -157,10 +158,6 @@ def _shaped(grouped: Grouped, bars: Any, likes: Any) -> tuple[Tensor | None, Ten
         None if w_bar is None else grouped.weight_result(w_bar, weight),
         None if b_bar is None else grouped.weight_result(b_bar, bias),
     )
-
-
-def _add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    return other if one is None else one if other is None else one + other
 
 
 if _DEVICES:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...registration import broadcasting_rule, differentiable_op, expanding_rule
+from .._arithmetic import cotangents_like, empty_like, wide
 from .._groups import sum_to
 from .maps import Rows, Unit, bend, pull, push
 
@@ -41,13 +42,13 @@ def op(
     Returns:
         y, of input's dtype and the broadcast shape.
     """
-    return _value(Rows(normalized_ndim, eps, centred).unit(up(input, input)), input, weight, bias, offset, rounded)
+    return _value(Rows(normalized_ndim, eps, centred).unit(wide(input, input)), input, weight, bias, offset, rounded)
 
 
 def _value(
     at: Unit, primal: Tensor, weight: Tensor | None, bias: Tensor | None, offset: float, rounded: bool
 ) -> Tensor:
-    w, b = gain(weight, offset, primal), up(bias, primal)
+    w, b = gain(weight, offset, primal), wide(bias, primal)
     y = rounded_to(at.x_hat, primal, rounded)
     y = y if w is None else y * w
     return (y if b is None else y + b).to(primal.dtype)
@@ -58,7 +59,7 @@ def _jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
     """y = x̂ ∘ (offset + w) + b,  ẏ = J(ẋ, ẇ, ḃ)."""
     check_tangents(primals, tangents)
     at, w, rows = _at(primals)
-    x_dot, w_dot, b_dot = (up(t, primals.input) for t in tangents)
+    x_dot, w_dot, b_dot = (wide(t, primals.input) for t in tangents)
     y_dot = push(at, w, x_dot, w_dot, b_dot, rows)
     # A term does not know of the batch axes of what is not in it; the tangent has them all the same.
     y_dot = y_dot.expand(_shape(*_tensors(primals), *tangents))
@@ -70,8 +71,8 @@ def _jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
 def _vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """x̄, w̄, b̄ = Jᵀȳ."""
     rows, w = rows_of(inputs), gain(inputs.weight, inputs.offset, inputs.input)
-    at = rows.unit(up(inputs.input, inputs.input))
-    return _like(pull(at, w, up(cotangents.y, inputs.input), rows, needs), _tensors(inputs))
+    at = rows.unit(wide(inputs.input, inputs.input))
+    return cotangents_like(pull(at, w, wide(cotangents.y, inputs.input), rows, needs), _tensors(inputs))
 
 
 @op.jvp.vjp
@@ -79,11 +80,11 @@ def _jvp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[
     """Reverse over forward: with a, b the cotangents of ẏ, y, the tangents get Jᵀa, the primals Jᵀb + ∂⟨a, ẏ⟩."""
     primal, primals = inputs.input, _tensors(inputs)
     at, w, rows = _at(inputs)
-    x_dot, w_dot = up(inputs.input_dot, primal), up(inputs.weight_dot, primal)
-    a, b = up(cotangents.y_dot, primal), up(cotangents.y, primal)
+    x_dot, w_dot = wide(inputs.input_dot, primal), wide(inputs.weight_dot, primal)
+    a, b = wide(cotangents.y_dot, primal), wide(cotangents.y, primal)
     first = pull(at, w, a, rows, needs[3:])
     second = _plus(pull(at, w, b, rows, needs[:3]), bend(at, w, x_dot, w_dot, a, rows, needs), primals)
-    return _like((*second, *first), (*primals, inputs.input_dot, inputs.weight_dot, inputs.bias_dot))
+    return cotangents_like((*second, *first), (*primals, inputs.input_dot, inputs.weight_dot, inputs.bias_dot))
 
 
 @op.vjp.jvp
@@ -91,11 +92,11 @@ def _vjp_jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor | None, ...], tu
     """Forward over reverse: the tangent of Jᵀȳ is Jᵀȳ′ + ∂⟨ȳ, J(ẋ, ẇ, ḃ)⟩, second derivatives being symmetric."""
     primal, needs, likes = primals.input, tuple(primals.needs), _tensors(primals)
     at, w, rows = _at(primals)
-    a, b = up(primals.y_bar, primal), up(tangents.y_bar, primal)
-    x_dot, w_dot = up(tangents.input, primal), up(tangents.weight, primal)
+    a, b = wide(primals.y_bar, primal), wide(tangents.y_bar, primal)
+    x_dot, w_dot = wide(tangents.input, primal), wide(tangents.weight, primal)
     first = pull(at, w, a, rows, needs)
     second = _plus(pull(at, w, b, rows, needs), bend(at, w, x_dot, w_dot, a, rows, needs), likes)
-    return _like(first, likes), _like(second, likes)
+    return cotangents_like(first, likes), cotangents_like(second, likes)
 
 
 @op.vjp.vjp
@@ -103,12 +104,12 @@ def _vjp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[
     """Reverse over reverse: with u the cotangents of Jᵀȳ,  ȳ̄ = J u  and  x, w get ∂⟨ȳ, J u⟩/∂(x, w)."""
     primal = inputs.input
     at, w, rows = _at(inputs)
-    u, v, z = (up(c, primal) for c in cotangents)
+    u, v, z = (wide(c, primal) for c in cotangents)
     y_bar_bar = push(at, w, u, v, z, rows) if needs[0] else None
     if y_bar_bar is not None:
         y_bar_bar = y_bar_bar.expand(_shape(inputs.y_bar, y_bar_bar))
-    bent = bend(at, w, u, v, up(inputs.y_bar, primal), rows, needs[1:])
-    return _like((y_bar_bar, *bent), (inputs.y_bar, *_tensors(inputs)))
+    bent = bend(at, w, u, v, wide(inputs.y_bar, primal), rows, needs[1:])
+    return cotangents_like((y_bar_bar, *bent), (inputs.y_bar, *_tensors(inputs)))
 
 
 # ---- vmap: a batch axis goes in front of axes that broadcast from the right ------------------------------------------
@@ -149,40 +150,30 @@ def _jvp_fake(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
 
 @op.vjp.fake
 def _vjp_fake(cotangents: Any, inputs: Any) -> tuple[Tensor | None, ...]:
-    return _empty_like(*_tensors(inputs))
+    return empty_like(*_tensors(inputs))
 
 
 @op.jvp.vjp.fake
 def _jvp_vjp_fake(cotangents: Any, inputs: Any) -> tuple[Tensor | None, ...]:
-    return _empty_like(*_tensors(inputs), inputs.input_dot, inputs.weight_dot, inputs.bias_dot)
+    return empty_like(*_tensors(inputs), inputs.input_dot, inputs.weight_dot, inputs.bias_dot)
 
 
 @op.vjp.jvp.fake
 def _vjp_jvp_fake(primals: Any, tangents: Any) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-    return _empty_like(*_tensors(primals)), _empty_like(*_tensors(primals))
+    return empty_like(*_tensors(primals)), empty_like(*_tensors(primals))
 
 
 @op.vjp.vjp.fake
 def _vjp_vjp_fake(cotangents: Any, inputs: Any) -> tuple[Tensor | None, ...]:
-    return _empty_like(inputs.y_bar, *_tensors(inputs))
-
-
-def _empty_like(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if t is None else t.new_empty(t.shape) for t in tensors)
+    return empty_like(inputs.y_bar, *_tensors(inputs))
 
 
 # ---- small pieces ----------------------------------------------------------------------------------------------------
 
 
-def up(tensor: Tensor | None, primal: Tensor) -> Any:
-    """The tensor in the dtype the op computes in: float64 where the input is, else float32."""
-    wide = torch.float64 if primal.dtype == torch.float64 else torch.float32
-    return tensor if tensor is None or tensor.dtype == wide else tensor.to(wide)
-
-
 def gain(weight: Tensor | None, offset: float, primal: Tensor) -> Any:
     """offset + w in the dtype the op computes in, None for ones."""
-    w = up(weight, primal)
+    w = wide(weight, primal)
     return w + offset if w is not None and offset else w
 
 
@@ -199,7 +190,7 @@ def rows_of(inputs: Any) -> Rows:
 def _at(inputs: Any) -> tuple[Unit, Any, Rows]:
     """x̂ and r of a point's inputs as the second order needs them, the gain, and how rows are normalised."""
     rows, x = rows_of(inputs), inputs.input
-    return rows.unit_about_first(up(x, x)), gain(inputs.weight, inputs.offset, x), rows
+    return rows.unit_about_first(wide(x, x)), gain(inputs.weight, inputs.offset, x), rows
 
 
 def _tensors(inputs: Any) -> tuple[Any, Any, Any]:
@@ -221,14 +212,6 @@ def _plus(
         else:
             sums.append(sum_to(one, like.shape) + sum_to(other, like.shape))
     return tuple(sums)
-
-
-def _like(results: Sequence[Tensor | None], arguments: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Bring each cotangent to the shape and dtype of its argument; a missing argument has none."""
-    return tuple(
-        None if r is None or a is None else sum_to(r, a.shape).to(a.dtype)
-        for r, a in zip(results, arguments, strict=True)
-    )
 
 
 def check_tangents(primals: Any, tangents: Any) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...registration import DifferentiableOp
+from .._arithmetic import total
 from .._devices import triton_devices
 from .._groups import Grouped, group, sum_to
 from ..pointwise.rules import values_of
@@ -90,7 +91,7 @@ def register_kernels(op: DifferentiableOp, function: Pointwise, halves: Halves) 
         )
         second = shaped(grouped, found.second, found.packed_second, inputs)
         if b is not None and not together:
-            second = tuple(_add(s, t) for s, t in zip(second, pull(inputs, b, needs[:count]), strict=True))
+            second = tuple(total(s, t) for s, t in zip(second, pull(inputs, b, needs[:count]), strict=True))
         return *second, *shaped(grouped, found.first, found.packed_first, inputs, "_dot")
 
     @op.vjp.jvp.kernel(*_DEVICES)
@@ -130,7 +131,3 @@ def _packed_result(grouped: Grouped, packed: Tensor, like: Tensor) -> Tensor:
     """A launcher's (K, M, 2N) as the packed tensor it is the cotangent of."""
     full = packed.reshape((*grouped.group_shape, *grouped.row_shape, packed.shape[-1]))
     return sum_to(full, like.shape)
-
-
-def _add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    return other if one is None else one if other is None else one + other

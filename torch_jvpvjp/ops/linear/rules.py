@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...registration import DifferentiableOp, differentiable_op, expanding_rule
-from ...registration.vmap import VmapRule, align
+from ...registration.vmap import VmapRule, align, logical_shape
 from .._arithmetic import empty_like, total
 from . import maps
 from .activations import IDENTITY
@@ -104,7 +104,7 @@ def _broadcasting_rule(point: DifferentiableOp, results: Sequence[tuple[int, ...
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         computed = point.unpacked(point.overload(*align(info, in_dims, args, expand=False)))
-        shapes = [_logical(a, dim) if isinstance(a, Tensor) else None for a, dim in zip(args, in_dims, strict=True)]
+        shapes = [logical_shape(a, dim) for a, dim in zip(args, in_dims, strict=True)]
         assert shapes[0] is not None and shapes[1] is not None
         own = (shapes[0][-2], shapes[1][-2])
         shaped: list[Tensor] = []
@@ -123,11 +123,6 @@ def _broadcasting_rule(point: DifferentiableOp, results: Sequence[tuple[int, ...
         return tuple(shaped), tuple(out_dims)
 
     return rule
-
-
-def _logical(value: Tensor, dim: int | None) -> tuple[int, ...]:
-    """Shape of a tensor without its batch axis."""
-    return tuple(s for i, s in enumerate(value.shape) if dim is None or i != dim % value.dim())
 
 
 _SOURCES = (0, 1, 2)  # x, weight, bias, activation

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...registration import differentiable_op
+from .._arithmetic import empty_like
 from .chunks import (
     Factors,
     Gathered,
@@ -166,32 +167,28 @@ def _jvp_fake(primals: Any, tangents: Any) -> Any:
 
 @op.vjp.fake
 def _vjp_fake(cotangents: Any, inputs: Any, outputs: Any) -> Any:
-    return _empty(inputs.input, inputs.weight, inputs.bias, None)
+    return empty_like(inputs.input, inputs.weight, inputs.bias, None)
 
 
 @op.jvp.vjp.fake
 def _jvp_vjp_fake(cotangents: Any, inputs: Any) -> Any:
     tangents = (inputs.input_dot, inputs.weight_dot, inputs.bias_dot, None)
-    return (*_empty(inputs.input, inputs.weight, inputs.bias, None), *_empty(*tangents))
+    return (*empty_like(inputs.input, inputs.weight, inputs.bias, None), *empty_like(*tangents))
 
 
 @op.vjp.jvp.fake
 def _vjp_jvp_fake(primals: Any, tangents: Any) -> Any:
     likes = (primals.input, primals.weight, primals.bias, None)
-    return _empty(*likes), _empty(*likes)
+    return empty_like(*likes), empty_like(*likes)
 
 
 @op.vjp.vjp.fake
 def _vjp_vjp_fake(cotangents: Any, inputs: Any) -> Any:
     outputs = (inputs.y0, inputs.y1)
-    return _empty(inputs.y0_bar, inputs.y1_bar, inputs.input, inputs.weight, inputs.bias, None, *outputs)
+    return empty_like(inputs.y0_bar, inputs.y1_bar, inputs.input, inputs.weight, inputs.bias, None, *outputs)
 
 
 # ---- small pieces ----------------------------------------------------------------------------------------------------
-
-
-def _empty(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if t is None else t.new_empty(t.shape) for t in tensors)
 
 
 def _row(x: Tensor) -> Tensor:

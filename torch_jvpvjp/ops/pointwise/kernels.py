@@ -109,7 +109,7 @@ def _register_backward(op: DifferentiableOp, function: Pointwise) -> None:
     @op.vjp.jvp.kernel(*_DEVICES)
     def vjp_jvp(primals: Any, tangents: Any) -> tuple[Tensor | None, Tensor | None]:
         """One launch: x̄ and its tangent."""
-        s, y_bar, b = saved_of(primals, function).point, primals.y_bar, tangents.y_bar
+        s, y_bar, b = saved_of(primals, function), primals.y_bar, tangents.y_bar
         s_dot = tangents.y if at_output else tangents.x
         grouped, (_, _, x_bar, x_bar_dot) = _jet(named(primals), s, s_dot, y_bar, b, wants_q=True, wants_bend=True)
         return _shared(grouped, x_bar, s, y_bar), _shared(grouped, x_bar_dot, s, s_dot, y_bar, b)
@@ -117,7 +117,7 @@ def _register_backward(op: DifferentiableOp, function: Pointwise) -> None:
     @op.vjp.vjp.kernel(*_DEVICES)
     def vjp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """One launch for the cotangents of ȳ and of the saved point."""
-        s, u, y_bar = saved_of(inputs, function).point, cotangents.x_bar, inputs.y_bar
+        s, u, y_bar = saved_of(inputs, function), cotangents.x_bar, inputs.y_bar
         grouped, (_, y_bar_bar, _, bent) = _jet(named(inputs), s, u, y_bar, wants_p=needs[0], wants_bend=needs[-1])
         s_bar = None if bent is None else grouped.row_result(bent, s)
         first = None if y_bar_bar is None else grouped.row_result(y_bar_bar, y_bar)

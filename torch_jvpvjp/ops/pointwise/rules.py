@@ -9,28 +9,13 @@ a batch. A pullback that reads y in place of x uses g(y) = f′(x); below, s is 
 """
 
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from ...registration import DifferentiableOp, broadcasting_rule, differentiable_op, expanding_rule
 from .._arithmetic import broadcast_empty, cotangents_like, empty_like, times, total, wide
 from .table import Pointwise
-
-Slope = Callable[..., Tensor]
-
-
-class Saved(NamedTuple):
-    """The point at which a pullback takes its slope.
-
-    Attributes:
-        point: x, or y = f(x).
-        at_output: Whether it is y.
-    """
-
-    point: Tensor
-    at_output: bool
 
 
 def declare(function: Pointwise) -> DifferentiableOp:
@@ -70,7 +55,7 @@ def values_of(inputs: Any, options: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(getattr(inputs, name) for name in options)
 
 
-def saved_of(inputs: Any, function: Pointwise) -> Saved:
+def saved_of(inputs: Any, function: Pointwise) -> Tensor:
     """The point at which a pullback takes its slope.
 
     Args:
@@ -80,7 +65,7 @@ def saved_of(inputs: Any, function: Pointwise) -> Saved:
     Returns:
         x or y.
     """
-    return Saved(inputs.x, False) if function.of_output is None else Saved(inputs.y, True)
+    return inputs.x if function.of_output is None else inputs.y
 
 
 def _forward_rules(op: DifferentiableOp, function: Pointwise, options: tuple[str, ...]) -> None:
@@ -140,27 +125,27 @@ def _backward_rules(op: DifferentiableOp, function: Pointwise, options: tuple[st
     """The VJP, its tangents and what is pulled back through it."""
     at_output = function.of_output is not None
 
-    def slope(saved: Saved, values: tuple[Any, ...]) -> Tensor:
-        point = wide(saved.point, saved.point)
+    def slope(saved: Tensor, values: tuple[Any, ...]) -> Tensor:
+        point = wide(saved, saved)
         if function.of_output is not None:
             return function.of_output.slope(point)
         return function.slope(point, *values)
 
-    def bend(saved: Saved, values: tuple[Any, ...]) -> Tensor:
-        point = wide(saved.point, saved.point)
+    def bend(saved: Tensor, values: tuple[Any, ...]) -> Tensor:
+        point = wide(saved, saved)
         if function.of_output is not None:
             return function.of_output.bend(point)
         return function.bend(point, *values)
 
-    def pull(y_bar: Tensor, saved: Saved, values: tuple[Any, ...]) -> Tensor:
-        return (slope(saved, values) * wide(y_bar, saved.point)).to(saved.point.dtype)
+    def pull(y_bar: Tensor, saved: Tensor, values: tuple[Any, ...]) -> Tensor:
+        return (slope(saved, values) * wide(y_bar, saved)).to(saved.dtype)
 
     if at_output:
 
         @op.vjp(unsaved=("x",))
         def vjp_at_output(cotangents: Any, inputs: Any, outputs: Any) -> Tensor:
             """x̄ = g(y) ȳ."""
-            return pull(cotangents.y, Saved(outputs[0], True), values_of(inputs, options))
+            return pull(cotangents.y, outputs[0], values_of(inputs, options))
 
         @op.vjp.fake
         def vjp_at_output_fake(cotangents: Any, inputs: Any, outputs: Any) -> Tensor:
@@ -171,7 +156,7 @@ def _backward_rules(op: DifferentiableOp, function: Pointwise, options: tuple[st
         @op.vjp
         def vjp(cotangents: Any, inputs: Any) -> Tensor:
             """x̄ = f′(x) ȳ."""
-            return pull(cotangents.y, Saved(inputs.x, False), values_of(inputs, options))
+            return pull(cotangents.y, inputs.x, values_of(inputs, options))
 
         @op.vjp.fake
         def vjp_fake(cotangents: Any, inputs: Any) -> Tensor:
@@ -185,32 +170,32 @@ def _backward_rules(op: DifferentiableOp, function: Pointwise, options: tuple[st
     def vjp_jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor | None]:
         """Forward over reverse: x̄ = f′ȳ, and its tangent f′ȳ′ + f″s′ȳ."""
         saved, values = saved_of(primals, function), values_of(primals, options)
-        y_bar = wide(primals.y_bar, saved.point)
-        s_dot = wide(tangents.y if at_output else tangents.x, saved.point)
-        y_bar_dot = wide(tangents.y_bar, saved.point)
+        y_bar = wide(primals.y_bar, saved)
+        s_dot = wide(tangents.y if at_output else tangents.x, saved)
+        y_bar_dot = wide(tangents.y_bar, saved)
         f1 = slope(saved, values)
         bent = None if s_dot is None else bend(saved, values) * s_dot * y_bar
         x_bar_dot = total(bent, times(f1, y_bar_dot))
-        dtype = saved.point.dtype
+        dtype = saved.dtype
         return (f1 * y_bar).to(dtype), None if x_bar_dot is None else x_bar_dot.to(dtype)
 
     @op.vjp.vjp
     def vjp_vjp(cotangents: Any, inputs: Any, *, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """Reverse over reverse: with u the cotangent of x̄,  ȳ̄ = f′u  and  s̄ = f″ȳ u."""
         saved, values = saved_of(inputs, function), values_of(inputs, options)
-        u, y_bar = wide(cotangents.x_bar, saved.point), wide(inputs.y_bar, saved.point)
+        u, y_bar = wide(cotangents.x_bar, saved), wide(inputs.y_bar, saved)
         y_bar_bar = slope(saved, values) * u if needs[0] else None
         bent = bend(saved, values) * y_bar * u if needs[-1] else None
-        return cotangents_like((y_bar_bar, *in_place(bent)), (inputs.y_bar, *in_place(saved.point)))
+        return cotangents_like((y_bar_bar, *in_place(bent)), (inputs.y_bar, *in_place(saved)))
 
     @op.vjp.jvp.fake
     def vjp_jvp_fake(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
-        point = saved_of(primals, function).point
+        point = saved_of(primals, function)
         return point.new_empty(point.shape), point.new_empty(point.shape)
 
     @op.vjp.vjp.fake
     def vjp_vjp_fake(cotangents: Any, inputs: Any) -> tuple[Tensor | None, ...]:
-        return empty_like(inputs.y_bar, *in_place(saved_of(inputs, function).point))
+        return empty_like(inputs.y_bar, *in_place(saved_of(inputs, function)))
 
 
 def _vmap_rules(op: DifferentiableOp, options: int, at_output: bool) -> None:

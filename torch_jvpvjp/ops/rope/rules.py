@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...registration import DifferentiableOp, differentiable_op, expanding_rule
-from ...registration.vmap import VmapRule, align
+from ...registration.vmap import VmapRule, align, logical_shape
 from .._arithmetic import empty_like
 from . import maps
 from .maps import Frame, Pair
@@ -79,7 +79,7 @@ def _broadcasting_rule(point: DifferentiableOp, results: Sequence[tuple[int, tup
         shaped: list[Tensor] = []
         out_dims: list[int | None] = []
         for result, (like, sources) in zip(computed, results, strict=True):
-            logical = [_logical(args[i], in_dims[i]) for i in sources if args[i] is not None]
+            logical = [s for i in sources if (s := logical_shape(args[i], in_dims[i])) is not None]
             batched = args[like] is not None and any(in_dims[i] is not None for i in sources)
             if args[like] is not None:
                 shape = (*torch.broadcast_shapes(*(s[:-3] for s in logical)), *logical[0][-3:])
@@ -89,11 +89,6 @@ def _broadcasting_rule(point: DifferentiableOp, results: Sequence[tuple[int, tup
         return tuple(shaped), tuple(out_dims)
 
     return rule
-
-
-def _logical(value: Any, dim: int | None) -> tuple[int, ...]:
-    """Shape of a tensor without its batch axis."""
-    return tuple(s for i, s in enumerate(value.shape) if dim is None or i != dim % value.dim())
 
 
 _PRIMAL = (2, 3, 4)  # cos, sin, position_ids

@@ -89,9 +89,6 @@ def weighed_sum(value: object, weight: float = 1.0) -> Tensor:
     return torch.stack(parts).sum()
 
 
-BATCH = 3
-
-
 def batched(tensor: Tensor, dim: int = 0) -> Tensor:
     """Three different copies of a tensor along a new axis.
 
