@@ -6,7 +6,7 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Iterable, Sequence
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +18,9 @@ if os.environ.get("TRITON_INTERPRET", "0") != "0":
 
 from torch_jvpvjp import triton_kernels
 from torch_jvpvjp.testing.aot import SHARED_LIMIT, TARGETS, AotResult, aot_table, compile_ahead, targets_of
-from torch_jvpvjp.triton_kernels import axis_norm, norms
+from torch_jvpvjp.triton_kernels import attention, axis_norm, norms
 from torch_jvpvjp.triton_kernels._variants import Variant, variants_of
+from torch_jvpvjp.triton_kernels.attention import config
 
 # What a thread may spill: bytes (NVIDIA), registers (AMD). The 16 bytes are two addresses (24 are three) that ptxas
 # keeps in local memory to stay at 32, 40, 48, 64, 72 or 128 registers and so fit one more program; no tile is ever
@@ -171,6 +172,37 @@ def test_rows_that_fill_their_tile_are_compiled_without_masks(n: int, full: bool
     x = torch.empty(1, 64, n, device="meta")
     (variant,) = variants_of([lambda: norms.norm_forward(x, None, None, norms.Norm(1e-6))])
     assert dict(variant.constexprs)["FULL"] is full
+
+
+@pytest.mark.slow
+def test_the_second_order_in_float32_of_large_heads_takes_the_shared_memory_that_devices_are_asked_for() -> None:
+    heads, numbers = torch.empty(1, 2, 4, 256, 256, device="meta"), torch.empty(1, 2, 4, 256, device="meta")
+    at, needs = attention.Operands(heads, heads, heads, None), attention.Operands(True, True, True, False)  # noqa: FBT003
+    outputs = (heads, numbers, heads, numbers, heads, None, heads, None)
+    calls = [lambda: attention.attention_second_order(at, at, *outputs, attention.Scores(1.0), needs, needs)]
+    taken = {result.kernel: result.shared for result in compile_ahead(variants_of(calls), ["sm_80"])}
+    assert max(taken.values()) == config.SHARED_OF_WIDE_SECOND_ORDER > SHARED_LIMIT["sm_80"]
+
+
+@pytest.mark.parametrize(
+    ("head", "dtype", "kib", "fits"),
+    [
+        (256, torch.float32, 99, False),
+        (129, torch.float32, 99, False),
+        (128, torch.float32, 99, True),
+        (256, torch.bfloat16, 99, True),
+        (256, torch.float32, 163, True),
+    ],
+)
+def test_devices_are_asked_for_the_shared_memory_of_the_second_order(
+    head: int,
+    dtype: torch.dtype,
+    kib: int,
+    fits: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(config, "_shared_memory", lambda device: kib << 10)
+    assert config.second_order_fits(head, SimpleNamespace(dtype=dtype, is_cuda=True, device="cuda:0")) is fits  # type: ignore[arg-type]
 
 
 def test_rows_and_groups_never_make_a_new_variant() -> None:

@@ -58,6 +58,23 @@ def test_every_point_up_to_the_second_order_is_its_formula(case: Case) -> None:
             check()
 
 
+def test_second_order_without_the_shared_memory_for_it_goes_by_stripes(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch_jvpvjp.triton_kernels import attention
+    from torch_jvpvjp.triton_kernels._launch import count_launches
+
+    def launches() -> int:
+        with count_launches() as count:
+            found = EAGER["jvp∘grad"](case.function(case.op), replace(case.point, thorough=False))
+        assert_equal(found, EAGER["jvp∘grad"](case.function(case.reference), replace(case.point, thorough=False)))
+        return count.by_name["_columns_kernel"]
+
+    assert launches() > 0
+    monkeypatch.setattr(attention, "second_order_fits", lambda head, like: False)
+    assert launches() == 0
+
+
 def test_nothing_is_copied_after_the_kernels() -> None:
     """The cotangents are what the kernels wrote: no sum along an axis of one, no copy."""
     from torch_jvpvjp.ops.attention.kernels import kernels

@@ -1,6 +1,7 @@
 """Attention: value, tangents, pullback, and everything of the second order."""
 
 from .arguments import Blocks, Operands, Scores
+from .config import second_order_fits
 from .pullback import attention_second_order, attention_vjp
 from .value import attention_forward
 from .variants import aot_variants
@@ -13,4 +14,5 @@ __all__ = [
     "attention_forward",
     "attention_second_order",
     "attention_vjp",
+    "second_order_fits",
 ]

@@ -249,6 +249,33 @@ def sums_apart(head: int, *, second: bool) -> bool:
     return second and padded(head) >= 128
 
 
+def second_order_fits(head: int, like: Tensor) -> bool:
+    """Whether the device of an operand has the shared memory that a program of the second order takes.
+
+    In float32, with heads of more than 128, that is 112 KiB. GPUs of compute capability 8.6, 8.9 and 12.0 have 99, in
+    which all else fits that they are given.
+
+    Args:
+        head: The greater head size.
+        like: An operand.
+
+    Returns:
+        Whether it has.
+    """
+    if like.dtype != torch.float32 or padded(head) <= 128 or not like.is_cuda or torch.version.hip is not None:
+        return True
+    return _shared_memory(like.device) >= SHARED_OF_WIDE_SECOND_ORDER
+
+
+SHARED_OF_WIDE_SECOND_ORDER = 112 << 10  # bytes
+
+
+@functools.cache
+def _shared_memory(device: torch.device) -> int:
+    """The bytes that one program may have."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
 def _is_tight(bias: Tensor | None, head: int, like: Tensor) -> bool:
     """Whether there is no room for what comes through shared memory if a bias is of float32 beside 16 bits."""
     return bias is not None and bias.dtype.itemsize > like.dtype.itemsize and padded(head) >= 128

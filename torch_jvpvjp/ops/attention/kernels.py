@@ -44,6 +44,8 @@ class Kernels:
         bends = any(t is not None for t in dots) and any(t is not None for t in w) and any(needs_second)
         if not bends:
             return self._pull(at, scores, w, needs_first, outputs), self._pull(at, scores, u, needs_second, outputs)
+        if not _launchers().second_order_fits(max(at.q.shape[-1], at.v.shape[-1]), at.q):
+            return stripes.engine.second(at, dots, scores, w, u, needs_first, needs_second, outputs)
         o, lse, o_dot, lse_dot, rest = outputs
         assert o is not None and lse is not None  # only what is moved may be unknown
         if o_dot is None or lse_dot is None:
