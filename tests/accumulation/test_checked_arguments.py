@@ -101,6 +101,72 @@ def test_a_function_that_goes_on_after_a_check_has_failed():
     assert_same(plan_jacobian(f, -x)(-x), judged(f, -x))
 
 
+def _of_the_first(v):
+    return torch.eye(2, dtype=F64) * v[0]
+
+
+FACTORISED = {
+    "cholesky": lambda v: torch.linalg.cholesky(_of_the_first(v)).sum() * v,
+    "inv": lambda v: torch.linalg.inv(_of_the_first(v)).sum() * v,
+    "inv of a stack": lambda v: torch.linalg.inv(torch.diag_embed(v[:, None] * torch.ones(3, 2, dtype=F64))).sum(),
+    "solve": lambda v: torch.linalg.solve(_of_the_first(v), v[:2]).sum() * v,
+    "written before": lambda v: torch.linalg.inv(torch.zeros(2, 2, dtype=F64).copy_(_of_the_first(v))).sum() * v,
+    "without gradients": lambda v: torch.no_grad()(torch.linalg.inv)(_of_the_first(v)).sum() * v,
+    "_assert_async": lambda v: torch._assert_async(v[0] > 0, "is not there") or v.sin(),
+}
+
+
+@pytest.mark.parametrize("f", FACTORISED.values(), ids=FACTORISED)
+def test_what_cannot_be_factorised_raises_in_every_call(f):
+    x = torch.tensor([0.5, 1, -1], dtype=F64)
+    where_not = torch.cat([-x[:1] if f is FACTORISED["cholesky"] else 0 * x[:1], x[1:]])
+    plan, compiled = plan_jacobian(f, x), plan_jacobian(f, x, create_graph=True)
+    assert not plan.runtime.refusals()
+    calls = [plan, plan, compiled, lambda v: jacobian(f, v, objective="fma")]
+    if f is not FACTORISED["_assert_async"]:  # of which a plan can be made, by calling it as it stands
+        calls.append(lambda v: plan_jacobian(f, v))
+    for call in calls:
+        call(x)
+        with pytest.raises(RuntimeError, match=r"singular|not positive-definite|is zero|is not there"):
+            call(where_not)
+    assert_same(plan(x), judged(f, x))
+
+
+def test_a_function_that_goes_on_where_a_matrix_cannot_be_factorised():
+    def f(v):
+        covariance = torch.outer(v, v) * v[0]
+        for power in range(-3, 3):
+            try:
+                return torch.linalg.cholesky(covariance + 10.0**power * torch.eye(3, dtype=F64)).sum(1)
+            except torch.linalg.LinAlgError:
+                continue
+        return v.sin()
+
+    x = torch.tensor([0.5, 1, -1], dtype=F64)
+    plan = plan_jacobian(f, x)
+    for scale in (1, 2, -1, -3, -40, 1, -3):
+        assert_same(plan(scale * x), judged(f, scale * x))
+        assert_same(jacobian(f, scale * x, objective="fma"), judged(f, scale * x))
+    assert not plan.runtime.refusals()
+
+
+@quiet_judge
+def test_matrices_of_a_batch_are_checked():
+    def f(v):
+        return torch.linalg.cholesky(torch.diag_embed(v)).sum(-1) * v
+
+    x = 1 + torch.rand(4, 3, dtype=F64)
+    plan = plan_jacobian(f, x, batch_dims=1)
+    expected = torch.stack([judged(f, row) for row in x])
+    assert_same(plan(x), expected)
+    assert_same(torch.func.vmap(plan_jacobian(f, x[0]))(x), expected)
+    y = x.clone()
+    y[2, 1] = -3
+    for call in (plan, torch.func.vmap(plan_jacobian(f, x[0])), torch.func.vmap(lambda row: jacobian(f, row))):
+        with pytest.raises(RuntimeError, match="not positive-definite"):
+            call(y)
+
+
 def test_a_check_inside_of_a_transform_is_left_to_pytorch():
     def f(v):
         return torch.func.vmap(lambda u: D.Normal(u, 1.0, validate_args=False).log_prob(u * u))(v)

@@ -1,7 +1,8 @@
 """What a function looks at on its way: asked anew in every call.
 
 A recording goes the way that f went where it was recorded, and before it is used what decided that is computed again:
-the conditions, and where values were not to be seen, the checks of `torch.distributions`, which are taken to pass.
+the conditions, and where values were not to be seen, the checks of `torch.distributions` and of factorisations, which
+are taken to pass.
 """
 
 from __future__ import annotations
@@ -12,6 +13,14 @@ import torch
 from torch import Tensor
 
 from .tape import Tape, TapeOp
+
+_aten = torch.ops.aten
+RAISING = {
+    _aten._linalg_check_errors.default: _aten.eq.Scalar,
+    _aten._assert_async.default: _aten.ne.Scalar,
+    _aten._assert_async.msg: _aten.ne.Scalar,
+}
+"""Ops that raise for what their argument holds and return nothing, with how it compares to 0 where they do not."""
 
 
 def checks_of(ops: Sequence[TapeOp], checked: Sequence[int]) -> list[TapeOp]:

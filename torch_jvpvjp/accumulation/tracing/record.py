@@ -25,7 +25,7 @@ from ..rules.indexing import unrecorded
 from ..rules.linear_entrywise import STEPS
 from ..rules.registry import Meta
 from .active import between, differentiable, with_active
-from .checks import checks_of
+from .checks import RAISING, checks_of
 from .composites import composites
 from .intercepted import Intercepted, NotRecordable, as_slice
 from .known import Numbers
@@ -33,7 +33,7 @@ from .masks import is_sized_by_data, without_masks
 from .op_arguments import SLICES, argument, clamped, fits_into
 from .own_derivatives import called, check_derivatives
 from .results import Results
-from .sharing import Sharing
+from .sharing import APART, Sharing
 from .statistics import Constants
 from .tape import Ref, Tape, TapeOp, flat_outputs, meta_of, with_refs
 from .values import Answers, columns_where_true, where_true
@@ -61,6 +61,7 @@ def record(
     Raises:
         NotRecordable: If the function looks at data that it cannot be told, mutates what it should not, or has
             derivatives of its own.
+        LinAlgError: If the function raises it at the point.
     """
     try:
         recorder = _run(function, meta, varying, point, by_autograd=True)
@@ -71,7 +72,7 @@ def record(
         # Once more, with every in-place op written as one that is not. Autograd cannot look through that, so what is
         # active is then told by grad mode and `detach`.
         recorder = _run(torch.func.functionalize(function), meta, varying, point, by_autograd=False)
-    except NotRecordable:
+    except (NotRecordable, torch.linalg.LinAlgError):  # which f raises there
         raise
     except Exception as error:
         raise NotRecordable(f"{type(error).__name__}: {error}") from error
@@ -104,7 +105,7 @@ def _run(
         refusal = recorder.refusal or intercepted.refusal
         if refusal is not None:
             raise refusal
-        recorder.tape.checked = list(map(recorder._number, intercepted.checked))
+        recorder.tape.checked = list(map(recorder._number, [*recorder.checked, *intercepted.checked]))
     y = recorder.y
     if not isinstance(y, Tensor) or not y.is_floating_point():
         raise NotRecordable("it does not return one floating tensor")
@@ -131,6 +132,7 @@ class _Recorder(TorchDispatchMode):
         self.mutation: str | None = None
         self.stopped = False
         self.refusal: NotRecordable | None = None  # which f may have caught
+        self.checked: list[Tensor] = []  # what f raises for unless it is true, where values are not to be seen
         self._point, self._varying = point, varying
         self.y: Any = None
         self._from_outside = Numbers(self.tape, varying)
@@ -160,6 +162,8 @@ class _Recorder(TorchDispatchMode):
             if func is _aten.nonzero.default:
                 return where_true(self._mask(run(_aten.ne.Scalar, args[0], 0)))
             func, args = without_masks(func, args, lambda mask: columns_where_true(self._mask(mask)), run)
+        if func in RAISING and self.mutation is None:
+            return self._passes(types, func, *args, **kwargs)
         if func.namespace == "prim" or self.mutation is not None:
             return func(*args, **kwargs)  # a query for a device or a layout, or a run that is only looked at
         if func is _aten.select_scatter.default and not self._by_autograd:
@@ -190,7 +194,7 @@ class _Recorder(TorchDispatchMode):
             recorded = alike
         if func in SLICES:
             args = clamped(func, args)
-        recorded = _APART[func] if func in _APART else recorded
+        recorded = APART[func] if func in APART else recorded
         active: list[int] = []
         carries = torch.is_grad_enabled() and func is not _aten.detach.default and func not in _STEPS
 
@@ -209,7 +213,7 @@ class _Recorder(TorchDispatchMode):
         out = self._results(func, args, kwargs)
         results = flat_outputs(out)
         outputs = tuple(None if result is None else self._new(result) for result in results)
-        if func in _APART:
+        if func in APART:
             self._sharing.split(results)
         if not self._by_autograd and func is _aten.copy.default:
             active = [index for index in active if refs[1] == Ref(index)]  # nothing is left of what is written over
@@ -244,6 +248,15 @@ class _Recorder(TorchDispatchMode):
         """Return the number that f is told a tensor holds."""
         known = self._from_outside.read(index := self._asked(tensor))
         return self._told(lambda: self._answers.number(index)) if known is None else known
+
+    def _passes(self, types: Iterable[type], func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Raise what f is told where a value does not pass a check, which every call makes anew."""
+        passed = self._run(types, _aten.all.default, self._run(types, RAISING[func], tensor, 0))
+        if self._point is None:
+            self.checked.append(passed)
+        elif not self._number_in(passed):
+            with unrecorded():
+                func(self._answers.value(self._number(tensor)), *args, **kwargs)
 
     def _mask(self, tensor: Tensor) -> Tensor:
         """Return a mask with data."""
@@ -377,11 +390,6 @@ class _Recorder(TorchDispatchMode):
 
 _aten = torch.ops.aten
 _NOWHERE = torch.device("meta")
-# Ops whose results may be written into as if they were no views, with what they compute.
-_APART = {
-    _aten.unsafe_split.Tensor: _aten.split.Tensor,
-    _aten.unsafe_split_with_sizes.default: _aten.split_with_sizes.default,
-}
 # What PyTorch itself makes of an operand before an op sees it, of a conjugate view or beside a tangent that is zero. By
 # a user's call the result requires grad.
 _BELOW_AUTOGRAD = frozenset({_aten.clone.default, _aten.expand.default, _aten._to_copy.default})

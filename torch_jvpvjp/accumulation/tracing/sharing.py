@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._torch import memory_of
@@ -41,3 +42,11 @@ class Sharing:
         if counts is None:
             return self._tensors[memory] == 1
         return counts[place_of(tensor)] == 1 and not counts[None]
+
+
+_aten = torch.ops.aten
+APART = {
+    _aten.unsafe_split.Tensor: _aten.split.Tensor,
+    _aten.unsafe_split_with_sizes.default: _aten.split_with_sizes.default,
+}
+"""Ops whose results may be written into as if they were no views, with what they compute."""
