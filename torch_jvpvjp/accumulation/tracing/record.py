@@ -72,7 +72,7 @@ def record(
         # Once more, with every in-place op written as one that is not. Autograd cannot look through that, so what is
         # active is then told by grad mode and `detach`.
         recorder = _run(torch.func.functionalize(function), meta, varying, point, by_autograd=False)
-    except (NotRecordable, torch.linalg.LinAlgError):  # which f raises there
+    except (NotRecordable, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
         raise
     except Exception as error:
         raise NotRecordable(f"{type(error).__name__}: {error}") from error
