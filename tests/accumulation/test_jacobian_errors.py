@@ -27,6 +27,34 @@ def test_x_must_be_a_floating_tensor(function, x, message):
         function(torch.sin, x)
 
 
+def test_an_argument_that_has_no_jacobian_can_be_left_out():
+    with pytest.raises(
+        TypeError, match=r"x \(leaf 1\) must be .* got torch.int64; .* or leave that argument out by wrt"
+    ):
+        jacobian(torch.take, (X, torch.tensor([0])))
+    with pytest.raises(TypeError, match=r"x \(leaf 1\) must be a floating tensor, got int, or leave that argument out"):
+        jacobian(torch.mul, (X, 3))
+    assert torch.equal(jacobian(torch.mul, (X, 3), wrt=0), 3 * torch.eye(3))
+
+
+def test_a_mode_of_the_compiler_is_checked_before_it_compiles():
+    with pytest.raises(ValueError, match="Plan.compile: mode must be None or one of 'default', .*, got 'fast'"):
+        plan_jacobian(torch.sin, X).compile("fast")
+
+
+def test_a_parameter_is_named_once():
+    with pytest.raises(ValueError, match=r"wrt must name each parameter once, got \('weight', 'weight'\)"):
+        jacobian(nn.Linear(3, 2), X, wrt=["weight", "weight"])
+
+
+def test_whole_numbers_may_be_of_any_kind():
+    x, one = torch.rand(2, 3), np.int64(1)
+    assert torch.equal(jacobian(torch.sin, x, batch_dims=one, chunk_size=one), jacobian(torch.sin, x, batch_dims=1))
+    assert torch.equal(jacobian(torch.mul, (X, 2 * X), wrt=one), torch.eye(3))
+    assert torch.equal(jacobian(torch.mul, (X, 2 * X), wrt=(one,))[0], torch.eye(3))
+    assert Chain.from_sizes(np.array([3, 2]), edges=np.array([4])).plan(tape_limit=np.int32(4)).cost == 8
+
+
 def test_axes_of_a_batch_are_counted():
     with pytest.raises(TypeError, match="batch_dims must be an integer, got None"):
         jacobian(torch.sin, X, batch_dims=None)
@@ -131,6 +159,7 @@ def test_a_plan_must_fit_the_chain():
 
 
 SIZES = {
+    "an iterator": (dict(dims=iter([3, 2])), TypeError, "dims must be a sequence of integers, got <list_iterator"),
     "float": (dict(dims=[3, 2.5]), TypeError, r"dims must be a sequence of integers, got \[3, 2.5\]"),
     "negative cost": (dict(dims=[3, 2], edges=[-1]), ValueError, "edges must be at least 0 each, got -1"),
     "one cost only": (dict(dims=[3, 2], jvp_cost=[1]), ValueError, r".*given together, .* got \['jvp_cost'\]"),
@@ -155,10 +184,13 @@ def test_a_plan_of_a_chain_checks_its_arguments():
         sizes.plan(X)
     with pytest.raises(TypeError, match="Chain.plan: x must be a floating tensor, got NoneType"):
         callables.plan()
-    with pytest.raises(ValueError, match="tape_limit must not be negative, got -3"):
+    with pytest.raises(ValueError, match="tape_limit must be at least 0, got -3"):
         sizes.plan(tape_limit=-3)
     with pytest.raises(TypeError, match="tape_limit must be an integer, got 2.5"):
         sizes.plan(tape_limit=2.5)
+    for name in ("tape_limit", "peak_entries", "threads"):
+        with pytest.raises(TypeError, match=f"plan: {name} must be an integer, got True"):
+            sizes.plan(**{name: True})
     with pytest.raises(ValueError, match="tape_limit=5 needs the tape of each factor"):
         Chain.from_sizes([3, 2], jvp_cost=[1], vjp_cost=[1]).plan(tape_limit=5)
     with pytest.raises(TypeError, match="must be made of callables, got one made from sizes"):
@@ -170,6 +202,14 @@ def test_a_plan_of_a_chain_checks_its_arguments():
 OPTIONS = {
     "batch dims": (dict(batch_dims=-1), ValueError, "batch_dims must be at least 0, got -1"),
     "batch dims of a float": (dict(batch_dims=1.0), TypeError, "batch_dims must be an integer, got 1.0"),
+    "a bool for a number": (dict(chunk_size=True), TypeError, "chunk_size must be an integer, got True"),
+    "a text for a bool": (dict(compile="max-autotune"), TypeError, "compile must be True or False, got 'max-autotune'"),
+    "a number for a bool": (dict(create_graph=1), TypeError, "create_graph must be True or False, got 1"),
+    "progress": (dict(progress="yes"), TypeError, "progress must be True or False, got 'yes'"),
+    "explain": (dict(explain=None), TypeError, "explain must be True or False, got None"),
+    "sparse": (dict(sparse=1), ValueError, "sparse must be True, False or 'auto', got 1"),
+    "the same argument twice": (dict(wrt=(0, -1)), ValueError, r"wrt must name each argument once, got \(0, -1\) of 1"),
+    "a bool for an argument": (dict(wrt=(False,)), TypeError, r"wrt must be None, .*, got \(False,\)"),
     "objective": (dict(objective="speed"), ValueError, "objective must be .*got 'speed'"),
     "strategy": (dict(strategy="best"), ValueError, "strategy must be .*got 'best'"),
     "unknown": (dict(columns=3), TypeError, "unexpected keyword argument 'columns'"),

@@ -64,7 +64,7 @@ WRONG = {
         "objective must be one of 'fma', 'memory', 'time', got 'luck'",
     ),
     "strategy": (["--dims", "4,2", "--strategy", "luck"], "got 'luck'"),
-    "limit": (["--dims", "4,2", "--edges", "3", "--tape-limit", "-1"], "tape_limit must not be negative, got -1"),
+    "limit": (["--dims", "4,2", "--edges", "3", "--tape-limit", "-1"], "tape_limit must be at least 0, got -1"),
     "folder": (["--dims", "4,2", "--plot", "/nowhere/plan.png"], "/nowhere/plan.png"),
 }
 

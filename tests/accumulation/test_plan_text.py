@@ -103,6 +103,12 @@ def _damaged_step(**changes):
     return json.dumps(data)
 
 
+def _damaged_factor(**changes):
+    data = json.loads(_mixed().to_json())
+    data["factors"][0] |= changes
+    return json.dumps(data)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -112,7 +118,10 @@ def _damaged_step(**changes):
         (_damaged(cost=1), r"cost must be that of the steps, \d+, got 1"),
         (_damaged(fma=1), r"fma must be those of the steps, \d+, got 1"),
         (_damaged(steps=[]), r"got no step for \(4, 1\)"),
-        (_damaged(steps=[{"action": "guess"}]), "every field that to_json writes, got KeyError"),
+        (
+            _damaged(steps=[{"action": "guess"}]),
+            "from_json: the text must hold a plan as to_json writes it, got no 'mode'",
+        ),
         (_damaged(objective="luck"), "objective must be one of 'fma', 'memory', 'time', got 'luck'"),
         (_damaged(objective=3), "objective must be a name such as 'fma', or an object with .*, got 3 without name"),
         (_damaged(peak_entries=1), r"peak_entries must be those of the steps, \d+, got 1"),
@@ -124,6 +133,12 @@ def _damaged_step(**changes):
         (_damaged(input_shape=["six"]), r"a shape must be a list of sizes, got \['six'\]"),
         (_damaged_step(fma=1), "a step must be what it is priced as, .*, got .*'fma': 1,"),
         (_damaged_step(mode="closed"), "must take allowed steps only"),
+        (_damaged_step(action="guess"), "from_json: .* got 'guess' is not a valid Action"),
+        (_damaged_step(bracket=[1]), "from_json: .* not enough values to unpack"),
+        (_damaged_factor(structure="dense"), "from_json: .* has no attribute"),
+        (_damaged_factor(jvp_cost="x"), "from_json: .* got jvp_cost='x' of a factor"),
+        (_damaged_factor(vjp_cost=-1), "from_json: .* got vjp_cost=-1 of a factor"),
+        (_damaged_factor(shared=None), "from_json: .* got shared=None of a factor"),
         ("[" * 10**5, "text must be JSON"),
     ],
     ids=[
@@ -145,6 +160,12 @@ def _damaged_step(**changes):
         "shape of words",
         "other fma of a step",
         "no mode of a step",
+        "no action of a step",
+        "no bracket of a step",
+        "structure of another type",
+        "cost of another type",
+        "negative cost",
+        "other word for a bool of a factor",
         "nested too deep",
     ],
 )

@@ -262,6 +262,24 @@ def test_a_strategy_of_ones_own(scratch_strategy):
         register_strategy(scratch_strategy)
 
 
+def test_a_strategy_is_a_function_with_a_name(scratch_strategy):
+    with pytest.raises(TypeError, match=r"register_strategy: name must be a str, got 3; write @register_strategy"):
+        register_strategy(3)
+    with pytest.raises(
+        TypeError, match=f"register_strategy: strategy '{scratch_strategy}' must be a function, got int"
+    ):
+        register_strategy(scratch_strategy)(3)
+
+
+@pytest.mark.parametrize("returned", [None, [None], [(1, 1, 1)]], ids=["nothing", "none", "numbers"])
+def test_what_is_no_bracket_is_refused(returned, scratch_strategy):
+    register_strategy(scratch_strategy)(lambda problem: returned)
+    with pytest.raises(
+        TypeError, match=f"plan: strategy '{scratch_strategy}' must return a Bracket for each step, got"
+    ):
+        Chain.from_sizes([2, 3]).plan(strategy=scratch_strategy)
+
+
 WRONG = {
     "missing block": ([Bracket(Action.MULTIPLY, None, 2, 1, 1)], "got no step for"),
     "not the whole": ([Bracket(Action.ACCUMULATE, Mode.GIVEN, 1, 1, 1)], r"got no step for \(2, 1\)"),

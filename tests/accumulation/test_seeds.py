@@ -35,6 +35,14 @@ def test_one_cotangent_does_not_cost_a_jacobian():
     assert chain.plan(x, right=randn(40, 1)).cost < chain.plan(x).cost / 10
 
 
+@pytest.mark.parametrize("objective", ["fma", "memory", "time"])
+def test_seeds_without_rows_give_a_product_without_rows(objective):
+    chain, x = Chain([nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)]), torch.ones(3)
+    assert chain.plan(x, left=torch.ones(0, 2), objective=objective)(x).shape == (0, 3)
+    assert chain.plan(x, right=torch.ones(3, 0), objective=objective)(x).shape == (2, 0)
+    assert chain.plan(x, left=torch.ones(0, 2), right=torch.ones(3, 0), objective=objective)(x).shape == (0, 0)
+
+
 def test_bad_seeds_are_refused():
     chain, x = Chain([nn.Linear(3, 2)]), torch.ones(3)
     with pytest.raises(ValueError, match=r"left must be a matrix of shape \(rows, 2\), got \(2, 3\)"):
@@ -43,6 +51,14 @@ def test_bad_seeds_are_refused():
         chain.plan(x, right=torch.ones(3))
     with pytest.raises(TypeError, match="left must be a floating tensor, got torch.int64"):
         chain.plan(x, left=torch.ones(1, 2, dtype=torch.int64))
+    with pytest.raises(
+        TypeError, match=r"left must be of dtype torch.float32, got torch.float64; use .to\(torch.float32"
+    ):
+        chain.plan(x, left=torch.ones(1, 2, dtype=F64))
+    with pytest.raises(TypeError, match="right must be of dtype torch.float32, got torch.float64"):
+        chain.plan(x, right=torch.ones(3, 1, dtype=F64))
+    with pytest.raises(ValueError, match=r"left must be on cpu, got meta; use .to\(x.device\)"):
+        chain.plan(x, left=torch.ones(1, 2, device="meta"))
     with pytest.raises(TypeError, match="x must be a floating tensor where there are seeds, got tuple"):
         chain.plan((x,), left=torch.ones(1, 2))
 
@@ -70,5 +86,7 @@ def test_a_bad_hessian_is_refused():
         gauss_newton(nn.Linear(3, 2), torch.ones(3), torch.ones(3, 3))
     with pytest.raises(ValueError, match=r"hessian must be a matrix of shape \(rows, 2\), got \(2, 5\)"):
         gauss_newton(nn.Linear(3, 2), torch.ones(3), torch.ones(2, 5))
+    with pytest.raises(TypeError, match="gauss_newton: hessian must be of dtype torch.float32, got torch.float64"):
+        gauss_newton(nn.Linear(3, 2), torch.ones(3), torch.eye(2, dtype=F64))
     with pytest.raises(TypeError, match="gauss_newton: x must be a floating tensor, got list"):
         gauss_newton(nn.Linear(3, 2), [1.0])

@@ -169,6 +169,12 @@ def _functorch_for_vmap() -> Any:
     return getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
 
 
+def compile_modes() -> tuple[str, ...]:
+    """Return the modes that Inductor has, those of `torch.compile`."""
+    inductor: Any = importlib.import_module("torch._inductor")
+    return tuple(inductor.list_mode_options())
+
+
 def compile_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor], mode: str | None) -> Callable[..., Any]:
     """A graph of ATen ops, compiled by Inductor without Dynamo in front.
 

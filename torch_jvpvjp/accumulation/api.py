@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .branches import AT_ONCE
 from .cache import remembered
 from .chain import Chain
+from .checked import truth, whole
 from .cost import Objective
 from .explain import stages_text
 from .making import make_plan
@@ -89,6 +90,7 @@ def jacobian(
         arXiv 2003.05755.
     """  # noqa: DOC501, DOC502 (some are raised further down, and what is not recorded is caught)
     stages = stages_of("jacobian", f)
+    truth("jacobian", "explain", explain)
     options = _options(
         "jacobian",
         wrt=_as_key(wrt),
@@ -198,6 +200,7 @@ def plan_jacobian(
         ValueError: If an option is unknown, stages do not fit one another, or no plan fits a limit.
         NotImplementedError: If a stage has neither a JVP nor a VJP, by torch.func or autograd.
     """  # noqa: DOC502 (raised further down)
+    truth("plan_jacobian", "explain", explain)
     options = _options(
         "plan_jacobian",
         wrt=_as_key(wrt),
@@ -263,8 +266,9 @@ def gauss_newton(
     product = GaussNewton(function, hessian)
     product.arguments(x)
     if hessian is not None:
+        y = product.way().traced.output
         for axis in (0, 1):
-            check_seed("gauss_newton", "hessian", hessian, product.way().traced.output.numel, axis)
+            check_seed("gauss_newton", "hessian", hessian, y.numel, axis, y)
     runtime = Runtime("gauss_newton", [product.product], Options(wrt=0), product.arguments, watched=stages)
     return make_plan(runtime, x, objective=objective, strategy=strategy)
 
@@ -354,17 +358,14 @@ def _options(caller: str, **given: Any) -> Options:
         TypeError: If one has the wrong type.
         ValueError: If one is out of range.
     """
-    for name, least in (("batch_dims", 0), ("chunk_size", 1)):
-        value = given[name]
-        if value is None and name == "chunk_size":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{caller}: {name} must be an integer, got {value!r}.")
-        if value < least:
-            raise ValueError(f"{caller}: {name} must be at least {least}, got {value}.")
+    given["batch_dims"] = whole(caller, "batch_dims", given["batch_dims"], least=0)
+    if given["chunk_size"] is not None:
+        given["chunk_size"] = whole(caller, "chunk_size", given["chunk_size"], least=1)
+    for name in ("progress", "create_graph", "compile"):
+        truth(caller, name, given[name])
     if given["randomness"] not in {"error", "same", "different"}:
         raise ValueError(f"{caller}: randomness must be 'error', 'same' or 'different', got {given['randomness']!r}.")
-    if given["sparse"] not in {True, False, "auto"}:
+    if given["sparse"] != "auto" and not isinstance(given["sparse"], bool):
         raise ValueError(f"{caller}: sparse must be True, False or 'auto', got {given['sparse']!r}.")
     if given["sparse"] and given["batch_dims"]:
         raise ValueError(

@@ -82,10 +82,14 @@ def _checked(problem: Problem, brackets: Iterable[Bracket], strategy: str) -> di
         The brackets.
 
     Raises:
+        TypeError: If they are no brackets.
         ValueError: If they are not one plan of the whole chain, or one of them is not allowed.
     """
     chosen: dict[_Span, Bracket] = {}
-    for bracket in brackets:
+    listed = list(brackets) if isinstance(brackets, Iterable) else [brackets]
+    for bracket in listed:
+        if not isinstance(bracket, Bracket):
+            raise TypeError(f"plan: strategy {strategy!r} must return a Bracket for each step, got {bracket!r}.")
         if bracket.span in chosen:
             raise ValueError(f"plan: strategy {strategy!r} must form each block once, got {bracket.span} twice.")
         chosen[bracket.span] = bracket

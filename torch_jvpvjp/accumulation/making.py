@@ -128,10 +128,10 @@ def plan_at(stages: Sequence[Callable[..., Any]], x: Any, left: Any, right: Any,
         return make_plan(Runtime("Chain.plan", stages, Options()), x, **options)
     if not isinstance(x, Tensor):
         raise TypeError(f"Chain.plan: x must be a floating tensor where there are seeds, got {type(x).__name__}.")
-    seeds = [check_seed("Chain.plan", "right", right, x.numel(), 0)] if right is not None else []
+    seeds = [check_seed("Chain.plan", "right", right, x.numel(), 0, x)] if right is not None else []
     if left is not None:
-        plain = Runtime("Chain.plan", stages, Options()).tracing(x)
-        seeds.append(check_seed("Chain.plan", "left", left, plain.traced.output.numel, 1))
+        y = Runtime("Chain.plan", stages, Options()).tracing(x).traced.output
+        seeds.append(check_seed("Chain.plan", "left", left, y.numel, 1, y))
 
     def composition(value: Any) -> Any:
         for stage in stages:

@@ -201,7 +201,8 @@ class Plan:
             The plan. Its first call records, its second compiles.
 
         Raises:
-            ValueError: If the plan has no function, or one that cannot be recorded and hence not be compiled.
+            ValueError: If the plan has no function, or one that cannot be recorded and hence not be compiled, or
+                the mode is unknown.
         """  # noqa: DOC502 (raised further down)
         return replace(self, runtime=self._callable("compiled").compiled(mode))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import index as as_index
 
 from .assemble import assemble
+from .checked import truth, whole
 from .cost import Objective, resolve_objective
 from .factor import Factor
 from .plan import Plan
@@ -100,14 +100,11 @@ def problem_of(
     """  # noqa: DOC502 (some are raised further down)
     target, factors = resolve_objective(objective), tuple(factors)
     _check_factors(factors)
-    if not isinstance(matrix_free, bool):
-        raise TypeError(f"plan: matrix_free must be True or False, got {matrix_free!r}.")
-    tape_limit = _integer("tape_limit", tape_limit, least=0)
-    peak_entries = _integer("peak_entries", peak_entries, least=0)
-    threads = _integer("threads", threads, least=1)
-    samples = _integer("batch", batch, least=1)
-    if samples is None:
-        raise TypeError("plan: batch must be an integer, got None.")
+    truth("plan", "matrix_free", matrix_free)
+    tape_limit = None if tape_limit is None else whole("plan", "tape_limit", tape_limit, least=0)
+    peak_entries = None if peak_entries is None else whole("plan", "peak_entries", peak_entries, least=0)
+    threads = None if threads is None else whole("plan", "threads", threads, least=1)
+    samples = whole("plan", "batch", batch, least=1)
     if tape_limit is not None and any(f.vjp_cost is not None and f.tape is None and not f.given for f in factors):
         raise ValueError(f"plan: tape_limit={tape_limit} needs the tape of each factor; give from_sizes tape or edges.")
     problem = Problem(factors, target, tape_limit, matrix_free, peak_entries, threads, samples)
@@ -148,30 +145,3 @@ def _check_factors(factors: tuple[Factor, ...]) -> None:
             raise ValueError(
                 f"plan: factor F{place + 1} must take the {inner.m} outputs of F{place}, got one of {outer.n} inputs."
             )
-
-
-def _integer(name: str, value: object, *, least: int) -> int | None:
-    """An option that counts something.
-
-    Args:
-        name: The option to name.
-        value: What it was given.
-        least: The least value allowed.
-
-    Returns:
-        The value as a Python integer, or None if that is what was given.
-
-    Raises:
-        TypeError: If it is not an integer.
-        ValueError: If it is too small.
-    """
-    if value is None:
-        return None
-    try:
-        number = as_index(value)  # pyright: ignore[reportArgumentType] (what has no index raises)
-    except TypeError as error:
-        raise TypeError(f"plan: {name} must be an integer, got {value!r}.") from error
-    if number < least:
-        bound = "not be negative" if least == 0 else f"be at least {least}"
-        raise ValueError(f"plan: {name} must {bound}, got {number}.")
-    return number

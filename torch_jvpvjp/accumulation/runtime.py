@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._torch import set_grad_enabled, wraps_transform
+from ._torch import compile_modes, set_grad_enabled, wraps_transform
 from .application import applied
 from .branches import AT_ONCE, MOST_KEPT, Branches, kind_of
 from .cache import Remembered
@@ -145,8 +145,11 @@ class Runtime:
             The function.
 
         Raises:
-            ValueError: If it cannot be recorded, and hence not be compiled.
+            ValueError: If it cannot be recorded, and hence not be compiled, or the mode is unknown.
         """
+        if mode is not None and mode not in compile_modes():
+            known = ", ".join(map(repr, compile_modes()))
+            raise ValueError(f"Plan.compile: mode must be None or one of {known}, got {mode!r}.")
         refusals = self.refusals()
         if refusals:
             why = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())

@@ -14,6 +14,7 @@ from .structure import Block, Dense
 from .tensors import Tensors
 
 if TYPE_CHECKING:
+    from .rules.registry import Meta
     from .runtime import Runtime
     from .tracings import Tracing
 
@@ -30,7 +31,7 @@ def seeded(function: Callable[[Tensor], Tensor], left: bool, right: bool) -> Cal
     return product
 
 
-def check_seed(caller: str, name: str, seed: Any, size: int, axis: int) -> Tensor:
+def check_seed(caller: str, name: str, seed: Any, size: int, axis: int, like: Tensor | Meta) -> Tensor:
     """A seed matrix.
 
     Args:
@@ -39,13 +40,14 @@ def check_seed(caller: str, name: str, seed: Any, size: int, axis: int) -> Tenso
         seed: What was given.
         size: The size that it must have.
         axis: Along which axis.
+        like: A tensor of the dtype and on the device that it must have.
 
     Returns:
         The seed.
 
     Raises:
-        TypeError: If it is not a floating tensor.
-        ValueError: If it is no matrix of that size.
+        TypeError: If it is not a floating tensor, or of another dtype.
+        ValueError: If it is no matrix of that size, or on another device.
     """
     if not isinstance(seed, Tensor) or not seed.is_floating_point():
         kind = seed.dtype if isinstance(seed, Tensor) else type(seed).__name__
@@ -53,6 +55,10 @@ def check_seed(caller: str, name: str, seed: Any, size: int, axis: int) -> Tenso
     if seed.dim() != 2 or seed.shape[axis] != size:
         needed = f"(rows, {size})" if axis == 1 else f"({size}, columns)"
         raise ValueError(f"{caller}: {name} must be a matrix of shape {needed}, got {tuple(seed.shape)}.")
+    if seed.dtype != like.dtype:
+        raise TypeError(f"{caller}: {name} must be of dtype {like.dtype}, got {seed.dtype}; use .to({like.dtype}).")
+    if seed.device != like.device:
+        raise ValueError(f"{caller}: {name} must be on {like.device}, got {seed.device}; use .to(x.device).")
     return seed
 
 

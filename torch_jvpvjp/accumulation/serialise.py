@@ -77,11 +77,9 @@ def plan_from_json(text: str) -> Plan:
         plan = _assembled(data)
         shapes = [_shape(data[key]) for key in ("input_shape", "output_shape")]
         recorded = {key: data[key] for key in ("fma", "cost", "peak_entries", "makespan", "steps")}
-    except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"Plan.from_json: the text must hold every field that to_json writes, got {type(error).__name__}: "
-            f"{str(error).rstrip('.')}."
-        ) from error
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error).removeprefix("plan: ").rstrip(".")
+        raise ValueError(f"Plan.from_json: the text must hold a plan as to_json writes it, got {what}.") from error
     _check_recorded(plan, recorded)
     plan = replace(plan, cost=recorded["cost"]) if isinstance(plan.cost, float) else plan
     return replace(plan, input_shape=shapes[0], output_shape=shapes[1])
@@ -181,8 +179,33 @@ def _factor_to_data(factor: Factor) -> dict[str, Any]:
 
 def _factor_from_data(data: dict[str, Any]) -> Factor:
     structure = None if data["structure"] is None else structure_from_data(data["structure"])
-    fields: dict[str, Any] = {key: data[key] for key in _FACTOR_FIELDS} | {"structure": structure}
-    return Factor(**fields, **{key: data[key] for key in _LATER_FIELDS if key in data})
+    fields: dict[str, Any] = {key: data[key] for key in _FACTOR_FIELDS}
+    fields |= {key: data[key] for key in _LATER_FIELDS if key in data}
+    for key, value in fields.items():
+        _check_field(key, value)
+    return Factor(**fields, structure=structure)
+
+
+_TYPES = {"label": str, "given": bool, "shared": bool}  # of fields that are no counts
+_KNOWN = ("n", "m", "launches")  # counts that there always are
+
+
+def _check_field(key: str, value: Any) -> None:
+    """Check a field of a factor.
+
+    Args:
+        key: The field.
+        value: What the file says.
+
+    Raises:
+        TypeError: If it is not of the type of that field, or a count that is negative.
+    """
+    if key in _TYPES:
+        right = isinstance(value, _TYPES[key])
+    else:
+        right = (value is None and key not in _KNOWN) or (type(value) is int and value >= 0)
+    if not right:
+        raise TypeError(f"{key}={value!r} of a factor")
 
 
 def _bracket_from_data(data: dict[str, Any]) -> Bracket:

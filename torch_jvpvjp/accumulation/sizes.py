@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from operator import index as as_index
 from typing import Any
 
+from .checked import integer_of
 from .factor import Factor
 from .structure import Dense, Structure, structure_from_data
 
@@ -161,12 +161,10 @@ def _integers(name: str, values: Sequence[int], *, least: int) -> list[int]:
         TypeError: If one is not an integer.
         ValueError: If one is less than the least.
     """
-    try:
-        if any(isinstance(value, bool) for value in values):
-            raise TypeError("a bool counts nothing")
-        numbers = [as_index(value) for value in values]
-    except TypeError as error:
-        raise TypeError(f"Chain.from_sizes: {name} must be a sequence of integers, got {values!r}.") from error
+    found = [integer_of(value) for value in values] if hasattr(values, "__len__") else [None]  # an iterator is used up
+    numbers = [number for number in found if number is not None]
+    if len(numbers) < len(found):
+        raise TypeError(f"Chain.from_sizes: {name} must be a sequence of integers, got {values!r}.")
     wrong = [number for number in numbers if number < least]
     if wrong:
         raise ValueError(f"Chain.from_sizes: {name} must be at least {least} each, got {wrong[0]}.")

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from .checked import integer_of
+
 Wrt = None | int | str | Sequence[int] | Sequence[str]
 _LEAF = tree_flatten(None)[1]
 
@@ -158,16 +160,21 @@ def read_arguments(caller: str, f: Callable[..., Any], x: Any, wrt: Wrt) -> Argu
     args = x if type(x) is tuple else (x,)
     if wrt is None:
         return Arguments(args, tuple(range(len(args))), single=type(x) is not tuple)
-    if isinstance(wrt, int) and not isinstance(wrt, bool):
-        return Arguments(args, (_argnum(caller, wrt, args),))
+    number = integer_of(wrt)
+    if number is not None:
+        return Arguments(args, (_argnum(caller, number, args),))
     if isinstance(wrt, str) and wrt != "parameters":
         return Arguments(args, (), *_parameters(caller, f, (wrt,)))
     if wrt == "parameters":
         return Arguments(args, (), *_parameters(caller, f, None), single=False)
     if isinstance(wrt, Sequence) and wrt and all(isinstance(one, str) for one in wrt):
         return Arguments(args, (), *_parameters(caller, f, tuple(str(one) for one in wrt)), single=False)
-    if isinstance(wrt, Sequence) and wrt and all(isinstance(one, int) for one in wrt):
-        return Arguments(args, tuple(_argnum(caller, int(one), args) for one in wrt), single=False)
+    numbers = [integer_of(one) for one in wrt] if isinstance(wrt, Sequence) else []
+    if numbers and None not in numbers:
+        argnums = tuple(_argnum(caller, number, args) for number in numbers if number is not None)
+        if len(set(argnums)) < len(argnums):
+            raise ValueError(f"{caller}: wrt must name each argument once, got {wrt!r} of {len(args)} arguments.")
+        return Arguments(args, argnums, single=False)
     raise TypeError(f"{caller}: wrt must be None, argument numbers, 'parameters', or names of parameters, got {wrt!r}.")
 
 
@@ -194,6 +201,8 @@ def _parameters(
         raise ValueError(
             f"{caller}: wrt must name parameters of f, {', '.join(known) or 'which has none'}, got {missing}."
         )
+    if len(set(names)) < len(names):
+        raise ValueError(f"{caller}: wrt must name each parameter once, got {names}.")
     return names, tuple(known[name] for name in names)
 
 
@@ -228,15 +237,16 @@ def side_of(caller: str, name: str, tree: Any, batch_dims: int) -> tuple[Side, l
     if not tensors:
         raise ValueError(f"{caller}: {name} must hold a tensor at least, got none.")
     leaves: list[Leaf] = []
+    aside = ", or leave that argument out by wrt" if name == "x" and type(tree) is tuple and len(tree) > 1 else ""
     for place, tensor in enumerate(tensors):
         path = name if len(tensors) == 1 else f"{name} (leaf {place})"
         if not isinstance(tensor, Tensor):
             raise TypeError(
-                f"{caller}: {path} must be a floating tensor, got {type(tensor).__name__}{_way_out(tensor)}."
+                f"{caller}: {path} must be a floating tensor, got {type(tensor).__name__}{_way_out(tensor)}{aside}."
             )
         if not tensor.is_floating_point():
             way = "split it into real and imaginary part" if tensor.is_complex() else "convert it, as by x.double()"
-            raise TypeError(f"{caller}: {path} must be a floating tensor, got {tensor.dtype}; {way}.")
+            raise TypeError(f"{caller}: {path} must be a floating tensor, got {tensor.dtype}; {way}{aside}.")
         if tensor.dim() < batch_dims:
             raise ValueError(f"{caller}: {path} must have at least batch_dims={batch_dims} axes, got {tensor.dim()}.")
         leaves.append(Leaf(path, tensor.shape[batch_dims:], tensor.dtype))

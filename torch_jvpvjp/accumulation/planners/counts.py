@@ -92,5 +92,6 @@ class ProductCounts:
 
 
 def _common(counts: list[_Array]) -> _Array:
-    """Return the count that all rows (or columns) of a structure have, -1 if they differ."""
-    return np.array([int(row[0]) if row[0] == row.min() == row.max() else -1 for row in counts], np.int64)
+    """Return the count that all rows (or columns) of a structure have, 0 if there is none, -1 if they differ."""
+    alike = [-1 if row.size and row.min() < row.max() else int(row[:1].sum()) for row in counts]
+    return np.array(alike, np.int64)

@@ -25,12 +25,17 @@ def register_strategy(name: str) -> Callable[[Strategy], Strategy]:
         The decorator, which returns the strategy unchanged.
 
     Raises:
+        TypeError: If the name is no text, or what is decorated no function.
         ValueError: If the name is taken.
     """
+    if not isinstance(name, str):
+        raise TypeError(f'register_strategy: name must be a str, got {name!r}; write @register_strategy("mine").')
     if name in STRATEGIES:
         raise ValueError(f"register_strategy: name must be new, got {name!r}, which is registered; take another.")
 
     def register(strategy: Strategy) -> Strategy:
+        if not callable(strategy):
+            raise TypeError(f"register_strategy: strategy {name!r} must be a function, got {type(strategy).__name__}.")
         STRATEGIES[name] = strategy
         return strategy
 
