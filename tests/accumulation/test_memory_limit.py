@@ -1,5 +1,7 @@
 """Chunks and memory limits change how much is held at once, never the result."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from jacobian_checks import F64, assert_same, composed, judged, parameters_judged, randn
@@ -62,8 +64,9 @@ def test_a_limit_that_no_plan_keeps_is_refused_with_one_that_works(limit):
 
     with pytest.raises(InfeasiblePlanError, match=f"got {limit:,} bytes where the least that was found") as raised:
         jacobian(products, x, memory_limit=limit)
-    enough = 8 * raised.value.smallest
+    enough = raised.value.smallest
     assert f"holds {enough:,} with" in str(raised.value)
+    assert enough <= plan_jacobian(products, x).peak_bytes
     assert_same(jacobian(products, x, memory_limit=enough), judged(products, x))
 
 
@@ -74,10 +77,27 @@ def test_a_limit_below_what_one_column_holds_is_refused(chunk_size):
     message = f"got 30,000 bytes where the least that was found holds .* with {columns}"
     with pytest.raises(InfeasiblePlanError, match=message) as raised:
         jacobian(net, x, objective="fma", memory_limit=30_000, chunk_size=chunk_size)
-    enough = 8 * raised.value.smallest
+    enough = raised.value.smallest
     assert enough > 30_000
     found = jacobian(net, x, objective="fma", memory_limit=enough, chunk_size=chunk_size)
     assert_same(found, judged(net, x))
+
+
+@pytest.mark.parametrize("batch", [(), (8,)], ids=["one", "batch"])
+@pytest.mark.parametrize("part", [0.01, 0.6])
+def test_the_limit_that_an_error_names_is_no_more_than_is_held_without_one(part, batch):
+    """Of small nets all columns at once may hold less than one at a time does, whose results wait beside the whole."""
+    for sizes in ([5, 20, 20], [20, 3, 60, 20], [60, 20, 5]):
+        layers = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.Tanh())]
+        net, x = nn.Sequential(*layers).to(F64), randn(*batch, sizes[0])
+        free = plan_jacobian(net, x, batch_dims=len(batch)).peak_bytes
+        limit = max(int(part * free), 1)
+        try:
+            assert plan_jacobian(net, x, batch_dims=len(batch), memory_limit=limit).peak_bytes <= limit
+        except InfeasiblePlanError as error:
+            assert limit < error.smallest <= free
+            plan = plan_jacobian(net, x, batch_dims=len(batch), memory_limit=error.smallest)
+            assert plan.peak_bytes <= error.smallest
 
 
 def test_sizes_are_read():

@@ -68,6 +68,7 @@ def test_query_key_and_value(args: Any, error: type[Exception], message: str) ->
         ({"scale": torch.ones(())}, TypeError, r"scale must be a number, got a tensor, .* lost; use .item\(\)"),
         ({"scale": float("nan")}, ValueError, r"scale must be in \[-inf, inf\], got nan"),
         ({"enable_gqa": None}, TypeError, r"enable_gqa must be True or False, got None"),
+        ({"return_lse": 1}, TypeError, r"return_lse must be True or False, got 1"),
         ({"causal_alignment": "middle"}, ValueError, r"causal_alignment must be one of .* got 'middle'"),
         ({"window": 3}, TypeError, r"window must be a pair \(left, right\) .* got 3"),
         ({"window": (1, 2, 3)}, TypeError, r"window must be a pair \(left, right\) .* got \(1, 2, 3\)"),

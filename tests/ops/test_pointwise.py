@@ -194,3 +194,14 @@ def test_bad_input(call: Callable[[], Any], error: type[Exception], message: str
 
 def test_every_function_of_the_module_is_tested_here() -> None:
     assert {name.partition(",")[0] for name in PAIRS} == set(pointwise.__all__) - {"ops"}
+
+
+@pytest.mark.parametrize("name", ["silu", "mish", "relu"])
+def test_inplace_is_an_argument_as_in_pytorch_and_refused(name: str) -> None:
+    ours, theirs, x = getattr(pointwise, name), getattr(F, name), torch.randn(5)
+    torch.testing.assert_close(ours(x, False), theirs(x, False))
+    torch.testing.assert_close(ours(x, inplace=False), theirs(x))
+    with pytest.raises(ValueError, match=rf"{name}: inplace must be False, got True; .* write x = {name}\(x\)"):
+        ours(x, inplace=True)
+    with pytest.raises(TypeError, match=rf"{name}: inplace must be False, got 0"):
+        ours(x, 0)

@@ -144,8 +144,23 @@ def test_positions_outside_of_the_table() -> None:
         if _interpreted():
             assert ops.rope(q, None, cos, sin, position_ids=ids)[0][0, 0, 1].isnan().all()
         else:
-            with pytest.raises(IndexError):
+            with pytest.raises(
+                IndexError, match="rope: position_ids must be rows of cos and sin, from 0 to 2, got others"
+            ):
                 ops.rope(q, None, cos, sin, position_ids=ids)
+
+
+def test_positions_outside_of_one_table_are_in_no_other() -> None:
+    cos, sin = (torch.stack([t, t]) for t in angles(3, 1))
+    q = heads(1, 1, 2, 2)
+    for row in (3, -1):
+        ids = torch.tensor([0, row])
+        rotated = torch.func.vmap(lambda c, s, ids=ids: ops.rope(q, None, c, s, position_ids=ids)[0])
+        if _interpreted():
+            assert rotated(cos, sin)[:, 0, 0, 1].isnan().all()
+        else:
+            with pytest.raises(IndexError, match="rope: position_ids must be rows of cos and sin, from 0 to 2"):
+                rotated(cos, sin)
 
 
 def test_nan_and_infinity_stay_in_their_pair(device: str) -> None:

@@ -128,6 +128,15 @@ def test_unknown_devices_are_refused() -> None:
         op.kernel(square)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("what", ["kernel", "jvp", "vjp", "vmap", "fake"])
+def test_what_is_no_function_is_refused_at_once(what: str) -> None:
+    op = differentiable_op(fresh_name("functions"))(square)
+    register: Any = op.kernel("cpu") if what == "kernel" else getattr(op, what)
+    with pytest.raises(TypeError, match=rf"functions_\d+\.{what}: the {what} must be a function, got int"):
+        register(3)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(op))(torch.ones(2)), torch.full((2,), 2.0))
+
+
 def test_unknown_autocast_policy_is_refused() -> None:
     op = differentiable_op(fresh_name("policy"))(square)
     with pytest.raises(ValueError, match=r"'lower', 'promote' or a floating-point dtype, got 'half'"):

@@ -90,27 +90,75 @@ def ready_within(limit: Limit, planned: Planned, strategy: str, peak_entries: in
     Raises:
         InfeasiblePlanError: If none was found.
     """
+
+    def within(most: int) -> tuple[Plan | None, list[Plan]]:
+        return _search(replace(limit, most=most), planned, strategy, peak_entries)
+
+    found, tried = within(limit.most)
+    if found is not None:
+        return found
+    least = _least(limit, tried, lambda most: within(most)[0])
+    raise InfeasiblePlanError(_too_much(limit, least), smallest=least.peak_bytes or 0)
+
+
+def _search(limit: Limit, planned: Planned, strategy: str, peak_entries: int | None) -> tuple[Plan | None, list[Plan]]:
+    """The cheapest plan that is found within a limit, if one is.
+
+    Args:
+        limit: The limit.
+        planned: Makes plans.
+        strategy: What was asked for.
+        peak_entries: Entries that blocks may hold in any case.
+
+    Returns:
+        The plan, ready to be called, or None; and all that were tried, in chunks, that of no limit first.
+    """
     tried = [_in_chunks(limit, planned())]
     if _keeps(limit, tried[0]):
-        return tried[0]
+        return tried[0], tried
     most = limit.entries if peak_entries is None else min(limit.entries, peak_entries)
-    plans, smallest = _plans(limit, planned, most, every=strategy == "dynamic_programming")
+    plans = _plans(limit, planned, most, every=strategy == "dynamic_programming")
     for plan in sorted(plans, key=lambda plan: plan.cost):
         if all(plan.steps != other.steps for other in tried):
             tried.append(_in_chunks(limit, plan))
             if _keeps(limit, tried[-1]):
-                return tried[-1]
-    least = min(tried, key=lambda plan: plan.peak_bytes or 0)
-    if plans or (least.peak_bytes or 0) > limit.most:
-        raise InfeasiblePlanError(_too_much(limit, least), smallest=-(-(least.peak_bytes or 0) // limit.itemsize))
-    raise InfeasiblePlanError(
-        f"{limit.runtime.caller}: memory_limit={limit.said!r} must hold the blocks of some plan, got a chain that "
-        f"needs {smallest * limit.itemsize:,} bytes for them; raise memory_limit to twice that.",
-        smallest=smallest,
-    )
+                return tried[-1], tried
+    return None, tried
 
 
-def _plans(limit: Limit, planned: Planned, most: int, *, every: bool) -> tuple[list[Plan], int]:
+def _least(limit: Limit, tried: list[Plan], within: Callable[[int], Plan | None]) -> Plan:
+    """Of plans that exceed a limit the one that holds least, what it holds being a limit that works.
+
+    Args:
+        limit: The limit.
+        tried: Plans in chunks, which may hold more than all columns at once do.
+        within: Searches within another limit.
+
+    Returns:
+        The plan.
+    """
+    wholes = [] if limit.runtime.options.chunk_size else [ready(limit.runtime, limit.tracing, plan) for plan in tried]
+    least = (wholes or tried)[0]  # which a search within what it holds begins with
+    for plan in (*wholes, *tried):
+        _keeps(limit, plan)  # tells what it holds
+
+    def works(plan: Plan | None) -> bool:
+        return plan is not None and (found := within(_held(plan))) is not None and _held(found) <= _held(plan)
+
+    least = next((plan for plan in sorted((*wholes, *tried), key=_held) if works(plan)), least)
+    for _ in range(_ATTEMPTS):  # another limit brings other plans into view
+        better = within(_held(least) - 1)
+        if better is None or not works(better):
+            break
+        least = better
+    return least
+
+
+def _held(plan: Plan) -> int:
+    return plan.peak_bytes or 0
+
+
+def _plans(limit: Limit, planned: Planned, most: int, *, every: bool) -> list[Plan]:
     """Plans whose blocks keep a limit in entries.
 
     Args:
@@ -121,22 +169,19 @@ def _plans(limit: Limit, planned: Planned, most: int, *, every: bool) -> tuple[l
             which begins at the identity, so that its chunks hold no block at all.
 
     Returns:
-        The plans, and the fewest entries for which there is one.
+        The plans.
     """
     raw = [replace(factor, given=False, forming_cost=None) for factor in limit.tracing.traced.factors]
     ways: list[tuple[Any, ...]] = [(most,)]
     if every:
         ways += [(most // 4,), (most // 16,), (most, "forward", raw), (most, "reverse", raw)]
     plans: list[Plan] = []
-    needed: list[int] = []
     for way in ways:
         try:
             plans.append(planned(*way))
-        except InfeasiblePlanError as error:
-            needed.append(error.smallest)
-        except ValueError:  # it needs a mode that a factor has not
+        except ValueError:  # its blocks hold more, or it needs a mode that a factor has not
             continue
-    return plans, min(needed, default=0)
+    return plans
 
 
 def _keeps(limit: Limit, plan: Plan) -> bool:

@@ -271,6 +271,21 @@ def takes_outputs(rule: Function) -> bool:
     return _positional(rule) >= 3
 
 
+def check_function(qualname: str, what: str, function: Any) -> None:
+    """Refuse what is no function when it is registered, not when it first runs.
+
+    Args:
+        qualname: The op it is for.
+        what: What it is to be.
+        function: What came.
+
+    Raises:
+        TypeError: If it cannot be called.
+    """
+    if not callable(function):
+        raise TypeError(f"{qualname}.{what}: the {what} must be a function, got {type(function).__name__}.")
+
+
 def check_arity(qualname: str, rule: Function, wanted: str, allowed: Sequence[int]) -> None:
     """Refuse a rule with the wrong number of positional parameters when it is registered, not when it first runs.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import _torch_private as private
-from .conventions import Convention, FlatFunction, Function, takes_only_positions
+from .conventions import Convention, FlatFunction, Function, check_function, takes_only_positions
 from .promises import common_device, finished
 
 
@@ -62,6 +62,7 @@ class Kernels:
             devices: Device types.
             function: The kernel, called as the formula beside it is.
         """
+        check_function(self._convention.qualname, "kernel", function)
         flat = self._convention.flatten(function)
         for device in devices:
             self._flat[device], self._written[device] = flat, function

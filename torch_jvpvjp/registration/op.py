@@ -12,7 +12,7 @@ from . import _torch_private as private
 from .autocast import Policy, cast_by_policy, region_of, register_autocast_kernels
 from .autograd import make_autograd_kernel, make_node
 from .composite import are_formulas
-from .conventions import Convention, Function
+from .conventions import Convention, Function, check_function
 from .fast_path import COMPUTE, PUSH, RECORD, choose_way
 from .kernels import Kernels
 from .layouts import check_operand
@@ -312,6 +312,7 @@ class DifferentiableOp:
             ValueError: If there is a rule already.
         """
         self._refuse_second(self.vmap_rule, "vmap rule")
+        check_function(self.qualname, "vmap", rule)
         self.vmap_rule = rule
         return rule
 
@@ -329,6 +330,7 @@ class DifferentiableOp:
             ValueError: If there is one already.
         """
         self._refuse_second(self._fake, "fake")
+        check_function(self.qualname, "fake", function)
         self._fake = self.convention.flatten(function)
         return function
 
@@ -372,11 +374,7 @@ class DifferentiableOp:
         return found
 
     def kernel_devices(self) -> tuple[str, ...]:
-        """Device types for which this point has a kernel.
-
-        Returns:
-            The device types, in the order of registration.
-        """
+        """Return the device types for which this point has a kernel, in the order of registration."""
         return self._kernels.devices
 
     def __repr__(self) -> str:

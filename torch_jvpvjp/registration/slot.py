@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .conventions import Function, JvpConvention, VjpConvention, check_arity, takes_outputs
+from .conventions import Function, JvpConvention, VjpConvention, check_arity, check_function, takes_outputs
 from .vmap import VmapRule
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ class DerivativeSlot:
         owner, qualname = self._owner, f"{self._owner.qualname}_{self._kind}"
         if (owner.jvp_op if self._kind == "jvp" else owner.vjp_op) is not None:
             raise ValueError(f"{owner.qualname}: there is a {self._kind.upper()} rule already; an op has one.")
-        if not callable(rule):
-            raise TypeError(f"{owner.qualname}.{self._kind}: the rule must be a function, got {type(rule).__name__}.")
+        check_function(owner.qualname, self._kind, rule)
         if self._kind == "jvp":
             for option, given in (("unsaved", unsaved), ("shape_only", shape_only)):
                 if given:

@@ -75,6 +75,8 @@ def is_rounded(function: str, casting: Any, weight_offset: Any, x: Tensor, *weig
     """Check casting and weight_offset; return whether x̂ is rounded before it meets the gain."""
     if isinstance(weight_offset, bool) or not isinstance(weight_offset, float | int):
         raise TypeError(f"{function}: weight_offset must be a number, got {type(weight_offset).__name__}.")
+    if not -inf < weight_offset < inf:
+        raise ValueError(f"{function}: weight_offset must be finite, got {weight_offset}.")
     if casting not in CASTINGS:
         raise ValueError(f"{function}: casting must be one of {CASTINGS}, got {casting!r}.")
     if casting != "llama":

@@ -25,9 +25,8 @@ def check_input(name: str, x: Any, dtype: Any) -> None:
     if dtype is not None and (not isinstance(dtype, torch.dtype) or dtype not in FLOATS):
         raise TypeError(f"{name}: dtype must be float16, bfloat16, float32 or float64, got {dtype}.")
     if dtype is None and x.dtype not in FLOATS:
-        raise TypeError(
-            f"{name}: input must be float16, bfloat16, float32 or float64, got {x.dtype}; use dtype= or .to()."
-        )
+        way = ".to()" if name == "logsumexp" else "dtype= or .to()"  # which has no dtype, as PyTorch's has none
+        raise TypeError(f"{name}: input must be float16, bfloat16, float32 or float64, got {x.dtype}; use {way}.")
 
 
 def check_dim(name: str, x: Tensor, dim: Any) -> int:

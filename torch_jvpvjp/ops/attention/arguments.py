@@ -124,8 +124,7 @@ def by_heads(name: str, query: Tensor, key: Tensor, value: Tensor, *, enable_gqa
         TypeError: If enable_gqa is not a bool.
         ValueError: If the axes in front do not broadcast.
     """
-    if not isinstance(enable_gqa, bool):
-        raise TypeError(f"{name}: enable_gqa must be True or False, got {enable_gqa!r}.")
+    check_flag(name, "enable_gqa", enable_gqa)
     if query.dim() == key.dim() == value.dim() == 4:  # the common cases: nothing is moved, nothing broadcasts
         (b, hq), kv = query.shape[:2], key.shape[:2]
         if kv == value.shape[:2] and b == kv[0] and (hq == kv[1] or (enable_gqa and kv[1] and hq % kv[1] == 0)):
@@ -242,8 +241,7 @@ def visible_of(name: str, heads: Heads, is_causal: Any, window: Any, causal_alig
         TypeError: If an argument has the wrong type.
         ValueError: If it has a wrong value.
     """
-    if not isinstance(is_causal, bool):
-        raise TypeError(f"{name}: is_causal must be True or False, got {is_causal!r}.")
+    check_flag(name, "is_causal", is_causal)
     if causal_alignment not in ALIGNMENTS:
         raise ValueError(f"{name}: causal_alignment must be one of {ALIGNMENTS}, got {causal_alignment!r}.")
     left = right = UNBOUNDED
@@ -326,3 +324,18 @@ def slopes_of(name: str, slopes: Any, heads: Heads) -> Tensor | None:
         )
     wide = torch.float64 if query.dtype == torch.float64 or _is_autocast(query) else torch.float32
     return (slopes if slopes.dim() == 2 else slopes[None]).to(wide)
+
+
+def check_flag(name: str, argument: str, value: Any) -> None:
+    """Refuse what is no bool.
+
+    Args:
+        name: The function that was called.
+        argument: The option.
+        value: What came.
+
+    Raises:
+        TypeError: If it is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: {argument} must be True or False, got {value!r}.")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...registration import _torch_private as private
-from .arguments import Heads, Layout, by_heads, check_tensors, mask_of, number_of, slopes_of, visible_of
+from .arguments import Heads, Layout, by_heads, check_flag, check_tensors, mask_of, number_of, slopes_of, visible_of
 from .blocks import Blocks, blocks_of, is_block_mask
 from .rules import op
 
@@ -80,6 +80,7 @@ def scaled_dot_product_attention(
         ValueError: If shapes or devices do not agree or a number is outside of its range.
         NotImplementedError: If a derivative is asked for with respect to alibi_slopes.
     """
+    check_flag(_NAME, "return_lse", return_lse)
     arguments = read(
         _NAME,
         query,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...registration import _torch_private as private
 from .._arguments import check_dense, check_floating, kind_of
-from .arguments import UNBOUNDED, by_heads, check_tensors, number_of, slopes_of, visible_of
+from .arguments import UNBOUNDED, by_heads, check_flag, check_tensors, number_of, slopes_of, visible_of
 from .face import draw_seed, scale_of, softcap_of
 from .rules import op
 
@@ -63,6 +63,7 @@ def varlen_attention(
         TypeError: If an argument is not of its type.
         ValueError: If shapes or devices do not agree, or cu_seqlens on the CPU are not cumulative lengths.
     """
+    check_flag(_NAME, "return_lse", return_lse)
     for label, tensor in (("query", query), ("key", key), ("value", value)):
         check_floating(_NAME, label, tensor)
         if tensor.dim() != 3:

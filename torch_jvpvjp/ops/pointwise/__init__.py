@@ -55,8 +55,8 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:  # noqa: A002 -- t
     return _apply(ops.gelu, input, approximate)
 
 
-def silu(input: Tensor) -> Tensor:  # noqa: A002
-    """Sigmoid linear unit, or swish; semantics of ``torch.nn.functional.silu``, out of place.
+def silu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+    """Sigmoid linear unit, or swish; signature and semantics of ``torch.nn.functional.silu``, out of place.
 
         y = x σ(x),    y′ = σ + x σ′,    y″ = 2 σ′ + x σ″,    ẏ = y′ ẋ,    x̄ = y′ ȳ
 
@@ -65,16 +65,20 @@ def silu(input: Tensor) -> Tensor:  # noqa: A002
 
     Args:
         input: x, any shape and strides; float16, bfloat16, float32 or float64.
+        inplace: False: nothing is written into input.
 
     Returns:
         y, of the shape and dtype of input, its axes in memory in the order of input's.
 
     Raises:
-        TypeError: If input is not a tensor of a dtype named above.
+        TypeError: If input is not a tensor of a dtype named above, or inplace no bool.
+        ValueError: If inplace is True.
 
     Source: Elfwing, Uchibe and Doya (2017), Sigmoid-Weighted Linear Units for Neural Network Function Approximation in
     Reinforcement Learning.
     """
+    if inplace is not False:
+        _refuse_in_place("silu", inplace)
     way = standing(input)
     if way in REVERSED:
         y = F.silu(input)
@@ -156,8 +160,8 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
     return _apply(ops.softplus, input, float(beta), float(threshold))
 
 
-def mish(input: Tensor) -> Tensor:  # noqa: A002
-    """Mish; semantics of ``torch.nn.functional.mish``, out of place.
+def mish(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+    """Mish; signature and semantics of ``torch.nn.functional.mish``, out of place.
 
     With t = tanh(log(1 + exp(x))) and t′ = (1 − t²) σ(x):
 
@@ -168,15 +172,19 @@ def mish(input: Tensor) -> Tensor:  # noqa: A002
 
     Args:
         input: x, any shape and strides; float16, bfloat16, float32 or float64.
+        inplace: False: nothing is written into input.
 
     Returns:
         y, of the shape and dtype of input, its axes in memory in the order of input's.
 
     Raises:
-        TypeError: If input is not a tensor of a dtype named above.
+        TypeError: If input is not a tensor of a dtype named above, or inplace no bool.
+        ValueError: If inplace is True.
 
     Source: Misra (2019), Mish: A Self Regularized Non-Monotonic Activation Function.
     """
+    if inplace is not False:
+        _refuse_in_place("mish", inplace)
     way = standing(input)
     if way in REVERSED:
         y = F.mish(input)
@@ -204,8 +212,8 @@ def sigmoid(input: Tensor) -> Tensor:  # noqa: A002
     return torch.sigmoid(input) if standing(input) else _apply(ops.sigmoid, input)
 
 
-def relu(input: Tensor) -> Tensor:  # noqa: A002
-    """Rectified linear unit; semantics of ``torch.nn.functional.relu``, out of place.
+def relu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+    """Rectified linear unit; signature and semantics of ``torch.nn.functional.relu``, out of place.
 
         y = max(x, 0),    y′ = 1 where x > 0, else 0,    ẏ = y′ ẋ,    x̄ = y′ ȳ
 
@@ -214,13 +222,17 @@ def relu(input: Tensor) -> Tensor:  # noqa: A002
 
     Args:
         input: x, any shape and strides; float16, bfloat16, float32 or float64.
+        inplace: False: nothing is written into input.
 
     Returns:
         y, of the shape and dtype of input, its axes in memory in the order of input's.
 
     Raises:
-        TypeError: If input is not a tensor of a dtype named above.
+        TypeError: If input is not a tensor of a dtype named above, or inplace no bool.
+        ValueError: If inplace is True.
     """
+    if inplace is not False:
+        _refuse_in_place("relu", inplace)
     return torch.relu(input) if standing(input) else _apply(ops.relu, input)
 
 
@@ -242,3 +254,9 @@ def _call(op: DifferentiableOp, x: Tensor, options: tuple[Any, ...]) -> Tensor:
 def _check_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, float | int):
         raise TypeError(f"softplus: {name} must be a number, got {type(value).__name__}.")
+
+
+def _refuse_in_place(name: str, inplace: Any) -> None:
+    if not isinstance(inplace, bool):
+        raise TypeError(f"{name}: inplace must be False, got {inplace!r}.")
+    raise ValueError(f"{name}: inplace must be False, got True; ops write into no input, so write x = {name}(x).")

@@ -81,7 +81,13 @@ def look_up(angle: Tensor, frame: Frame) -> Tensor:
     if frame.position_ids is None:
         return angle
     flat, index = _table_index(angle, frame)
-    return F.embedding(index, flat).unsqueeze(-2 if frame.heads_last else -3)
+    try:
+        return F.embedding(index, flat).unsqueeze(-2 if frame.heads_last else -3)
+    except IndexError as error:  # on a CPU; kernels give NaN
+        rows = angle.squeeze(-2 if frame.heads_last else -3).shape[-2]
+        raise IndexError(
+            f"rope: position_ids must be rows of cos and sin, from 0 to {rows - 1}, got others."
+        ) from error
 
 
 def _table_index(table: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
@@ -92,7 +98,7 @@ def _table_index(table: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
     lead = rows.shape[:-2]
     if prod(lead) != 1:
         first = torch.arange(prod(lead), device=table.device).reshape((*lead, 1)) * rows.shape[-2]
-        index = index + first
+        index = torch.where((index < 0) | (index >= rows.shape[-2]), -1, index + first)  # no row of another lead's
     return rows.reshape(-1, rows.shape[-1]), index
 
 
