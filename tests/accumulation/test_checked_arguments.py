@@ -4,6 +4,7 @@ import pytest
 import torch
 from jacobian_checks import F64, assert_same, check_jacobian, judged, quiet_judge, randn
 from torch import distributions as D  # noqa: N812 (as everywhere)
+from torch.nn import functional as F  # noqa: N812
 
 from torch_jvpvjp.accumulation import jacobian, plan_jacobian
 
@@ -165,6 +166,35 @@ def test_matrices_of_a_batch_are_checked():
     for call in (plan, torch.func.vmap(plan_jacobian(f, x[0])), torch.func.vmap(lambda row: jacobian(f, row))):
         with pytest.raises(RuntimeError, match="not positive-definite"):
             call(y)
+
+
+CLASSES = torch.tensor([0, 2, 1])
+TAKING = {  # a function of fractions in (0, 1) and another argument; one that it takes, and one that it does not
+    "targets": (F.binary_cross_entropy, SHARES, 2 * SHARES),
+    "an index": (lambda v, index: F.embedding(index, v[:, None]), CLASSES, CLASSES + 1),
+    "classes": (lambda v, classes: v * F.one_hot(classes, 3), CLASSES, CLASSES + 1),
+    "negative classes": (lambda v, classes: v * F.one_hot(classes, 3), CLASSES, -CLASSES),
+}
+
+
+@pytest.mark.parametrize(("f", "taken", "refused"), TAKING.values(), ids=TAKING)
+def test_what_derivatives_do_not_look_at_is_checked_all_the_same(f, taken, refused):
+    plan = plan_jacobian(f, (SHARES, taken), wrt=0)
+    for _ in range(3):  # the executor, then the recorded program
+        assert_same(plan((SHARES, taken)), judged(lambda v: f(v, taken), SHARES))
+        with pytest.raises((RuntimeError, IndexError, ValueError), match="between 0 and 1|out of range|Class values"):
+            plan((SHARES, refused))
+    assert not plan.runtime.refusals()
+
+
+@pytest.mark.parametrize("options", [{}, {"create_graph": True}], ids=str)
+def test_fractions_that_are_none_are_refused(options):
+    plan = plan_jacobian(lambda v: F.binary_cross_entropy(v, SHARES, reduction="none"), SHARES, **options)
+    for _ in range(3):
+        assert_same(plan(SHARES), torch.zeros(3, 3, dtype=F64))
+        for x in (1 + SHARES, -SHARES):
+            with pytest.raises(RuntimeError, match="between 0 and 1"):
+                plan(x)
 
 
 def test_a_check_inside_of_a_transform_is_left_to_pytorch():

@@ -114,12 +114,16 @@ def pure_op(func: Any) -> Any | None:
     return pure if plain and alike[0] == alike[1] else None
 
 
+_RAISING = frozenset({_aten.binary_cross_entropy.default, _aten.embedding.default})
+"""Ops that raise for values which their derivatives take: those outside of [0, 1], or indices that are not there."""
+
+
 def without_unused(calls: Sequence[ProgramCall], results: Sequence[int]) -> list[ProgramCall]:
-    """Return the calls that the results need; one that writes into a tensor is always needed."""
+    """Return the calls that the results need; one that writes into a tensor, or may raise, is always needed."""
     needed = set(results)
     used: list[ProgramCall] = []
     for call in reversed(calls):
-        if call.target._schema.is_mutable or not needed.isdisjoint(call.outputs):
+        if call.target._schema.is_mutable or call.target in _RAISING or not needed.isdisjoint(call.outputs):
             needed.update(call.operands)
             used.append(call)
     return used[::-1]

@@ -62,7 +62,9 @@ class Intercepted(TorchFunctionMode):
         if func is is_all_true and not self._answers and not wraps_transform(args[0]):
             self.checked.append(args[0])
             return True
-        if func is torch.nn.functional.pad:
+        if func is F.one_hot:
+            self._check_classes(*args, **kwargs)
+        if func is F.pad:
             wrapped = _wrapped(*args, **kwargs)
             return func(*args, **kwargs) if wrapped is None else wrapped
         if func in _SOFTMAXES:
@@ -74,6 +76,15 @@ class Intercepted(TorchFunctionMode):
             base, rows, dim, start = as_slice(*args, **kwargs)
             return torch.slice_scatter(base, rows.unsqueeze(dim), dim, start, start + 1)
         return func(*args, **kwargs)
+
+    def _check_classes(self, tensor: Tensor, num_classes: int = -1) -> None:
+        """Have the classes checked that PyTorch checks where there is data."""
+        if num_classes > 0 and not wraps_transform(tensor):
+            there = torch.logical_and(tensor >= 0, tensor < num_classes).all()
+            if not self._answers:
+                self.checked.append(there)
+            elif not there:
+                raise RuntimeError(f"one_hot: classes must lie in [0, {num_classes}).")
 
     def _refuse(self, reason: str) -> NoReturn:
         self.refusal = NotRecordable(reason)
