@@ -1,5 +1,7 @@
 """What a plan says it costs is what its execution does, and every plan of a chain gives the same matrix."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from structure_cases import block_of, chains, plain_structures, structures
 
 from torch_jvpvjp.accumulation import STRATEGIES, Chain
+from torch_jvpvjp.accumulation.bracket import Action
 from torch_jvpvjp.accumulation.given import multiply_given
 from torch_jvpvjp.accumulation.structure import Dense, Diagonal
 
@@ -56,6 +59,17 @@ def test_costs_counted_while_executing_are_those_planned_for_factored_structures
         check(data.draw(chains(structures, length))[::-1])
 
     holds()
+
+
+@pytest.mark.parametrize("strategy", OURS)
+def test_matrices_that_a_plan_carries_blocks_through_are_multiplied_one_by_one(strategy):
+    dims = [4, 3, 5, 2, 6]
+    costs = {"jvp_cost": [3, 20, 7, 2], "vjp_cost": [3, 2, 7, 20]}
+    blocks = [block_of(Dense(m, n), seed=m) for n, m in pairwise(dims)]
+    plan = Chain.from_sizes(dims, **costs).plan(strategy=strategy)
+    assert any(step.decision.action is Action.ELIMINATE for step in plan.steps)
+    matrix = multiply_given(plan, blocks)[0].dense(torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(matrix, expected(blocks), rtol=1e-10, atol=1e-10)
 
 
 def test_every_strategy_is_checked():

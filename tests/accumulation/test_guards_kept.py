@@ -67,8 +67,8 @@ def _cached_in_a_dict(look_at_data=False):
     return function
 
 
-def _cached_by_functools():
-    @functools.lru_cache
+def _cached_by_functools(cached=functools.lru_cache):
+    @cached
     def table(n):
         return torch.arange(n, dtype=F64)
 
@@ -84,6 +84,7 @@ CACHES = {
     "a dict": _cached_in_a_dict,
     "a dict, of a function that looks at data": lambda: _cached_in_a_dict(look_at_data=True),
     "functools.lru_cache": _cached_by_functools,
+    "functools.cache": lambda: _cached_by_functools(functools.cache),
 }
 
 

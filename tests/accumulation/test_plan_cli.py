@@ -55,6 +55,16 @@ def test_it_draws(tmp_path, capsys):
     assert (tmp_path / "plan.png").stat().st_size > 1000
 
 
+def test_it_draws_the_chain_of_a_file(tmp_path, capsys):
+    file, picture = tmp_path / "chain.json", tmp_path / "plan.png"
+    file.write_text(json.dumps([{"dims": [4, 2, 4]}]))
+    assert _run(str(file), "--plot", str(picture)) == 0
+    assert picture.stat().st_size > 1000
+    file.write_text(json.dumps([{"dims": [4, 2, 4]}, {"dims": [2, 2]}]))
+    assert _run(str(file), "--plot", str(picture)) == 2
+    assert "--plot draws one chain, got 2" in capsys.readouterr().err
+
+
 WRONG = {
     "one size": (["--dims", "4"], "dims must hold at least two sizes, got [4]"),
     "zero size": (["--dims", "4,0"], "dims must be at least 1 each, got 0"),

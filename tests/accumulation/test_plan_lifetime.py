@@ -12,7 +12,7 @@ from guard_checks import Scaled, Scaler
 from jacobian_checks import assert_same, judged, randn
 from torch import nn
 
-from torch_jvpvjp.accumulation import cache, jacobian, plan_jacobian
+from torch_jvpvjp.accumulation import api, cache, jacobian, plan_jacobian
 
 
 def _cubed(v):
@@ -95,3 +95,15 @@ def test_what_is_kept_on_a_function_is_no_change_of_it(monkeypatch):
         jacobian(net, x)
     # Under vmap nothing can be recorded anew, and a black box is another chain than the plan is for.
     assert_same(torch.func.vmap(plan)(x[None]), judged(net, x)[None])
+
+
+def test_jacobian_calls_a_plan_of_the_same_function_itself(monkeypatch):
+    def f(v):
+        return v.sin() * v.sum()
+
+    x = randn(3)
+    plan = plan_jacobian(f, x)
+    monkeypatch.setattr(api, "remembered", None)  # where it is looked for once more
+    assert_same(jacobian(f, x, plan=plan), judged(f, x))
+    with pytest.raises(TypeError, match="NoneType"):
+        jacobian(lambda v: f(v), x, plan=plan)

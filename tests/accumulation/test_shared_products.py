@@ -19,10 +19,14 @@ def of_right(x: Tensor) -> Tensor:
     return torch.tanh((torch.tanh(x).unsqueeze(-2) @ WEIGHT).squeeze(-2))
 
 
+def of_a_left_factor(x: Tensor) -> Tensor:
+    return torch.tanh((WEIGHT @ torch.tanh(x).unsqueeze(-1)).squeeze(-1))
+
+
 WEIGHT = torch.randn(3, 8, 8, dtype=F64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("function", [of_left, of_right])
+@pytest.mark.parametrize("function", [of_left, of_right, of_a_left_factor])
 @pytest.mark.parametrize("strategy", ["forward", "reverse", "dynamic_programming"])
 def test_the_samples_stand_side_by_side(function, strategy):
     x = randn(5, 3, 8)

@@ -148,6 +148,13 @@ def test_low_rank_keeps_its_factors_apart():
     assert product(left, Diagonal(k)).result == PlusLowRank(LowerTriangular(m, k), 2)
 
 
+@pytest.mark.parametrize("size", [(0, 3), (3, 0)], ids=str)
+def test_low_rank_without_rows_or_columns(size):
+    empty, full = block_of(LowRank(*size, 1)), block_of(PlusLowRank(Identity(3), 1))
+    left, right = (empty, full) if size[1] else (full, empty)
+    assert multiply(left, right).dense(torch.empty(0, dtype=torch.float64)).shape == size
+
+
 def test_residual_blocks_stay_residual_where_they_can():
     n = 4
     assert product(IdentityPlus(Diagonal(n)), Diagonal(n)).result == Diagonal(n)

@@ -33,6 +33,18 @@ def _pairs(of):
     return shapes.flatmap(lambda shape: st.tuples(of(*shape), of(*shape)))
 
 
+SAMPLES = Kronecker(Identity(3), Dense(2, 2))
+
+
+@pytest.mark.parametrize("left", [Identity(6), SAMPLES], ids=str)
+@pytest.mark.parametrize("right", [Identity(6), SAMPLES], ids=str)
+def test_sums_of_the_same_matrix_for_every_sample_stay_that(left, right):
+    one, other = block_of(left, 0), block_of(right, 1)
+    both = add(one, other)
+    assert isinstance(both.structure, Kronecker) or SAMPLES not in {left, right}
+    torch.testing.assert_close(both.dense(LIKE), one.dense(LIKE) + other.dense(LIKE))
+
+
 @CHECKED
 @given(_pairs(structures))
 def test_sum_of_any_two_structures_is_the_sum_of_their_matrices(pair):

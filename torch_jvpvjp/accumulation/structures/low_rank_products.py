@@ -89,8 +89,7 @@ def _plus(base: Structure, rank: int, fma: int, parts: _Parts) -> Product:
 
     def folded(a: Any, b: Any) -> Values:
         s, u, v = parts(a, b)
-        matrix: Any = s
-        return torch.addmm(matrix, u, v)
+        return torch.addmm(s, u, v) if isinstance(s, Tensor) else u @ v  # without rows or columns there is no S
 
     return Product(base, fma + base.m * rank * base.n, folded)
 
