@@ -29,7 +29,9 @@ def _peak_on_gpu(run: Callable[[], object], device: torch.device) -> int:
 
 
 def _peak_on_cpu(run: Callable[[], object]) -> int:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
         run()
     found = profile.profiler
     assert found is not None and found.kineto_results is not None
