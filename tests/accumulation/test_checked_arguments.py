@@ -168,6 +168,30 @@ def test_matrices_of_a_batch_are_checked():
             call(y)
 
 
+def test_matrices_are_checked_where_values_are_not_to_be_seen():
+    def f(v):
+        return torch.linalg.cholesky(torch.diag(v)).sum(-1) * v
+
+    def g(v):
+        try:
+            return f(v)
+        except torch.linalg.LinAlgError:
+            return v.sin()
+
+    x = 1 + torch.rand(4, 3, dtype=F64)
+    y = x.clone()
+    y[2, 1] = -3
+    expected = torch.stack([judged(f, row) for row in x])
+    for one, words in ((f, "not positive-definite"), (g, "f must go on as it did")):
+        plan = plan_jacobian(one, x[0])
+        assert_same(torch.func.vmap(plan)(x), expected)
+        bent = torch.func.grad(lambda v, plan=plan: plan(v).sin().sum())(x[0])
+        assert_same(bent, torch.func.grad(lambda v: torch.func.jacfwd(f)(v).sin().sum())(x[0]))
+        assert next(iter(plan.runtime._branches.values())).unrecorded is None, "it was called as it stands"
+        with pytest.raises((RuntimeError, ValueError), match=words):
+            torch.func.vmap(plan)(y)
+
+
 CLASSES = torch.tensor([0, 2, 1])
 TAKING = {  # a function of fractions in (0, 1) and another argument; one that it takes, and one that it does not
     "targets": (F.binary_cross_entropy, SHARES, 2 * SHARES),

@@ -60,10 +60,12 @@ class Branches:
 
     def of(self, x: Any) -> Tracing | None:
         """Return the function as it goes at x, which is recorded there if it is worth it; None if a call is apart."""
-        visible = sees_values([leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)])
-        if self._unasked or not visible:
-            self._unasked = max(self._unasked - 1, 0)
-            return None if self._apart and visible else self.as_it_stands(x)
+        if not sees_values([leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]):
+            unseen = (one for one in self._found if one.traced.tape.looks_to_raise and one.holds())
+            return next(unseen, None) or self.as_it_stands(x)
+        if self._unasked:
+            self._unasked -= 1
+            return None if self._apart else self.as_it_stands(x)
         self._found = tuple(one for one in self._found if one.holds())
         found = self._at(x)
         self._used = self._used or found is self._last

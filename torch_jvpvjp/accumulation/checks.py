@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .tracing.checks import values_of
+from .conditions import sees_values
+from .tracing.checks import runs_unseen, values_of
 
 if TYPE_CHECKING:
     from .tracings import Tracing
@@ -27,21 +28,30 @@ def check_passes(tracing: Tracing, arguments: Any, leaves: Sequence[Tensor], ext
         ValueError: If a check does not pass, and f goes on all the same.
     """
     subject, tape = tracing.subject, tracing.traced.tape
-    if not tape.checked:
-        return
-
-    def of_one(source: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        return values_of(tape, tape.checked, source, tracing.constants | tracing.given(others))
-
     with torch.no_grad():
-        source = subject.source_of(leaves)
-        if subject.batch_dims:
-            in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
-            of_one = torch.func.vmap(of_one, in_dims)
-        if all(bool(value.all()) for value in of_one(source, *extras)):
+        if tape.raising and not sees_values([*leaves, *extras]):
+            passes = runs_unseen(tape, subject.source_of(leaves), tracing.constants | tracing.given(extras))
+        else:
+            passes = not tape.checked or _passes(tracing, leaves, extras)
+        if passes:
             return
-        subject.values_of_batch(arguments)
+        if subject.batch_dims:
+            subject.values_of_batch(arguments)
+        else:
+            subject.value(leaves)
     raise ValueError(
         f"{subject.caller}: f must go on as it did where it was recorded, but a check that passed there does not pass "
         f"here, and f catches what is raised then; write both ways into torch.where."
     )
+
+
+def _passes(tracing: Tracing, leaves: Sequence[Tensor], extras: Sequence[Tensor]) -> bool:
+    subject, tape = tracing.subject, tracing.traced.tape
+
+    def of_one(source: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        return values_of(tape, tape.checked, source, tracing.constants | tracing.given(others))
+
+    if subject.batch_dims:
+        in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
+        of_one = torch.func.vmap(of_one, in_dims)
+    return all(bool(value.all()) for value in of_one(subject.source_of(leaves), *extras))

@@ -23,6 +23,11 @@ RAISING = {
 """Ops that raise for what their argument holds and return nothing, with how it compares to 0 where they do not."""
 
 
+def inspected(tape: Tape) -> list[int]:
+    """Return the values that every call looks at."""
+    return [*tape.checked, *(index for op in tape.raising.values() for index in op.operands), *tape.conditions]
+
+
 def checks_of(ops: Sequence[TapeOp], checked: Sequence[int]) -> list[TapeOp]:
     """Return those of some ops that some values are made by, in order."""
     needed, kept = set(checked), []
@@ -49,6 +54,19 @@ def values_of(tape: Tape, wanted: Sequence[int], x: Tensor, constants: Mapping[i
     for op in tape.checks:
         _run(op, values)
     return tuple(values[index] for index in wanted)
+
+
+def runs_unseen(tape: Tape, x: Tensor, constants: Mapping[int, Tensor]) -> bool:
+    """Return whether no op raises where what f looks at is not to be seen: PyTorch's own checks see it under `vmap`."""
+    values: dict[int, Tensor] = {**constants, tape.source: x}
+    try:
+        for op in tape.checks:
+            _run(op, values)
+        for op in tape.raising.values():
+            op.call(values.__getitem__)
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        return False
+    return True
 
 
 def goes_the_same_way(tape: Tape, x: Tensor, constants: Mapping[int, Tensor]) -> bool:

@@ -25,7 +25,7 @@ from ..rules.indexing import unrecorded
 from ..rules.linear_entrywise import STEPS
 from ..rules.registry import Meta
 from .active import between, differentiable, with_active
-from .checks import RAISING, checks_of
+from .checks import RAISING, checks_of, inspected
 from .composites import composites
 from .intercepted import Intercepted, NotRecordable, as_slice
 from .known import Numbers
@@ -257,6 +257,8 @@ class _Recorder(TorchDispatchMode):
         elif not self._number_in(passed):
             with unrecorded():
                 func(self._answers.value(self._number(tensor)), *args, **kwargs)
+        else:
+            self.tape.raising[self._number(passed)] = TapeOp(func, (Ref(self._number(tensor)), *args), kwargs, (), ())
 
     def _mask(self, tensor: Tensor) -> Tensor:
         """Return a mask with data."""
@@ -380,7 +382,7 @@ class _Recorder(TorchDispatchMode):
             if not needed.isdisjoint(op.outputs):
                 needed.update(op.operands)
                 kept.append(with_active(op, on_the_way))
-        tape.checks = checks_of(tape.ops, [*tape.checked, *tape.conditions])
+        tape.checks = checks_of(tape.ops, inspected(tape))
         tape.ops = kept[::-1]
         drawn = [op.name for op in kept if op.active and op.draws and op.target not in _DROPS]
         if drawn:
@@ -390,8 +392,7 @@ class _Recorder(TorchDispatchMode):
 
 _aten = torch.ops.aten
 _NOWHERE = torch.device("meta")
-# What PyTorch itself makes of an operand before an op sees it, of a conjugate view or beside a tangent that is zero. By
-# a user's call the result requires grad.
+# What PyTorch makes of an operand before an op sees it; by a user's call the result requires grad.
 _BELOW_AUTOGRAD = frozenset({_aten.clone.default, _aten.expand.default, _aten._to_copy.default})
 _STEPS = frozenset(STEPS) - {_aten.angle.default, _aten.sgn.default}  # which are none of complex numbers
 # Ops that write only what a tensor says of its shape, with the overload of their twin where it goes by another name.

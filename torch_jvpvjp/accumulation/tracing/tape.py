@@ -82,9 +82,10 @@ class Tape:
         source: The value x.
         result: The value y.
         checked: Values that f raises for unless they are true; see `checks`.
+        raising: Ops that raise, and return nothing, where a condition is false: that says so where it can be seen.
         conditions: Values that f looked at on its way; see `values`.
         outcome: What these were where it was recorded.
-        checks: The ops that make what is checked and the conditions, in order.
+        checks: The ops that make what is checked, what may raise and the conditions, in order.
         looked_at: Tensors from outside whose whole numbers f has handed to Python.
         restores: Whether derivatives are on the way that autograd leaves out; see `statistics`.
     """
@@ -96,11 +97,17 @@ class Tape:
     source: int = 0
     result: int = 0
     checked: list[int] = field(default_factory=list)
+    raising: dict[int, TapeOp] = field(default_factory=dict)
     conditions: list[int] = field(default_factory=list)
     outcome: list[Tensor] = field(default_factory=list)
     checks: list[TapeOp] = field(default_factory=list)
     looked_at: list[Tensor] = field(default_factory=list)
     restores: bool = False
+
+    @property
+    def looks_to_raise(self) -> bool:
+        """Whether f looks at data for nothing but to raise, which ops do for it."""
+        return self.raising.keys() >= set(self.conditions)
 
     def new_value(self, meta: Meta) -> int:
         """Add a value and return its number."""

@@ -15,7 +15,7 @@ from ..problem import is_shared_weight
 from ..rules.registry import Meta
 from ..stages import ByAutograd, ByRows, label_of
 from ..structure import Dense, Structure, Zero
-from .checks import checks_of
+from .checks import checks_of, inspected
 from .cuts import regions
 from .known import known_numbers
 from .parts import Arc, Part
@@ -276,9 +276,9 @@ def _append(tape: Tape, following: Tape) -> None:
     tape.checked += [numbers[index] for index in following.checked]
     tape.conditions += [numbers[index] for index in following.conditions]
     tape.outcome += following.outcome
-    looked_at = [*tape.checked, *tape.conditions]
-    if looked_at:  # what they look at is made of what came before, too
-        tape.checks = checks_of([*known, *here.values()], looked_at)
+    tape.raising |= {numbers[index]: moved(op) for index, op in following.raising.items()}
+    if wanted := inspected(tape):  # what they look at is made of what came before, too
+        tape.checks = checks_of([*known, *here.values()], wanted)
     tape.looked_at += following.looked_at
     tape.restores |= following.restores
     tape.result = numbers[following.result]
