@@ -135,10 +135,15 @@ CONVOLUTIONS = {
     "five channels": (_convolution((16, 5, 3, 3), padding=1), (4, 5, 40, 40), False),
     "by groups": (_convolution((16, 1, 3, 3), groups=4), (4, 4, 40, 40), False),
     "dilated": (_convolution((16, 3, 3, 3), dilation=2), (4, 3, 40, 40), False),
-    "along a line": (lambda x: functional.conv1d(x, _LINE.to(x.dtype)), (4, 3, 400), False),
+    "along a line": (lambda x: functional.conv1d(x, _LINE.to(x.dtype)), (4, 3, 400), True),
+    "along a line, padded": (lambda x: functional.conv1d(x, _LINE.to(x.dtype), padding=2), (4, 3, 101), True),
+    "along a line, strided": (lambda x: functional.conv1d(x, _LINE.to(x.dtype), None, 3, 1), (4, 3, 400), True),
+    "along a line, dilated": (lambda x: functional.conv1d(x, _LINE.to(x.dtype), dilation=2), (4, 3, 400), False),
+    "along a line of five channels": (lambda x: functional.conv1d(x, _WIDE.to(x.dtype)), (4, 5, 400), False),
+    "along a line, transposed": (lambda x: functional.conv_transpose1d(x, _WIDE.to(x.dtype)), (4, 16, 40), False),
     "transposed": (lambda x: functional.conv_transpose2d(x, _BACK.to(x.dtype)), (4, 3, 20, 20), False),
 }
-_LINE, _BACK = _randn(16, 3, 5), _randn(3, 16, 3, 3)
+_LINE, _WIDE, _BACK = _randn(16, 3, 5), _randn(16, 5, 3), _randn(3, 16, 3, 3)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
@@ -170,6 +175,20 @@ def test_each_thread_has_a_sample(monkeypatch):
     for threads, op in ((4, PRODUCT), (5, CONVOLUTION)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         assert op in _ops(recorded(pullback, y_bar))
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_jacobians_of_convolutions_along_lines(batch):
+    layers = [nn.Unflatten(-1, (1, 30)), nn.Conv1d(1, 3, 5, padding=2), nn.Tanh(), nn.Conv1d(3, 2, 4, stride=2)]
+    net = nn.Sequential(*layers, nn.Flatten(-2), nn.Linear(28, 4))
+    x = _randn(batch, 30)
+    plan = plan_jacobian(net, x, batch_dims=1)
+    for point in (x, x.cos(), 2 * x):
+        found = plan(point)
+        expected = torch.func.vmap(torch.func.jacrev(net.double()))(point.double())
+        net.float()
+        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-5)
+    assert PRODUCT in _ops(program_of(plan, x))
 
 
 # ---- Jacobians -------------------------------------------------------------------------------------------------------

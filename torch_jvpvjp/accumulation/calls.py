@@ -80,6 +80,18 @@ class ProgramCall:
         return list(dict.fromkeys(self.operands))
 
     @cached_property
+    def key(self) -> Any:
+        """What makes two calls the same; None for a call that may give something else each time."""
+        if RANDOM in self.target.tags:
+            return None
+        literals = tuple(self.literals.items())
+        try:
+            hash(literals)
+        except TypeError:
+            return None
+        return self.target, self.arguments, tuple((name, type(value), repr(value), value) for name, value in literals)
+
+    @cached_property
     def pattern(self) -> ProgramCall:
         """The call with the places of its operands in the place of values, which is the same for calls alike."""
         places = {index: place for place, index in enumerate(self.distinct)}
@@ -161,7 +173,7 @@ def without_repetitions(calls: Sequence[ProgramCall], results: Sequence[int]) ->
     kept: list[ProgramCall] = []
     for call in calls:
         again = call.renamed(same)
-        key = call_key(again)
+        key = again.key
         earlier = seen.setdefault(key, again) if key is not None else again
         if earlier is again:
             kept.append(again)
@@ -247,15 +259,3 @@ def renamed(tree: Any, same: Mapping[int, int]) -> Any:
     if isinstance(tree, dict):
         return {key: renamed(leaf, same) for key, leaf in tree.items()}
     return tree
-
-
-def call_key(call: ProgramCall) -> Any:
-    """Return what makes two calls the same; None for a call that may give something else each time."""
-    if RANDOM in call.target.tags:
-        return None
-    literals = tuple(call.literals.items())
-    try:
-        hash(literals)
-    except TypeError:
-        return None
-    return call.target, call.arguments, tuple((name, type(value), repr(value), value) for name, value in literals)

@@ -9,6 +9,7 @@ was taken for one that is the same in every call shows there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,9 @@ from .replay import Layout, Worth, layout_of
 
 _APART = 0.02  # how far the point of comparison is, relative to each entry that is not 0, which becomes positive
 _SEED = 3
-
+_LEAST_ALIKE = (
+    12  # calls that run as one: a step of loops of 8 takes as long without, one of loops of 20 a quarter more
+)
 
 Run = Callable[..., Sequence[Tensor]]
 
@@ -42,6 +45,14 @@ class Replay(NamedTuple):
     def run(self, program: Program) -> Run:
         """Return what runs a program; gradients must be off."""
         return program.compiled(self.mode) if self.compiled else program.run
+
+    @property
+    def together(self) -> Worth | None:
+        """When like calls run as one: those of a long loop, as values are handed on one by one. No compiler wants that.
+
+        It makes one kernel of many small calls anyway, and would copy what is stacked for others.
+        """
+        return None if self.compiled or self.worth is None else replace(self.worth, least=_LEAST_ALIKE)
 
 
 class Differentiable(NamedTuple):
@@ -154,9 +165,9 @@ class _Recording:
         taken = second.take_from(first, made_again=replay.compiled)
         places = {number: place for place, number in enumerate(first.numbers(self._inputs))}
         values = [number for number in taken if number not in places]
-        backward = second.program(second.numbers(list(self._pulled.values())), replay.worth, exact=exact)
+        backward = second.program(second.numbers(list(self._pulled.values())), replay.together, exact=exact)
         count = len(self._parts)
-        forward = first.program([*first.numbers(self._parts), *values], replay.worth, exact=exact, owned=count)
+        forward = first.program([*first.numbers(self._parts), *values], replay.together, exact=exact, owned=count)
         if forward is None or backward is None or forward.random or backward.random:
             return None
         run = replay.run(forward)

@@ -231,9 +231,7 @@ class Runtime:
             if not self.options.limited:
                 executed = partial(self.executed, plan, how=Execution(live=True))
                 compiled = self.options.compile, self.options.compile_mode
-                # A compiler makes one kernel of many small calls anyway, and would copy what is stacked for others.
-                worth = None if self.options.compile else self._worth(leaves[0])
-                replay = Replay(self._most_folded, worth, *compiled)
+                replay = Replay(self._most_folded, self._worth(leaves[0]), *compiled)
                 return tracing.planted(differentiable_parts(tracing, executed, leaves, extras, replay))
             if self.options.compile:
                 raise ValueError(

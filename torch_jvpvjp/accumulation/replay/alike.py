@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..calls import RANDOM, ProgramCall, call_key
+from ..calls import RANDOM, ProgramCall
 from .layout import Layout
 from .side_by_side import has_rule
 
@@ -63,10 +63,11 @@ def _kinds(
     made = {index for call in calls for index in call.outputs if index is not None}
     loose: dict[int, Any] = {}
     strict: dict[int, Any] = {}
+    counts = Counter(_rough_kind(call, layouts) for call in calls)
     for place, call in enumerate(calls):
-        if not _can_join(call, layouts, most_bytes):
+        if counts[_rough_kind(call, layouts)] < least or not _can_join(call, layouts, most_bytes):
             continue
-        key = call_key(call.pattern)
+        key = call.pattern.key
         if key is None:
             continue
         operands = call.distinct
@@ -78,6 +79,12 @@ def _kinds(
     enough = Counter(chosen.values())
     numbers: dict[Any, int] = {}
     return {place: numbers.setdefault(key, len(numbers)) for place, key in chosen.items() if enough[key] >= least}
+
+
+def _rough_kind(call: ProgramCall, layouts: Mapping[int, Layout]) -> Any:
+    """Return what calls of one kind have in common, and is known at once."""
+    made = layouts.get(call.outputs[0]) if len(call.outputs) == 1 and call.outputs[0] is not None else None
+    return call.target, None if made is None else made.shape
 
 
 def _can_join(call: ProgramCall, layouts: Mapping[int, Layout], most_bytes: float) -> bool:
