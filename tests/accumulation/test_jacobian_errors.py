@@ -47,6 +47,13 @@ def test_a_parameter_is_named_once():
         jacobian(nn.Linear(3, 2), X, wrt=["weight", "weight"])
 
 
+def test_an_output_that_has_no_jacobian_can_be_left_out():
+    with pytest.raises(
+        TypeError, match=r"returns \(leaf 1\) must be a floating tensor, got torch.int64; leave it out, or"
+    ):
+        jacobian(lambda v: tuple(v.max(0)), X)
+
+
 def test_whole_numbers_may_be_of_any_kind():
     x, one = torch.rand(2, 3), np.int64(1)
     assert torch.equal(jacobian(torch.sin, x, batch_dims=one, chunk_size=one), jacobian(torch.sin, x, batch_dims=1))

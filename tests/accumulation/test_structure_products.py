@@ -36,6 +36,7 @@ from torch_jvpvjp.accumulation.structure import (
     product,
     product_rule,
 )
+from torch_jvpvjp.accumulation.structures.algebra import joined_intervals
 
 CHECKED = settings(derandomize=True, deadline=None, max_examples=400)
 LIKE = torch.empty(0, dtype=torch.float64)
@@ -337,3 +338,36 @@ def test_products_do_not_write_into_their_factors(size):
         kept = b.values.clone()
         multiply(a, b)
         torch.testing.assert_close(b.values, kept, rtol=0, atol=0)
+
+
+def _boolean_product(left, right):
+    return (left.pattern().astype(np.int64) @ right.pattern().astype(np.int64)).toarray() > 0
+
+
+@CHECKED
+@given(st.data())
+def test_rows_that_are_intervals_are_joined_without_multiplying(data):
+    m, k, n = (data.draw(st.sampled_from(SIZES)) for _ in range(3))
+    left, right = data.draw(plain_structures(m, k)), data.draw(plain_structures(k, n))
+    joined = joined_intervals(left, right)
+    if joined is not None:
+        columns = np.arange(n)
+        rows = (columns >= joined[0][:, None]) & (columns < joined[1][:, None])
+        assert np.array_equal(rows, _boolean_product(left, right))
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (LowerTriangular(900, 900), BlockDiagonal(90, 900, 900)),
+        (BlockDiagonal(30, 900, 600), UpperTriangular(600, 900)),
+        (Banded(900, 900, 1, 2), LowerTriangular(900, 900)),
+        (UpperTriangular(900, 900), Pool(900, 1800)),
+    ],
+    ids=["triangle, blocks", "blocks, triangle", "band, triangle", "triangle, pool"],
+)
+def test_large_products_of_intervals_are_those_of_patterns(left, right):
+    assert joined_intervals(left, right) is not None
+    found = product(left, right)
+    assert np.array_equal(found.result.pattern().toarray(), _boolean_product(left, right))
+    assert found.fma == int(left.column_counts() @ right.row_counts()) > 2**18

@@ -246,6 +246,7 @@ def side_of(caller: str, name: str, tree: Any, batch_dims: int) -> tuple[Side, l
             )
         if not tensor.is_floating_point():
             way = "split it into real and imaginary part" if tensor.is_complex() else "convert it, as by x.double()"
+            way = way if name == "x" or len(tensors) == 1 or tensor.is_complex() else f"leave it out, or {way}"
             raise TypeError(f"{caller}: {path} must be a floating tensor, got {tensor.dtype}; {way}{aside}.")
         if tensor.dim() < batch_dims:
             raise ValueError(f"{caller}: {path} must have at least batch_dims={batch_dims} axes, got {tensor.dim()}.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import LISTABLE, Structure
+from .base import LISTABLE, Structure, csr
 from .blocks import Stacked
 from .canonical import band_widths, bands_of, block_count, blocks_of, nested, recognised, valued
 from .counts import dot
@@ -101,9 +101,57 @@ def _with_full_factor(left: Structure, right: Structure) -> Structure | None:
 
 def _listed(left: Structure, right: Structure) -> Structure:
     """A B by the boolean product of the two patterns."""
+    if cost(left, right) > _MANY and (intervals := joined_intervals(left, right)) is not None:
+        first, last = intervals
+        indptr = _pointers(last - first)
+        _refuse_long_list(left, right, int(indptr[-1]))
+        return recognised(left.m, right.n, indptr, np.arange(indptr[-1]) - np.repeat(indptr[:-1] - first, last - first))
     pattern: Any = left.pattern() @ right.pattern()
     pattern.sort_indices()
     return recognised(left.m, right.n, pattern.indptr.astype(np.int64), pattern.indices.astype(np.int64))
+
+
+_MANY = 2**18  # multiplications of a product of patterns beyond which intervals are looked for
+
+
+def joined_intervals(left: Structure, right: Structure) -> tuple[Integers, Integers] | None:
+    """The columns [first, last) that the rows of A B hold, without multiplying, where those of A and B are intervals.
+
+    Row r of A B is the union of the rows of B that row r of A names, which are neighbours. Where each of these touches
+    the next, as in bands, triangles, blocks and what becomes of them, the union is an interval.
+
+    Args:
+        left: Structure of A.
+        right: Structure of B, with as many rows as A has columns.
+
+    Returns:
+        Two arrays, equal where a row is empty; None if some row of A, B or A B may be no interval.
+    """
+    rows, columns = _intervals(left), _intervals(right)
+    if rows is None or columns is None:
+        return None
+    (start, stop), (first, last) = rows, columns
+    there = last > first
+    touching = (first[1:] <= last[:-1]) & (first[:-1] <= last[1:]) & there[1:] & there[:-1]
+    gaps = np.concatenate([np.zeros(1, np.int64), np.cumsum(~touching)])  # above each row of B
+    some = stop > start
+    start, stop = start[some], stop[some]
+    if not start.size or (gaps[stop - 1] != gaps[start]).any():
+        return None
+    ends = np.stack([start, stop], 1).reshape(-1)  # every second range is between two that are asked for
+    low, high = np.zeros(left.m, np.int64), np.zeros(left.m, np.int64)
+    low[some] = np.minimum.reduceat(np.append(first, 0), ends)[::2]
+    high[some] = np.maximum.reduceat(np.append(last, 0), ends)[::2]
+    return low, high
+
+
+def _intervals(structure: Structure) -> tuple[Integers, Integers] | None:
+    """Return the columns [first, last) of each row; None if some row has gaps."""
+    indptr, indices = csr(structure)
+    counts = np.diff(indptr)
+    first, last, some = np.zeros(structure.m, np.int64), np.zeros(structure.m, np.int64), counts > 0
+    first[some], last[some] = indices[indptr[:-1][some]], indices[indptr[1:][some] - 1] + 1
+    return (first, last) if (last - first == counts).all() else None
 
 
 def _pointers(counts: Integers) -> Integers:
