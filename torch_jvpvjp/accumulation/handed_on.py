@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-import networkx as nx
 import torch
 
 from .calls import ProgramCall
@@ -60,6 +59,8 @@ def made_again(
     Returns:
         The calls, in order, and the values that are handed on; of the inputs, those that are used.
     """
+    import networkx as nx  # slow to import, and seldom needed
+
     makers = {index: call for call in calls for index in call.outputs if index is not None}
     in_memory = below_views(calls, multiplied) & below_views(calls, operands_of_products(calls))
     varying = set(given)
