@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 -- PyTorch's documentation spells it so
 from attention_judge import not_interpreted
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_jvpvjp import ops
 from torch_jvpvjp.ops.attention import fused, in_place, stripes
@@ -273,3 +275,21 @@ def test_a_row_of_padding_has_the_gradients_of_equal_scores(number: float) -> No
 
 def math(q: Tensor, k: Tensor, v: Tensor, added: Tensor) -> Tensor:
     return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5 + added, -1) @ v
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_in_16_bits_err_as_those_of_math_do(dtype: torch.dtype, is_causal: bool) -> None:
+    """PyTorch's fused backward errs there by more than twice as much, and is not called."""
+    *operands, w = torch.randn(4, 1, 2, 300, 40, dtype=torch.float64).to(dtype)
+
+    def gradients(attend: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        with sdpa_kernel(SDPBackend.MATH):
+            o = attend(*leaves, is_causal=is_causal)
+        return [g.double() for g in torch.autograd.grad(o, leaves, w.to(o.dtype))]
+
+    exact = gradients(F.scaled_dot_product_attention, [t.double() for t in operands])
+    theirs, ours = (gradients(f, operands) for f in (F.scaled_dot_product_attention, ops.scaled_dot_product_attention))
+    for one, other, judge in zip(ours, theirs, exact, strict=True):
+        assert (one - judge).norm() <= 1.3 * (other - judge).norm()

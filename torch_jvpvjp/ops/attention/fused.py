@@ -23,9 +23,7 @@ _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 _WORTH_MERGING = 2**15  # numbers of the query, whose copies cost more than the views that save them
 _HALVED = range(384, 768)  # rows for which its backward does not cut 512 keys, causal or not
-# The largest |ℓ| of which PyTorch's backward may make P. In 16 bits what P loses by its rounding, 2⁻¹¹, is less than a
-# product of float16 rounds.
-_LARGEST_LSE, _LARGEST_LSE_OF_16_BITS = 32.0, 2.0**12
+_LARGEST_LSE = 32.0  # |ℓ| of which PyTorch's backward may make P
 
 
 class Call(NamedTuple):
@@ -175,16 +173,15 @@ def fits(inputs: Any) -> bool:
     )
 
 
-def keeps_digits(lse: Tensor, q: Tensor) -> bool:
+def keeps_digits(lse: Tensor) -> bool:
     """Whether exp(S − ℓ), as PyTorch's backward has P, is P: the rounding of ℓ, relative to ℓ, is relative to 1 in P.
 
-    Of float32 it is to be what the scores' own rounding makes of P, or P is found anew. What is computed from 16 bits
-    bears more; but a bias of −1e9 or the lowest number along a whole row (a row of padding) leaves no digit of
-    log Σ exp(S − max S) in ℓ, and PyTorch's gradients are then too large by as much as the number of keys.
+    It is to be what the scores' own rounding makes of P, or P is found anew. A bias of −1e9 or the lowest number along a
+    whole row (a row of padding) leaves no digit of log Σ exp(S − max S) in ℓ, and PyTorch's gradients are then too
+    large by as much as the number of keys.
 
     Args:
-        lse: ℓ.
-        q: The query, whose dtype says how much may be lost.
+        lse: ℓ, of a query of float32 or float64.
 
     Returns:
         Whether it is.
@@ -194,7 +191,7 @@ def keeps_digits(lse: Tensor, q: Tensor) -> bool:
     low, high = (float(t) for t in torch.aminmax(lse))
     if low == -torch.inf:
         low = float(lse.masked_fill(lse == -torch.inf, 0).amin())
-    return max(-low, high) <= (_LARGEST_LSE if q.dtype in (torch.float32, torch.float64) else _LARGEST_LSE_OF_16_BITS)
+    return max(-low, high) <= _LARGEST_LSE
 
 
 def forward(inputs: Any) -> tuple[Tensor, Tensor]:
