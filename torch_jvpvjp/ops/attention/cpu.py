@@ -38,7 +38,7 @@ def vjp(cotangents: Any, inputs: Any, outputs: Any, *, needs: tuple[bool, ...]) 
     w, lse_bar = cotangents
     if in_tiles(inputs, 2 if inputs.right == UNBOUNDED else 1):
         return in_place.vjp(cotangents, inputs, outputs, needs=needs)
-    # In 16 bits PyTorch's backward errs by two to three times as much as tiles and MATH do, and of float16 takes ten times
+    # In 16 bits PyTorch's backward errs two to three times as much as tiles and MATH do, and of float16 takes ten times
     # as long. Nor may ℓ have been lowered by autocast.
     wide = {inputs.query.dtype, outputs[1].dtype} <= {torch.float32, torch.float64}
     if wide and w is not None and lse_bar is None and any(needs) and not needs[3]:

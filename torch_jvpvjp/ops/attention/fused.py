@@ -176,8 +176,8 @@ def fits(inputs: Any) -> bool:
 def keeps_digits(lse: Tensor) -> bool:
     """Whether exp(S − ℓ), as PyTorch's backward has P, is P: the rounding of ℓ, relative to ℓ, is relative to 1 in P.
 
-    It is to be what the scores' own rounding makes of P, or P is found anew. A bias of −1e9 or the lowest number along a
-    whole row (a row of padding) leaves no digit of log Σ exp(S − max S) in ℓ, and PyTorch's gradients are then too
+    It is to be what the scores' own rounding makes of P, or P is found anew. A bias of −1e9 or the lowest number along
+    a whole row (a row of padding) leaves no digit of log Σ exp(S − max S) in ℓ, and PyTorch's gradients are then too
     large by as much as the number of keys.
 
     Args:
