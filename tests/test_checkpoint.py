@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import pytest
@@ -214,63 +213,6 @@ def test_gradients_of_value_and_tangent_are_those_without_checkpoint(way: Callab
     expected, found = way(plainly, block), way(tj.checkpoint, block)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
-
-
-class Scaling:
-    """What scales by a tensor that it holds; a cell of its method may not be assigned."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.scaled(x)
-
-    def scaled(self, x: Tensor) -> Tensor:
-        return (x * self.weight).sin()
-
-
-def not_assigned(weight: Tensor) -> Block:
-    def scaled(x: Tensor) -> Tensor:
-        return (x * weight).sin() if x.dim() else later
-
-    if weight.dim() > 1:
-        later = weight
-    return scaled
-
-
-REFERRING = {
-    "an object": Scaling,
-    "a method": lambda weight: Scaling(weight).scaled,
-    "a partial method": lambda weight: partial(Scaling(weight).scaled),
-    "a partial function": lambda weight: partial(torch.addcmul, weight, weight),
-    "a cell": not_assigned,
-}
-
-
-@pytest.mark.parametrize("of", REFERRING.values(), ids=REFERRING)
-def test_tangents_of_what_a_function_refers_to_are_seen(of: Callable[[Tensor], Block]) -> None:
-    x, x_dot, weight, weight_dot = torch.randn(4, 3, dtype=F64)
-
-    def gradients(runner: Runner) -> tuple[Tensor, ...]:
-        leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
-        with fwd.dual_level():
-            x_dual, weight_dual = fwd.make_dual(leaves[0], x_dot), fwd.make_dual(leaves[1], weight_dot)
-            loss = loss_of(*fwd.unpack_dual(runner(of(weight_dual), x_dual)))
-        return torch.autograd.grad(loss, leaves)
-
-    for found, expected in zip(gradients(tj.checkpoint), gradients(plainly), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
-
-
-def test_an_attribute_that_is_gone_before_backward_stays_gone() -> None:
-    x = torch.ones(3, requires_grad=True)
-    with fwd.dual_level():
-        scaling = Scaling(fwd.make_dual(torch.full((3,), 2.0), torch.ones(3)))
-        y = tj.checkpoint(scaling, fwd.make_dual(x, torch.ones(3)))
-        del scaling.weight
-        (x_bar,) = torch.autograd.grad(fwd.unpack_dual(y)[0].sum(), x)
-    torch.testing.assert_close(x_bar, 2 * (2 * x).cos())
-    assert not vars(scaling)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
