@@ -20,9 +20,8 @@ from .replay import Layout, Worth, layout_of
 
 _APART = 0.02  # how far the point of comparison is, relative to each entry that is not 0, which becomes positive
 _SEED = 3
-_LEAST_ALIKE = (
-    12  # calls that run as one: a step of loops of 8 takes as long without, one of loops of 20 a quarter more
-)
+# Calls that run as one: a step of loops of 8 takes as long without, one of loops of 20 a quarter more.
+_LEAST_ALIKE = 12
 
 Run = Callable[..., Sequence[Tensor]]
 
