@@ -192,6 +192,17 @@ def test_matrices_are_checked_where_values_are_not_to_be_seen():
             torch.func.vmap(plan)(y)
 
 
+def test_matrices_are_checked_at_points_that_lie_otherwise_in_memory():
+    def f(v):
+        return torch.linalg.cholesky(torch.diag(v.reshape(-1))).sum(0) * v.reshape(-1)
+
+    x = 1 + torch.rand(2, 3, dtype=F64)
+    plan, turned = plan_jacobian(f, x), x.t().contiguous().t()
+    assert_same(torch.func.vmap(plan, in_dims=2)(torch.stack([turned, 2 * turned], 2))[1], judged(f, 2 * x))
+    bent = torch.func.grad(lambda v: plan(v).sin().sum())(turned)
+    assert_same(bent, torch.func.grad(lambda v: torch.func.jacfwd(f)(v).sin().sum())(turned))
+
+
 CLASSES = torch.tensor([0, 2, 1])
 TAKING = {  # a function of fractions in (0, 1) and another argument; one that it takes, and one that it does not
     "targets": (F.binary_cross_entropy, SHARES, 2 * SHARES),

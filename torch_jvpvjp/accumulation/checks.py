@@ -30,7 +30,8 @@ def check_passes(tracing: Tracing, arguments: Any, leaves: Sequence[Tensor], ext
     subject, tape = tracing.subject, tracing.traced.tape
     with torch.no_grad():
         if tape.raising and not sees_values([*leaves, *extras]):
-            passes = runs_unseen(tape, subject.source_of(leaves), tracing.constants | tracing.given(extras))
+            source = subject.source_of(leaves).contiguous()
+            passes = runs_unseen(tape, source, tracing.constants | tracing.given(extras))
         else:
             passes = not tape.checked or _passes(tracing, leaves, extras)
         if passes:

@@ -107,7 +107,7 @@ class Tape:
     @property
     def looks_to_raise(self) -> bool:
         """Whether f looks at data for nothing but to raise, which ops do for it."""
-        return self.raising.keys() >= set(self.conditions)
+        return not self.checked and self.raising.keys() >= set(self.conditions)
 
     def new_value(self, meta: Meta) -> int:
         """Add a value and return its number."""
