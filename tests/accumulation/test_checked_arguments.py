@@ -201,6 +201,14 @@ def test_matrices_are_checked_at_points_that_lie_otherwise_in_memory():
     assert_same(torch.func.vmap(plan, in_dims=2)(torch.stack([turned, 2 * turned], 2))[1], judged(f, 2 * x))
     bent = torch.func.grad(lambda v: plan(v).sin().sum())(turned)
     assert_same(bent, torch.func.grad(lambda v: torch.func.jacfwd(f)(v).sin().sum())(turned))
+    of_samples = plan_jacobian(_of_rows, torch.stack([x, x]), batch_dims=1)
+    found = of_samples(torch.stack([x.t(), 2 * x.t()]).transpose(1, 2))
+    assert_same(found[1], judged(f, 2 * x))
+
+
+def _of_rows(rows):
+    flat = rows.reshape(len(rows), -1)
+    return torch.linalg.cholesky(torch.diag_embed(flat)).sum(1) * flat
 
 
 CLASSES = torch.tensor([0, 2, 1])

@@ -28,12 +28,14 @@ def check_passes(tracing: Tracing, arguments: Any, leaves: Sequence[Tensor], ext
         ValueError: If a check does not pass, and f goes on all the same.
     """
     subject, tape = tracing.subject, tracing.traced.tape
+    if not tape.checked and not tape.raising:
+        return
     with torch.no_grad():
+        source, given = subject.source_of(leaves).contiguous(), [extra.contiguous() for extra in extras]  # as recorded
         if tape.raising and not sees_values([*leaves, *extras]):
-            source = subject.source_of(leaves).contiguous()
-            passes = runs_unseen(tape, source, tracing.constants | tracing.given(extras))
+            passes = runs_unseen(tape, source, tracing.constants | tracing.given(given))
         else:
-            passes = not tape.checked or _passes(tracing, leaves, extras)
+            passes = not tape.checked or _passes(tracing, source, given)
         if passes:
             return
         if subject.batch_dims:
@@ -46,13 +48,13 @@ def check_passes(tracing: Tracing, arguments: Any, leaves: Sequence[Tensor], ext
     )
 
 
-def _passes(tracing: Tracing, leaves: Sequence[Tensor], extras: Sequence[Tensor]) -> bool:
+def _passes(tracing: Tracing, source: Tensor, extras: Sequence[Tensor]) -> bool:
     subject, tape = tracing.subject, tracing.traced.tape
 
-    def of_one(source: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        return values_of(tape, tape.checked, source, tracing.constants | tracing.given(others))
+    def of_one(one: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        return values_of(tape, tape.checked, one, tracing.constants | tracing.given(others))
 
     if subject.batch_dims:
         in_dims = (None if subject.in_parameters else 0, *(0 for _ in extras))
         of_one = torch.func.vmap(of_one, in_dims)
-    return all(bool(value.all()) for value in of_one(subject.source_of(leaves), *extras))
+    return all(bool(value.all()) for value in of_one(source, *extras))
