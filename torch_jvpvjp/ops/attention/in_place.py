@@ -19,16 +19,14 @@ from torch import Tensor
 
 from ..._onednn import LEAST_FMA_BY_HEAD
 from .._arithmetic import wide
-from . import products
 from .fills import Fills
-from .maps import Adjoint, Operands, Scores, Window
+from .maps import Adjoint, Operands, Scores
 from .points import NONE, Cotangents, Found
 from .products import products_of
-from .stripes import Part, tiled
-from .tiles import Buffers, Gathered, Given, Tile, softmax_
+from .stripes import tiled
+from .tiles import Buffers, Gathered, Given, Tile, pulled, softmax_, sum_of_product
 from .tower import Outputs, Tower, stripes
-
-_softmax_backward: Any = torch.ops.aten._softmax_backward_data.out
+from .whole_heads import pull_whole_heads
 
 
 class InPlace:
@@ -240,7 +238,7 @@ def _pull(given: Given, w: Cotangents, needs: Sequence[bool]) -> Operands:
     if given.products.by_head and w.o is not None and not needs[3]:
         parts, windows = tiled(given.at, given.scores, by_head=True)
         if len(windows) == 1:
-            return _pull_whole_heads(given, parts, windows[0], w, needs)
+            return pull_whole_heads(given, parts, windows[0], w, needs)
     sums = Gathered(given.at, needs)
     for tile in _tiles(given, sums):
         p, w_rows = tile.probabilities(), _adjoint(tile, w)
@@ -248,36 +246,12 @@ def _pull(given: Given, w: Cotangents, needs: Sequence[bool]) -> Operands:
         if not sums.wants_scores:
             continue
         s_bar = tile.filled("a", 0.0) if w_rows.o is None else tile.product("a", w_rows.o, tile.v)
-        s_bar = _pulled(tile, p, s_bar, w_rows.lse)
+        s_bar = pulled(given.buffers, p, s_bar, w_rows.lse)
         sums.add_bias(tile, s_bar)
         sums.add_q(tile, (s_bar, tile.k))
         sums.add_k(tile, (s_bar, tile.rows(given.at.q)))
         del p, s_bar  # the next tile takes their memory, which the cache still holds
     return sums.sums
-
-
-def _pull_whole_heads(
-    given: Given, parts: Sequence[Part], window: Window, w: Cotangents, needs: Sequence[bool]
-) -> Operands:
-    """The same where a tile is a head: in few steps of Python, each of which takes microseconds between products."""
-    sums = Operands(*(torch.zeros_like(t) if need else None for t, need in zip(given.at[:3], needs, strict=False)))
-    wants_scores, keys = needs[0] or needs[1], slice(window.c, window.d)
-    for part in parts if window.c < window.d else ():
-        tile = Tile(given, part).at(window)
-        w_rows, p = tile.rows(w.o), tile.probabilities()
-        if sums.v is not None:
-            part.keys(sums.v)[0, keys].copy_(products.product(w_rows[0].t(), p[0].t()).t())
-        if not wants_scores:
-            continue
-        s_bar = products.product(w_rows[0], tile.v[0]).unsqueeze(0)
-        s_bar = _pulled(tile, p, s_bar, None if w.lse is None else tile.rows(w.lse.unsqueeze(-1)))[0]
-        if sums.q is not None:
-            part.put(sums.q, window, products.product(s_bar, tile.k[0].t()))  # the scale is in the keys
-        if sums.k is not None:
-            k_bar = products.product(tile.rows(given.at.q)[0].t(), s_bar.t())
-            part.keys(sums.k)[0, keys].copy_(k_bar.mul_(given.scores.scale).t())
-        del p, s_bar  # for the next tile
-    return sums
 
 
 def _second(
@@ -294,9 +268,9 @@ def _second(
         (direction,) = tile.directions
         t = direction.scores()
         if t is not None:
-            t.sub_(_sum_of_product(tile, p, t))
+            t.sub_(sum_of_product(given.buffers, p, t))
         a = _inner(tile, p, w_rows)
-        s_bar_dot = _pulled(tile, p, _moved_inner(tile, direction.v, t, a, w_rows, u_rows), u_rows.lse)
+        s_bar_dot = pulled(given.buffers, p, _moved_inner(tile, direction.v, t, a, w_rows, u_rows), u_rows.lse)
         s_bar, q_rows = a.mul_(p), tile.rows(given.at.q)
         first.add_bias(tile, s_bar)
         first.add_q(tile, (s_bar, tile.k))
@@ -322,7 +296,7 @@ def _inner(tile: Tile, p: Tensor, w: Adjoint) -> Tensor:
         assert w.lse is not None
         return tile.filled("a", w.lse)
     a = tile.product("a", w.o, tile.v)
-    d = _sum_of_product(tile, p, a)
+    d = sum_of_product(tile.given.buffers, p, a)
     return a.sub_(d if w.lse is None else d - w.lse)
 
 
@@ -333,15 +307,3 @@ def _moved_inner(tile: Tile, v_dot: Tensor | None, t: Tensor | None, a: Tensor, 
         x = tile.product("x", w.o, v_dot, x)
     x = tile.filled("x", 0.0) if x is None else x
     return x if t is None else x.addcmul_(t, a)
-
-
-def _pulled(tile: Tile, p: Tensor, x: Tensor, row_sum: Tensor | None) -> Tensor:
-    """P∘(X − Σ P∘X + λ), in the place of X."""
-    if row_sum is None:
-        return _softmax_backward(x, p, -1, x.dtype, grad_input=x)
-    return x.sub_(_sum_of_product(tile, p, x).sub_(row_sum)).mul_(p)
-
-
-def _sum_of_product(tile: Tile, p: Tensor, x: Tensor) -> Tensor:
-    """Σ P∘X, one number a row."""
-    return torch.mul(p, x, out=tile.buffer("spare")).sum(-1, keepdim=True)

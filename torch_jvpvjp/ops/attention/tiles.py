@@ -65,6 +65,60 @@ def softmax_(s: Tensor, blind: Tensor | None) -> Tensor:
     return p if blind is None else p.masked_fill_(blind, 0)
 
 
+def add_to_scores(s: Tensor, given: Given, part: Part, window: Window) -> Tensor:
+    """S with the bias and what hides keys, in its place.
+
+    Args:
+        s: s q kᵀ, (batch · heads, group · r, n).
+        given: The arguments.
+        part: Which heads.
+        window: Which rows and keys.
+
+    Returns:
+        S.
+    """
+    if given.at.bias is not None:
+        part.by_head(s).add_(part.scores(given.at.bias, window))
+    fill = given.fills.of(given.scores, part, window, s)
+    if fill is not None:
+        fill.add_to(part.by_head(s))
+    return s
+
+
+def pulled(buffers: Buffers, p: Tensor, x: Tensor, row_sum: Tensor | None) -> Tensor:
+    """P∘(X − Σ P∘X + λ), in the place of X.
+
+    Args:
+        buffers: Memory for a matrix.
+        p: P.
+        x: X.
+        row_sum: λ, one number a row, or None for zero.
+
+    Returns:
+        The pullback of the softmax.
+    """
+    if row_sum is None:
+        return _softmax_backward(x, p, -1, x.dtype, grad_input=x)
+    return x.sub_(sum_of_product(buffers, p, x).sub_(row_sum)).mul_(p)
+
+
+def sum_of_product(buffers: Buffers, p: Tensor, x: Tensor) -> Tensor:
+    """Σ P∘X, one number a row.
+
+    Args:
+        buffers: Memory for a matrix.
+        p: P.
+        x: X.
+
+    Returns:
+        The sums.
+    """
+    return torch.mul(p, x, out=buffers.of("spare", x.shape)).sum(-1, keepdim=True)
+
+
+_softmax_backward: Any = torch.ops.aten._softmax_backward_data.out
+
+
 class Tile:
     """Some heads, their rows cut into windows.
 
@@ -116,15 +170,8 @@ class Tile:
 
     def scores(self) -> Tensor:
         """S, (batch · heads, group · r, n)."""
-        given = self.given
-        s = self.product("p", self.rows(given.at.q), self.k, factor=self.scale)
-        by_head = self.part.by_head(s)
-        if given.at.bias is not None:
-            by_head.add_(self.part.scores(given.at.bias, self.window))
-        fill = given.fills.of(given.scores, self.part, self.window, s)
-        if fill is not None:
-            fill.add_to(by_head)
-        return s
+        s = self.product("p", self.rows(self.given.at.q), self.k, factor=self.scale)
+        return add_to_scores(s, self.given, self.part, self.window)
 
     def probabilities(self) -> Tensor:
         """P, found anew: it is more exact than exp(S − ℓ), as the rounding of ℓ is relative to ℓ and not to P."""
