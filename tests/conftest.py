@@ -2,17 +2,20 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from kernel_sanitizer import sanitized
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the op tests: cpu, cuda")
+    parser.addoption("--sanitize", action="store_true", help="check the addresses and integers of interpreted kernels")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,20 +50,21 @@ def interpreted() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def interpreter_as_we_need_it() -> Iterator[None]:
+def interpreter_as_we_need_it(request: pytest.FixtureRequest) -> Iterator[None]:
     """Mend and speed up Triton's interpreter in a few places; nothing that a kernel computes changes."""
     if not INTERPRETED:
         yield
         return
     from triton.runtime import interpreter
 
-    with pytest.MonkeyPatch.context() as patch:
+    sanitize = request.config.getoption("--sanitize")
+    with pytest.MonkeyPatch.context() as patch, sanitized() if sanitize else nullcontext():
         patch.setattr(interpreter, "_patch_lang_tensor", _loops_under_new_numpy(interpreter._patch_lang_tensor))
         patch.setattr(interpreter, "_patch_lang", _patched_once(interpreter._patch_lang))
         patch.setattr(interpreter, "_get_np_dtype", _looked_up_once(interpreter._get_np_dtype))
-        # Every sum and product of integers is made again in int64 otherwise, in sizes where none overflows.
-        options = interpreter.InterpreterOptions(sanitize_overflow=False)
-        patch.setattr(interpreter.interpreter_builder, "options", options)
+        if not sanitize:  # every sum and product of integers is made again in int64 otherwise
+            options = interpreter.InterpreterOptions(sanitize_overflow=False)
+            patch.setattr(interpreter.interpreter_builder, "options", options)
         yield
 
 
