@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+_LEAST_NORMAL = tl.constexpr(2.0**-126)  # of float32
+
 
 @triton.jit
 def program_block(groups, rows_per_program):
@@ -173,8 +175,28 @@ def store_column_sum(ptr, part, col, n, tile):
 @triton.jit
 def inverse_rms(squares, n, eps):
     """Return r = (squares / n + eps)^(-1/2), in the dtype of squares; eps is exact in float64."""
-    shifted = squares / n + tl.full(squares.shape, eps, squares.dtype)
-    if squares.dtype == tl.float64:
-        return 1.0 / tl.sqrt(shifted)  # rsqrt is an approximation there
+    return inverse_root(squares / n + tl.full(squares.shape, eps, squares.dtype))
+
+
+@triton.jit
+def inverse_root(x):
+    """Return x^(-1/2). What GPUs approximate it by takes subnormal numbers for 0, see `_normal`."""
+    if x.dtype == tl.float64:
+        return 1.0 / tl.sqrt(x)  # rsqrt is an approximation there
     else:
-        return tl.rsqrt(shifted)
+        return tl.rsqrt(_normal(x)) * tl.where(x < _LEAST_NORMAL, 16777216.0, 1.0)
+
+
+@triton.jit
+def root(x):
+    """Return √x, of subnormal numbers too, see `_normal`."""
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    else:
+        return tl.sqrt(_normal(x)) * tl.where(x < _LEAST_NORMAL, 1.0 / 16777216.0, 1.0)
+
+
+@triton.jit
+def _normal(x):
+    """Return x, times 2⁴⁸ if it is subnormal."""
+    return tl.where(x < _LEAST_NORMAL, x * 281474976710656.0, x)

@@ -26,7 +26,7 @@ from ._columns import axis_stride
 from ._dtypes import accumulator
 from ._launch import launch
 from ._layout import group_count
-from ._rows import column_sums, load_tile
+from ._rows import column_sums, load_tile, root
 from ._variants import Variant, variants_of
 
 _PROGRAM_REGISTERS = 96 * 32 * 16
@@ -58,11 +58,11 @@ def scale_of(squares, n, eps, FLOORED: tl.constexpr):
     bound = tl.full(squares.shape, eps, squares.dtype)
     one = tl.full(squares.shape, 1.0, squares.dtype)
     if FLOORED:
-        root = tl.sqrt(squares)
-        short = root < bound
-        return one / tl.where(short, bound, root), tl.where(short, 0.0, one)
+        length = root(squares)
+        short = length < bound
+        return one / tl.where(short, bound, length), tl.where(short, 0.0, one)
     else:
-        return one / tl.sqrt(squares / n + bound), one / n
+        return one / root(squares / n + bound), one / n
 
 
 @triton.jit(do_not_specialize=["vectors", "blocks", "outer"])

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._rows import load_tile, packed_sums
+from .._rows import inverse_root, load_tile, packed_sums
 
 # Registers (32 bits) that the tiles of a program may take: 16 warps of 32 threads, 96 registers each.
 _PROGRAM_REGISTERS = 96 * 32 * 16
@@ -125,11 +125,7 @@ def moments(
                 inner += inner_here + (before - mean) * total + (mean_here - mean) * total_here
                 total += total_here
     variance = squares / count + tl.full([], eps, ACC)
-    if ACC == tl.float64:
-        r = 1.0 / tl.sqrt(variance)  # rsqrt is an approximation there
-    else:
-        r = tl.rsqrt(variance)
-    return x, mean, r, v, total, inner
+    return x, mean, inverse_root(variance), v, total, inner
 
 
 @functools.cache
