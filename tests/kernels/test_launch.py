@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 
 from torch_jvpvjp.triton_kernels import _launch, attention
 from torch_jvpvjp.triton_kernels._launch import Prepared, launch, launch_prepared
+from torch_jvpvjp.triton_kernels.attention.config import precision
 
 DEVICE = 4096  # a number that no device has: what is compiled for it is launched on none
 
@@ -197,3 +198,16 @@ def test_attention_tells_its_calls_apart(made: list[Made]):
     firsts = [first for first, _ in shown.values()]
     assert all(a != b for i, a in enumerate(firsts) for b in firsts[:i])
     assert shown["in front"][0][3][0] == (1, 1, 2, 32, 16) and shown["plain"][0][3][0] == (1, 2, 32, 16)
+
+
+@pytest.mark.parametrize("setting", ["ieee", "tf32", "none"])
+def test_float32_is_multiplied_as_pytorch_is_told(setting: str) -> None:
+    """By the newer name too, after which the older one raises."""
+    matmul: Any = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = setting
+        assert precision(torch.float32) == ("tf32" if setting == "tf32" else "ieee")
+        assert precision(torch.bfloat16) == "ieee"
+    finally:
+        matmul.fp32_precision = before

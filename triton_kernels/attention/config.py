@@ -320,5 +320,6 @@ def call_key(q: Tensor, options: Scores, tensors: Sequence[Tensor | None]) -> tu
 
 def precision(dtype: torch.dtype) -> str:
     """How float32 is multiplied: as PyTorch's global setting for matrix products asks."""
-    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    # Whichever name it was set by, this one tells; `allow_tf32`, the older one, raises where the newer was used.
+    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if allowed else "ieee"
