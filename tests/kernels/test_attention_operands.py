@@ -139,3 +139,16 @@ def test_launches() -> None:
         run_second(problem)
     kinds = ("_forward_kernel", "_delta_kernel", "_rows_kernel", "_columns_kernel", "_bias_kernel")
     assert dict(count.by_name) == dict.fromkeys(kinds, 1)
+
+
+def test_ends_of_sequences_behind_the_keys_are_their_end() -> None:
+    """Lengths that are on a device nobody looks at: what they say beyond the keys must not be read."""
+    begin, position = torch.zeros(7, dtype=torch.int32), torch.arange(7, dtype=torch.int32)
+    problem = problem_of(7, 21)
+    results = []
+    for end in (21, 300):
+        ranges = torch.stack([begin, torch.full_like(begin, end), position])[None].to(problem.at.q.device)
+        given = replace(problem, options=problem.options._replace(ranges=ranges))
+        results.append([*run_forward(given), *run_vjp(given)])
+    for expected, got in zip(*results, strict=True):
+        assert_equal(got, expected)

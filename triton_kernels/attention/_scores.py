@@ -93,11 +93,11 @@ class Tile(NamedTuple):
 
 @triton.jit
 def keys_seen(rules, row):
-    """Return first key and end of keys of rows."""
+    """Return first key and end of keys of rows; of given ends, which nobody has looked at, none is behind the keys."""
     if rules.ranges_ptr is not None:
         inside = row < rules.rows
         begin = tl.load(rules.ranges_ptr + row, mask=inside, other=0)
-        end = tl.load(rules.ranges_ptr + rules.rows + row, mask=inside, other=0)
+        end = tl.minimum(tl.load(rules.ranges_ptr + rules.rows + row, mask=inside, other=0), rules.columns)
     else:
         position = row + rules.offset
         begin = tl.maximum(position - rules.left, 0)
