@@ -57,8 +57,9 @@ def _products(
     """Return Σ_i x[row, i] f[column, i] for pointers (BLOCK_M, 1) and (1, BLOCK_N) to their first elements."""
     total = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     for i in range(0, d):
-        x = tl.load(x_ptr + i * x_i, mask=valid, other=0.0).to(ACC)
-        total += x * tl.load(f_ptr + i * f_i, mask=columns, other=0.0).to(ACC)
+        far = tl.cast(i, tl.int64)  # columns of a transposed tensor may be 2³¹ elements apart
+        x = tl.load(x_ptr + far * x_i, mask=valid, other=0.0).to(ACC)
+        total += x * tl.load(f_ptr + far * f_i, mask=columns, other=0.0).to(ACC)
     return total
 
 
@@ -193,8 +194,9 @@ def _pull_kernel(
         inside = valid & columns
         f_rows = None if f_ptr is None else f_ptr + k * f_k + col * f_row
         c, s = _cos_sin(x_rows, f_rows, col, d, valid, columns, x_i, f_i, decay, scale, BLOCK_M, BLOCK_N, ACC)
-        c_bar = tl.load(y_bar_rows + (col + cos_at) * y_bar_i, mask=inside, other=0.0).to(ACC)
-        s_bar = tl.load(y_bar_rows + (col + sin_at) * y_bar_i, mask=inside, other=0.0).to(ACC)
+        far = col.to(tl.int64)  # see `_products`
+        c_bar = tl.load(y_bar_rows + (far + cos_at) * y_bar_i, mask=inside, other=0.0).to(ACC)
+        s_bar = tl.load(y_bar_rows + (far + sin_at) * y_bar_i, mask=inside, other=0.0).to(ACC)
         phase_bar = c * s_bar - s * c_bar
         if f_ptr is None:
             total += phase_bar * _ladder(col, decay, ACC) * tl.full([1, 1], scale, ACC)

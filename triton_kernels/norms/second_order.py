@@ -118,12 +118,13 @@ def _second_order_kernel(
         x_at = group * x_group + row * x_row
         x_dot_at = group * x_dot_group + row * x_dot_row
         shift = next_shift
-        next_shift = row_shift(x_ptr, x_at + BLOCK_M * x_row, None, 0, row + BLOCK_M < rows, CENTER, ACC)
+        next_at = group * x_group + (row + BLOCK_M) * x_row
+        next_shift = row_shift(x_ptr, next_at, None, 0, row + BLOCK_M < rows, CENTER, ACC)
         mean = long_row_mean(x_ptr, x_at, None, 0, shift, valid, n, CENTER, ONE_PASS, ACC, BLOCK_N)
         shift_dot = next_shift_dot
         mean_dot = tl.zeros([BLOCK_M, 1], ACC)
         if x_dot_ptr is not None:
-            next_at = x_dot_at + BLOCK_M * x_dot_row
+            next_at = group * x_dot_group + (row + BLOCK_M) * x_dot_row
             next_shift_dot = row_shift(x_dot_ptr, next_at, None, 0, row + BLOCK_M < rows, CENTER, ACC)
             mean_dot = long_row_mean(x_dot_ptr, x_dot_at, None, 0, shift_dot, valid, n, CENTER, ONE_PASS, ACC, BLOCK_N)
         sum_xx = tl.zeros([BLOCK_M, 1], ACC)

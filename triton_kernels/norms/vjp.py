@@ -87,7 +87,8 @@ def vjp_rows(
         valid = existing(row, rows, BLOCK_M)
         x_at = group * x_group + row * x_row
         shift = next_shift
-        next_shift = row_shift(x_ptr, x_at + BLOCK_M * x_row, None, 0, row + BLOCK_M < rows, CENTER, ACC)
+        next_at = group * x_group + (row + BLOCK_M) * x_row
+        next_shift = row_shift(x_ptr, next_at, None, 0, row + BLOCK_M < rows, CENTER, ACC)
         mean = long_row_mean(x_ptr, x_at, None, 0, shift, valid, n, CENTER, ONE_PASS, ACC, BLOCK_N)
         squares = tl.zeros([BLOCK_M, 1], ACC)
         inner = tl.zeros([BLOCK_M, 1], ACC)  # Σ x g
