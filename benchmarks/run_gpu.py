@@ -1,6 +1,6 @@
-"""Install the checkout, test it on CUDA tensors with real kernels, and run every benchmark, within eight minutes.
+"""Install the checkout, test it on CUDA tensors with real kernels, and run the benchmarks, within eight minutes.
 
-python benchmarks/run_gpu.py [--out DIR] [--archive FILE] [--seconds 470]
+python benchmarks/run_gpu.py [--out DIR] [--archive FILE] [--seconds 470] [--wheels DIR]
 
 For a machine with an NVIDIA GPU and no network: nothing is downloaded. Without a GPU it says so and exits 0. A stage
 that fails makes the exit code 1 and does not stop the stages after it; of a benchmark that is stopped what it has
@@ -32,6 +32,7 @@ INSTALL_SECONDS = 60.0
 TEST_SHARE = 0.5  # of what is left after installing; what tests leave over, benchmarks get
 # The benchmarks of kernels come first, which nothing but a GPU can answer.
 FIRST = ("bench_ops", "bench_attention", "bench_rms_norm", "bench_jacobian")
+NO_DEVICE = ("bench_planner",)  # what it measures is no tensor's
 WEIGHTS = {"bench_ops": 5.0, "bench_attention": 5.0}  # of the time for benchmarks; the others have 1
 GRACE_SECONDS = 25.0  # for a benchmark to finish its last row, print and save
 
@@ -125,6 +126,15 @@ class Runner:
         self.pack()
         return stage
 
+    def add_path(self, folder: Path) -> None:
+        """Let later stages import from a folder, before what they do already.
+
+        Args:
+            folder: The folder.
+        """
+        paths = (str(folder), self.environment.get("PYTHONPATH"))
+        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
     def pack(self) -> None:
         """Write all results and logs so far into the archive, if one is asked for."""
         if self.archive is None:
@@ -135,13 +145,15 @@ class Runner:
         part.replace(self.archive)  # complete at every moment
 
 
-def install(runner: Runner, scratch: Path) -> None:
+def install(runner: Runner, scratch: Path, wheels: Path | None = None) -> None:
     """Install without network: editable, or into a folder where site-packages is read-only; else use the checkout.
 
     Args:
         runner: The runner, whose environment is set so that later stages import what was installed.
         scratch: A folder that may be filled.
+        wheels: A folder of wheels that are wanted besides, such as pytest's; None for none.
     """
+    add_wheels(runner, scratch / "wheels", wheels)
     link = ROOT / "torch_jvpvjp" / "triton_kernels"
     kind = (
         "a symlink" if link.is_symlink() else "a folder" if link.is_dir() else "a file" if link.exists() else "absent"
@@ -153,11 +165,28 @@ def install(runner: Runner, scratch: Path) -> None:
     else:
         target = scratch / "site"
         command = [*pip, "--target", str(target), str(ROOT)]
-        runner.environment["PYTHONPATH"] = str(target)
+        runner.add_path(target)
     if not runner.run("install", command, INSTALL_SECONDS).passed:
-        runner.environment["PYTHONPATH"] = str(ROOT)
+        runner.add_path(ROOT)
     # From another folder, so that the checkout is not found just because it is the current one.
     runner.run("import", [sys.executable, "-c", PROBE], INSTALL_SECONDS, cwd=scratch)
+
+
+def add_wheels(runner: Runner, target: Path, wheels: Path | None) -> None:
+    """Install wheels for the stages that follow, one by one: one that does not fit this Python keeps no other out.
+
+    Args:
+        runner: The runner.
+        target: Where to.
+        wheels: Where from, or None.
+    """
+    files = [] if wheels is None else sorted(wheels.glob("*.whl"))
+    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--quiet", "--target", str(target)]
+    for file in files:
+        runner.run(f"wheel-{file.name.split('-')[0]}", [*pip, str(file)], INSTALL_SECONDS)
+    if files:
+        runner.add_path(target)
+        sys.path.append(str(target))  # so that `test` finds pytest there
 
 
 def test(runner: Runner) -> None:
@@ -216,7 +245,7 @@ def check_op_here(device: str) -> int:
 
 
 def benchmark(runner: Runner, quick: bool, only: Sequence[str] = ()) -> None:
-    """Run every ``bench_*.py``, sharing what time is left among those still to come.
+    """Run every ``bench_*.py`` that measures a device, sharing what time is left among those still to come.
 
     Args:
         runner: The runner.
@@ -224,7 +253,8 @@ def benchmark(runner: Runner, quick: bool, only: Sequence[str] = ()) -> None:
         only: Names of the benchmarks to run, all by default.
     """
     place = {name: number for number, name in enumerate(FIRST)}
-    scripts = [path for path in sorted(BENCHMARKS.glob("bench_*.py")) if not only or path.stem in only]
+    scripts = [path for path in sorted(BENCHMARKS.glob("bench_*.py")) if path.stem not in NO_DEVICE]
+    scripts = [path for path in scripts if not only or path.stem in only]
     scripts.sort(key=lambda path: place.get(path.stem, len(place)))
     weights = [WEIGHTS.get(script.stem, 1.0) for script in scripts]
     for done, script in enumerate(scripts):
@@ -282,6 +312,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this script")
     parser.add_argument("--quick", action="store_true", help="benchmarks measure few rows")
     parser.add_argument("--only", type=lambda text: text.split(","), default=(), help="e.g. bench_ops,bench_host")
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels to install first, such as pytest's")
     parser.add_argument("--skip-tests", action="store_true", help="install and measure")
     parser.add_argument("--skip-install", action="store_true", help="use what is importable, else the checkout")
     parser.add_argument("--only-check-op", action="store_true", help=argparse.SUPPRESS)
@@ -303,9 +334,10 @@ def main() -> int:
     scratch = Path(tempfile.mkdtemp(prefix="torch_jvpvjp-"))
     try:
         if args.skip_install:
-            runner.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+            add_wheels(runner, scratch / "wheels", args.wheels)
+            runner.add_path(ROOT)
         else:
-            install(runner, scratch)
+            install(runner, scratch, args.wheels)
         if not args.skip_tests:
             test(runner)
         benchmark(runner, args.quick, args.only)
