@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._shapes import broadcast
+
 
 class Grouped(NamedTuple):
     """Operands as launchers take them, and the way back.
@@ -105,7 +107,7 @@ def group(rows: Sequence[Tensor | None], weights: Sequence[Tensor | None], norma
     present = [t for t in (*rows, *weights) if t is not None]
     rank = max(t.dim() for t in present) - normalized_ndim
     lead_of = {id(t): _padded(t.shape[: t.dim() - normalized_ndim], rank) for t in present}
-    full = torch.broadcast_shapes(*lead_of.values())
+    full = broadcast(*lead_of.values())
     split = rank
     while (
         split

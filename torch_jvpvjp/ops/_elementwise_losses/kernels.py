@@ -9,6 +9,7 @@ from torch import Tensor
 from ...registration import DifferentiableOp
 from .._devices import triton_devices
 from .._groups import Grouped, group
+from .._shapes import broadcast
 from ..pointwise.rules import values_of
 from .table import Loss
 
@@ -50,7 +51,7 @@ def register_kernels(op: DifferentiableOp, loss: Loss, scale_of: Callable[[Tenso
     def jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
         """One launch, and one for each sum that adds up the parts: y and ẏ."""
         grouped, (y, y_dot) = run(primals, tangents.x, tangents.t, True)
-        shape = torch.broadcast_shapes(primals.x.shape, primals.t.shape)
+        shape = broadcast(primals.x.shape, primals.t.shape)
         full = _row_result(grouped, y)
         return _once(full, shape[: len(shape) - primals.ndim]), _row_result(grouped, y_dot)
 
@@ -62,7 +63,7 @@ def register_kernels(op: DifferentiableOp, loss: Loss, scale_of: Callable[[Tenso
         name, _ = loss.kernel(*values_of(inputs, options))
         ndim = inputs.ndim
         y_bar = cotangents.y[(..., *(None,) * ndim)] if ndim else cotangents.y
-        own = torch.broadcast_shapes(inputs.x.shape, inputs.t.shape)[-ndim:] if ndim else ()
+        own = broadcast(inputs.x.shape, inputs.t.shape)[-ndim:] if ndim else ()
         # Axes of size 1 stand for what was summed over: the kernel reads the first element of each row.
         operands = [inputs.x, inputs.t, y_bar.expand((*y_bar.shape[: y_bar.dim() - ndim], *own))]
         grouped, (x, t, full_bar) = _grouped(operands, ndim)

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._arithmetic import total
 from .._batched import as_many
 from .._devices import triton_devices
 from .._groups import Grouped, group
+from .._shapes import broadcast
 from .rules import check_tangents, op
 
 _DEVICES = triton_devices()
@@ -43,7 +43,7 @@ def _jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
     (row, row_dot), (w, b, w_dot, b_dot) = grouped.rows, grouped.weights
     y, y_dot, _, _ = norm_jvp(row, w, b, row_dot, w_dot, b_dot, norm_of(primals))
     plain = weight is None and bias is None
-    shape = x.shape if plain else torch.broadcast_shapes(*(t.shape for t in (x, weight, bias) if t is not None))
+    shape = x.shape if plain else broadcast(*(t.shape for t in (x, weight, bias) if t is not None))
     return grouped.shared_result(y, shape), grouped.row_result(y_dot)
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._devices import triton_devices
@@ -11,6 +10,7 @@ from .._norms import kernels as norm_kernels
 from .._norms.cpu import pull as cpu_pull
 from .._norms.cpu import push as cpu_push
 from .._norms.cpu import value as cpu_value
+from .._shapes import broadcast
 from .rules import around_jvp_vjp, around_vjp_jvp, around_vjp_vjp, as_large_as, at, norm_tangents, of_both, op
 
 _DEVICES = triton_devices()
@@ -32,7 +32,7 @@ def _primal(
     (row, other), (w,) = grouped.rows, grouped.weights
     y, total = norm_forward(row, w, None, Norm(eps, False, offset, rounded), residual=other)
     assert total is not None
-    return grouped.row_result(y), grouped.shared_result(total, torch.broadcast_shapes(x.shape, residual.shape))
+    return grouped.row_result(y), grouped.shared_result(total, broadcast(x.shape, residual.shape))
 
 
 def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
@@ -49,11 +49,11 @@ def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tens
         row, w, None, row_dot, w_dot, None, norm, residual=other, residual_dot=other_dot
     )
     assert total is not None
-    shape = torch.broadcast_shapes(x.shape, residual.shape)
-    y_shape = shape if weight is None else torch.broadcast_shapes(shape, weight.shape)
+    shape = broadcast(x.shape, residual.shape)
+    y_shape = shape if weight is None else broadcast(shape, weight.shape)
     dots = [t.shape for t in (tangents.input, tangents.residual) if t is not None]
     if total_dot is not None:
-        total_dot = grouped.shared_result(total_dot, torch.broadcast_shapes(*dots))
+        total_dot = grouped.shared_result(total_dot, broadcast(*dots))
         total_dot = as_large_as(total_dot, shape).contiguous()
     values = grouped.shared_result(y, y_shape), grouped.shared_result(total, shape)
     return values, (grouped.row_result(y_dot), total_dot)

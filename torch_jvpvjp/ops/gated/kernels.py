@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...registration import DifferentiableOp
 from .._arithmetic import total
 from .._devices import triton_devices
 from .._groups import Grouped, group, sum_to
+from .._shapes import broadcast
 from ..pointwise.rules import values_of
 from ..pointwise.table import Pointwise
 from .halves import Halves, Pair
@@ -64,7 +64,7 @@ def register_kernels(op: DifferentiableOp, function: Pointwise, halves: Halves) 
         pair = halves.pair(tangents)
         some = any(t is not None for t in pair)
         grouped, found = product(primals, pair, wants_y=True, wants_y_dot=some)
-        y = grouped.shared_result(found.y, torch.broadcast_shapes(*(t.shape for t in halves.pair(primals))))
+        y = grouped.shared_result(found.y, broadcast(*(t.shape for t in halves.pair(primals))))
         return y, grouped.row_result(found.y_dot) if some else None
 
     @op.vjp.kernel(*_DEVICES)

@@ -5,11 +5,11 @@ from functools import partial
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._batched import as_many, batched
 from .._devices import triton_devices
+from .._shapes import broadcast
 from .rules import op
 from .second_order import Bars, Points, Wants
 
@@ -152,7 +152,7 @@ class _Laid:
 
     def primal_result(self, result: Tensor, leads: Any) -> Tensor:
         """(K or 1, N, ...) as (*lead of the primals, *own), taken once along the axes of tangents alone."""
-        shape = (*torch.broadcast_shapes(*leads), *self.own)
+        shape = (*broadcast(*leads), *self.own)
         return self._batched.shared_result(result.reshape(result.shape[0], *self.own), shape)
 
     def statistics(self, result: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from .._batched import batched
 from .._devices import triton_devices
 from .._groups import group
+from .._shapes import broadcast
 from .activations import ACTIVATIONS, IDENTITY
 from .maps import Slopes, Terms, project, project_tangents
 from .points import Points, check_tangents, terms_of
@@ -85,9 +86,7 @@ def _slopes(
     sources = ((z,), (z, z_dot), (z, a), (z, z_dot, a, b))
     return Slopes(
         *(
-            None
-            if r is None
-            else grouped.shared_result(r, torch.broadcast_shapes(*(t.shape for t in s if t is not None)))
+            None if r is None else grouped.shared_result(r, broadcast(*(t.shape for t in s if t is not None)))
             for r, s in zip(results, sources, strict=True)
         )
     )
@@ -108,7 +107,7 @@ def _jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
         z_dot = p_dot
         if dots.bias is not None:
             z_dot = dots.bias if p_dot is None else p_dot + dots.bias
-        shape = p.shape if z_dot is None else torch.broadcast_shapes(p.shape, z_dot.shape)
+        shape = p.shape if z_dot is None else broadcast(p.shape, z_dot.shape)
         return (p, x.new_empty(0)), None if z_dot is None else z_dot.expand(shape)
     if p_dot is None and dots.bias is None:
         return (_slopes(activation, p, wants_y=True).y, p), None
@@ -128,11 +127,11 @@ def _jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
         None if gain_dot is None else gain_dot.squeeze(1),
         wants_z=wants_z,
     )
-    shape = torch.broadcast_shapes(*(t.shape for t in (p, late) if t is not None))
+    shape = broadcast(*(t.shape for t in (p, late) if t is not None))
     kept = x.new_empty(0) if activation == IDENTITY else p
     if z is not None:
         kept = grouped.shared_result(z, shape)
-    shown = torch.broadcast_shapes(*(t.shape for t in (p, p_dot, late, dots.bias) if t is not None))
+    shown = broadcast(*(t.shape for t in (p, p_dot, late, dots.bias) if t is not None))
     return (grouped.shared_result(y, shape), kept), grouped.result(y_dot).expand(shown)
 
 

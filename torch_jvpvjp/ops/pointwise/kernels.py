@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...registration import DifferentiableOp
 from .._arithmetic import total
 from .._devices import triton_devices
 from .._groups import Grouped, group
+from .._shapes import broadcast
 from .rules import saved_of, values_of
 from .table import Pointwise
 
@@ -151,5 +151,5 @@ def _shared(grouped: Grouped, result: Tensor | None, *operands: Tensor | None) -
     """A result that depends on these operands, without the axes of the others."""
     if result is None:
         return None
-    shape = torch.broadcast_shapes(*(t.shape for t in operands if t is not None))
+    shape = broadcast(*(t.shape for t in operands if t is not None))
     return grouped.shared_result(result, shape)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._devices import triton_devices
@@ -12,6 +11,7 @@ from .._norms.cpu import pull as cpu_pull
 from .._norms.cpu import push as cpu_push
 from .._norms.cpu import value as cpu_value
 from .._norms.rules import check_tangents
+from .._shapes import broadcast
 from .rules import around_jvp_vjp, around_vjp_jvp, around_vjp_vjp, op, pull_both, sides, tangents_of
 
 _DEVICES = triton_devices()
@@ -48,7 +48,7 @@ def _jvp(primals: Any, tangents: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tens
     values, dots = [], []
     for g, side, (y, y_dot) in zip(grouped, sides(primals), both, strict=True):
         shapes = [t.shape for t in (side.input, side.weight) if t is not None]
-        values.append(g.shared_result(y, torch.broadcast_shapes(*shapes)))
+        values.append(g.shared_result(y, broadcast(*shapes)))
         dots.append(g.row_result(y_dot))
     return (values[0], values[1]), (dots[0], dots[1])
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._devices import triton_devices
+from .._shapes import broadcast
 from .maps import Frame, Pair, spread
 from .points import Points, Pulled, Wants
 from .rules import op
@@ -61,7 +61,7 @@ def _launch(
     present = [t for t in (*rows, *angles, ids) if t is not None]
     rank = max(t.dim() for t in present) - 3
     leads = [_padded(t, rank) for t in present]
-    lead = torch.broadcast_shapes(*leads)
+    lead = broadcast(*leads)
     cut = rank
     while cut and all(t is None or _padded(t, rank)[cut - 1] == lead[cut - 1] for t in rows):
         cut -= 1
@@ -123,7 +123,7 @@ def _narrowed(result: Tensor | None, sources: Sequence[Tensor | None]) -> Tensor
     if result is None:
         return None
     rank = result.dim() - 3
-    lead = torch.broadcast_shapes(*(_padded(t, rank) for t in sources if t is not None))
+    lead = broadcast(*(_padded(t, rank) for t in sources if t is not None))
     for axis, size in enumerate(lead):
         if size == 1 and result.shape[axis] != 1:
             result = result.narrow(axis, 0, 1)
