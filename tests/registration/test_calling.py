@@ -17,7 +17,8 @@ def counting(calls: list[str]) -> Any:
 
     @differentiable_op(fresh_name("counting"))
     def op(x: Tensor, w: Tensor) -> Tensor:
-        calls.append("formula")
+        if not x.is_meta:  # what says which shapes there are to be
+            calls.append("formula")
         return x.sin() * w
 
     @op.kernel("cpu")
@@ -177,7 +178,7 @@ def test_kernels_for_several_devices(xw: tuple[Tensor, Tensor]) -> None:
     op(xw[0])
     op.overload(xw[0])
     op(xw[0].to("meta"))
-    assert ran == ["cpu", "cpu", "formula"]
+    assert ran == ["cpu", "formula", "cpu", "formula"]  # what the first call returns is compared with the formula
 
 
 def test_residuals_are_hidden_and_recomputed_by_formulas() -> None:

@@ -188,7 +188,7 @@ def test_rules_with_the_wrong_number_of_results_say_what_to_return() -> None:
         torch.func.grad(lambda t: op(t).sum())(x)
     op = differentiable_op(fresh_name("results"))(square)
     op.vjp(lambda cotangents, inputs: cotangents.y.sum())
-    with pytest.raises(ValueError, match=r"a cotangent of x with shape \(3,\), got a tensor of shape \(\)"):
+    with pytest.raises(ValueError, match=r"must return for x a cotangent: .* \(3,\) .*, got a tensor of shape \(\)"):
         torch.func.grad(lambda t: op(t).sum())(x)
     op = differentiable_op(fresh_name("results"))(square)
     op.kernel("cpu")(lambda x: (x + 1, x + 2))
@@ -208,7 +208,7 @@ def test_a_tangent_of_another_shape_is_refused() -> None:
     op = differentiable_op(fresh_name("tangent_shape"))(square)
     op.jvp(lambda primals, tangents: (primals.x * primals.x, tangents.x.sum()))
     x = torch.randn(3)
-    with pytest.raises(RuntimeError, match=r"size"):
+    with pytest.raises(ValueError, match=r"must return y_dot of shape \(3,\) .*, got shape \(\)"):
         torch.func.jvp(op, (x,), (x,))
     number = differentiable_op(fresh_name("number"))(square)
     number.jvp(lambda primals, tangents: (primals.x * primals.x, 0.0))

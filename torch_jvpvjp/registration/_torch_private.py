@@ -240,6 +240,9 @@ def sizes_apart() -> Any:
     return _lookup("torch.fx.experimental._config").patch(use_duck_shape=False)
 
 
+OpOverload, OpOverloadPacket = _lookup("torch._ops.OpOverload"), _lookup("torch._ops.OpOverloadPacket")
+without_modes = _lookup("torch.utils._python_dispatch._disable_current_modes")
+
 # Modes that must see the dispatcher op, not a shortcut around it.
 len_torch_dispatch_stack = _lookup("torch._C._len_torch_dispatch_stack")
 len_torch_function_stack = _lookup("torch._C._len_torch_function_stack")

@@ -18,6 +18,8 @@ from .signature import Argument, Result, Signature, fresh, without_defaults
 
 Function = Callable[..., Any]
 FlatFunction = Callable[[tuple[Any, ...]], tuple[Tensor, ...]]
+Expected = tuple[torch.Size | None, torch.dtype | None]  # of a result; None is anything
+_ANYTHING: Expected = (None, None)
 
 
 class Convention(ABC):
@@ -45,12 +47,16 @@ class Convention(ABC):
         """Positions of the results that carry a derivative for these arguments."""
         return self.signature.differentiable_results
 
+    @abstractmethod
+    def expected(self, args: Sequence[Any]) -> Sequence[Expected] | None:
+        """Shapes and dtypes of the results for these arguments, as far as the formula of the primal says them."""
+
     def shared_results(self, batched: Sequence[bool]) -> tuple[int, ...]:
         """Positions of the results that depend on no argument that is batched, given which are."""
         return () if any(batched) else tuple(range(len(self.signature.results)))
 
     def _count_error(self, function: Function, wanted: str, returned: Any) -> ValueError:
-        return ValueError(f"{self.qualname}: {_label(function)} must return {wanted}, got {_describe(returned)}.")
+        return ValueError(f"{self.qualname}: {label(function)} must return {wanted}, got {_describe(returned)}.")
 
 
 class PrimalConvention(Convention):
@@ -60,6 +66,10 @@ class PrimalConvention(Convention):
 
     def __init__(self, qualname: str, signature: Signature) -> None:
         self.qualname, self.signature = qualname, signature
+        self.expectation: Any = lambda args: None  # the op's `Expectation`
+
+    def expected(self, args: Sequence[Any]) -> Sequence[Expected] | None:  # noqa: D102 -- inherited
+        return self.expectation(args)
 
     def flatten(self, function: Function) -> FlatFunction:  # noqa: D102 -- inherited
         keywords = [p.name for p in _parameters(function) if p.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -127,6 +137,19 @@ class JvpConvention(Convention):
         ]
         return (*outputs, *filled)
 
+    def expected(self, args: Sequence[Any]) -> Sequence[Expected] | None:  # noqa: D102
+        inner = self.base.signature
+        count = len(inner.arguments)
+        outputs = self.base.expected(args[:count])
+        if outputs is None:
+            return None
+        for i, tangent in zip(inner.differentiable, args[count:], strict=True):
+            if tangent is not None and args[i] is not None and tangent.shape != args[i].shape:
+                # A vmap rule asks for K tangents of one primal: their shape is that of no formula.
+                outputs = [(None, dtype) for _, dtype in outputs]
+                break
+        return (*outputs, *[outputs[j] for j in inner.differentiable_results])
+
     def shared_results(self, batched: Sequence[bool]) -> tuple[int, ...]:  # noqa: D102 -- primals decide of outputs
         return self.base.shared_results(batched[: len(self.base.signature.arguments)])
 
@@ -140,7 +163,7 @@ class JvpConvention(Convention):
         ):
             if wanted != got:
                 raise ValueError(
-                    f"{self.qualname}: {_label(function)} must return a tangent of {name} of {what} {wanted}, as its "
+                    f"{self.qualname}: {label(function)} must return a tangent of {name} of {what} {wanted}, as its "
                     f"output has, got {got}."
                 )
 
@@ -193,7 +216,7 @@ class VjpConvention(Convention):
         unknown = keywords - {"needs", "residuals"}
         if unknown:
             raise TypeError(
-                f"{self.qualname}: {_label(function)} asks for keyword-only {sorted(unknown)}; a VJP rule may ask for "
+                f"{self.qualname}: {label(function)} asks for keyword-only {sorted(unknown)}; a VJP rule may ask for "
                 "`needs` and, in a kernel, `residuals`."
             )
         stop = self.offset + len(inner.arguments)
@@ -235,13 +258,19 @@ class VjpConvention(Convention):
                 )
             elif cotangent is None:
                 results.append(torch.zeros_like(primal))  # a rule may say None for a cotangent that is zero
-            elif not isinstance(cotangent, Tensor) or (primal is not None and cotangent.shape != primal.shape):
-                name = inner.arguments[i].name
-                shape = "a tensor" if primal is None else f"shape {tuple(primal.shape)}"
-                raise self._count_error(function, f"a cotangent of {name} with {shape}", cotangent)
+            elif not isinstance(cotangent, Tensor) or (primal is not None and not _is_alike(cotangent, primal)):
+                kind = "a tensor" if primal is None else _kind(primal)
+                raise self._count_error(function, f"for {inner.arguments[i].name} a cotangent: {kind}", cotangent)
             else:
                 results.append(cotangent)
         return tuple(results)
+
+    def expected(self, args: Sequence[Any]) -> Sequence[Expected] | None:  # noqa: D102
+        primals = [args[self.offset + i] for i in self.base.signature.differentiable]
+        return [
+            _ANYTHING if primal is None or not needed else (primal.shape, primal.dtype)
+            for primal, needed in zip(primals, args[-1], strict=True)
+        ]
 
     def live_results(self, args: Sequence[Any]) -> tuple[int, ...]:  # noqa: D102
         return tuple(n for n, needed in enumerate(args[-1]) if needed)
@@ -302,9 +331,7 @@ def check_arity(qualname: str, rule: Function, wanted: str, allowed: Sequence[in
     if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
         return
     if _positional(rule) not in allowed:
-        raise TypeError(
-            f"{qualname}: {_label(rule)} must take {wanted}, got ({', '.join(str(p) for p in parameters)})."
-        )
+        raise TypeError(f"{qualname}: {label(rule)} must take {wanted}, got ({', '.join(str(p) for p in parameters)}).")
 
 
 def _absent(args: Sequence[Any]) -> Tensor:
@@ -331,15 +358,31 @@ def _as_tuple(returned: Any) -> tuple[Any, ...]:
     return tuple(returned) if isinstance(returned, tuple | list) else (returned,)
 
 
-def _label(function: Function) -> str:
+def label(function: Function) -> str:
+    """A function for messages: its name, and where it is written.
+
+    Args:
+        function: Any.
+
+    Returns:
+        E.g. ``"soft_clip_vjp (line 12 of ops.py)"``.
+    """
     name = getattr(function, "__qualname__", repr(function))
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{name} (line {code.co_firstlineno} of {code.co_filename})" if code else name
 
 
+def _is_alike(result: Tensor, other: Tensor) -> bool:
+    return result.shape == other.shape and result.dtype == other.dtype and result.device == other.device
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"a tensor of shape {tuple(tensor.shape)} and {tensor.dtype} on {tensor.device}"
+
+
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
+        return _kind(value)
     if isinstance(value, tuple | list):
         return f"{len(value)} value(s): ({', '.join(_describe(v) for v in value)})"
     if isinstance(value, torch.dtype):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from . import _torch_private as private
+from .agreement import check_agreement, check_device
 from .conventions import Convention, FlatFunction, Function, check_function, takes_only_positions
 from .promises import common_device, finished
 
@@ -78,8 +79,17 @@ class Kernels:
         Returns:
             One fresh, contiguous tensor per result; None if there is no kernel for that device.
         """
+        device = common_device(self._convention, args)
+        results = self._results(device, args)
+        if results is not None:
+            assert device is not None
+            function = self._written[device.type]
+            check_device(self._convention, results, device, function)
+            check_agreement(self._convention, results, args, function)
+        return results
+
+    def _results(self, device: torch.device | None, args: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
         convention = self._convention
-        device = common_device(convention, args)
         direct = self._direct.get(device)
         if direct is not None:
             returned = convention.normalise(direct(*args), args, direct)

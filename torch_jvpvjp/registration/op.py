@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 from . import _torch_private as private
+from .agreement import Expectation, check_agreement
 from .autocast import Policy, cast_by_policy, region_of, register_autocast_kernels
 from .autograd import make_autograd_kernel, make_node
+from .compiled_code import forget_digest, mark_compiled_code
 from .composite import are_formulas
-from .conventions import Convention, Function, check_function
+from .conventions import Convention, Function, JvpConvention, PrimalConvention, check_function
 from .fast_path import COMPUTE, PUSH, RECORD, choose_way
 from .kernels import Kernels
 from .layouts import check_operand
@@ -55,7 +58,11 @@ class DifferentiableOp:
         self._formula = convention.flatten(formula)
         self._kernels = Kernels(convention)
         self.examination = Examination(self.qualname, self.signature, formula)
+        self.fake_function: Function | None = None
         self._fake: Function | None = None
+        self._is_compared = isinstance(convention, JvpConvention)  # whether something else says what it returns
+        if isinstance(convention, PrimalConvention):
+            convention.expectation = Expectation(self.examination, self._without_data, self.signature.tensors)
         self.vmap_rule: VmapRule | None = None
         self.autocast_policy: Policy = None
         self.jvp = DerivativeSlot(self, "jvp")
@@ -71,6 +78,7 @@ class DifferentiableOp:
         self.takes_sharded = False
         self._define()
         register(self)
+        forget_digest()
         take_sharded(self)
 
     def _define(self) -> None:
@@ -109,7 +117,7 @@ class DifferentiableOp:
             TypeError: If the arguments do not fit, or a tensor or an option is something else.
         """
         if kwargs or len(args) != len(self.signature.arguments):
-            args = self._bind(args, kwargs)
+            args = self.signature.bind(self.qualname, args, kwargs)
         for i in self.signature.required:
             if args[i] is None:
                 raise TypeError(
@@ -131,24 +139,6 @@ class DifferentiableOp:
             return self.visible(self.unpacked(self.overload(*args)))
         results = self.call_flat(args)
         return results[0] if len(results) == 1 else self.visible(results)
-
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """One value per argument, with PyTorch's words for what does not fit."""
-        if not kwargs and len(args) == len(self.signature.arguments):
-            return args
-        names = [a.name for a in self.signature.arguments]
-        unknown = [k for k in kwargs if k not in names[len(args) :]]
-        required = names[: len(names) - len(self.signature.defaults)]
-        missing = [n for n in required[len(args) :] if n not in kwargs]
-        if unknown or missing or len(args) > len(names):
-            raise TypeError(
-                f"{self.qualname}: takes ({', '.join(names)}); "
-                + (f"missing {missing}" if missing else f"got {len(args)} positional argument(s) and {list(kwargs)}")
-                + "."
-            )
-        return self.signature.fill(
-            (*args, *(kwargs[n] for n in required[len(args) :])), {k: v for k, v in kwargs.items() if k not in required}
-        )
 
     def call_flat(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """All results for one value per argument: by the shortest way that is right here.
@@ -220,7 +210,7 @@ class DifferentiableOp:
         Returns:
             What the op returns.
         """
-        return self.visible(self._formula(self._bind(args, kwargs)))
+        return self.visible(self._formula(self.signature.bind(self.qualname, args, kwargs)))
 
     # ---- computing ---------------------------------------------------------------------------------------------
 
@@ -246,21 +236,27 @@ class DifferentiableOp:
             One tensor per result; those without derivative are cut from the graph.
         """
         with self.examination.of_wrappers(args), explaining_transforms(self.qualname):
-            return finished_differentiably(self.convention, self._formula(args), args)
+            results = finished_differentiably(self.convention, self._formula(args), args)
+        if self._is_compared:
+            check_agreement(self.convention, results, args, self.formula)
+        return results
 
     def _run_reference(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         if self._fake is not None and any(isinstance(a, Tensor) and a.is_meta for a in args):
             return self._run_fake(args)
-        if self.examination.is_settled(args):
-            return finished(self.convention, self._formula(args), args)
-        with self.examination.of_values(args):
-            return finished(self.convention, self._formula(args), args)
+        with nullcontext() if self.examination.is_settled(args) else self.examination.of_values(args):
+            results = finished(self.convention, self._formula(args), args)
+        if self._is_compared:
+            check_agreement(self.convention, results, args, self.formula)
+        return results
 
     def _run_fake(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        if self._fake is not None:
-            return finished(self.convention, self._fake(args), args)
-        with self.examination.of_wrappers(args):
-            return finished(self.convention, self._formula(args), args)
+        mark_compiled_code()
+        with self.examination.of_wrappers(args) if self._fake is None else nullcontext():
+            return finished(self.convention, self._without_data(args), args)
+
+    def _without_data(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        return (self._fake or self._formula)(args)
 
     def _dispatched(self, run: Callable[[tuple[Any, ...]], tuple[Tensor, ...]]) -> Function:
         return lambda *args, **kwargs: self.packed(run(self.signature.fill(args, kwargs)))
@@ -314,6 +310,7 @@ class DifferentiableOp:
         self._refuse_second(self.vmap_rule, "vmap rule")
         check_function(self.qualname, "vmap", rule)
         self.vmap_rule = rule
+        forget_digest()
         return rule
 
     def fake(self, function: Function) -> Function:
@@ -331,7 +328,11 @@ class DifferentiableOp:
         """
         self._refuse_second(self._fake, "fake")
         check_function(self.qualname, "fake", function)
-        self._fake = self.convention.flatten(function)
+        self.fake_function, self._fake = function, self.convention.flatten(function)
+        if isinstance(self.convention, PrimalConvention):
+            self._is_compared = True
+            self.convention.expectation.forget()
+        forget_digest()
         return function
 
     def autocast(self, policy: str | torch.dtype) -> None:
@@ -351,6 +352,7 @@ class DifferentiableOp:
                 f"{policy!r}."
             )
         self.autocast_policy = policy
+        forget_digest()
 
     def _refuse_second(self, present: Any, what: str) -> None:
         if present is not None:

@@ -42,7 +42,15 @@ class Examination:
         self._leaves: str | None = None  # the function by which the formula leaves PyTorch
         self._stays: set[Any] = set()  # kinds of calls that were seen not to
 
-    def _kind(self, args: Sequence[Any]) -> Any:
+    def kind(self, args: Sequence[Any]) -> Any:
+        """What the formula may branch on: options, and which tensors are there.
+
+        Args:
+            args: One value per argument.
+
+        Returns:
+            A key.
+        """
         if not self._telling:
             return ()
         coarse = len(self._pure) + len(self._drawless) + len(self._stays) > _MOST_KINDS
@@ -57,7 +65,7 @@ class Examination:
         Returns:
             True if it was watched on such arguments, or a mode is active, which has to see its ops undisturbed.
         """
-        settled = not self._reads_surroundings and self._kind(args) in self._pure
+        settled = not self._reads_surroundings and self.kind(args) in self._pure
         return settled or private.len_torch_dispatch_stack() > 0
 
     @contextmanager
@@ -80,7 +88,7 @@ class Examination:
             yield
         self._reads_surroundings = self._reads_surroundings or watch.reads_surroundings
         self._leaves = self._leaves or watch.left_by
-        kind = self._kind(args)
+        kind = self.kind(args)
         if whole:
             self._pure.add(kind)
         if watch.left_by is None:
@@ -96,7 +104,7 @@ class Examination:
         Yields:
             Nothing.
         """
-        kind = self._kind(args)
+        kind = self.kind(args)
         drawless = kind in self._pure or kind in self._drawless
         if drawless and kind in self._whole:
             yield
@@ -114,7 +122,7 @@ class Examination:
         Returns:
             The context manager.
         """
-        kind = self._kind(args)
+        kind = self.kind(args)
         return nullcontext() if kind in self._whole else self._refuse_left_out(kind)
 
     @contextmanager
@@ -138,7 +146,7 @@ class Examination:
         """  # noqa: DOC501, DOC502 (made by _leaving_error)
         if self._leaves is not None:
             raise _leaving_error(self._qualname, self._leaves)
-        kind = self._kind(args)
+        kind = self.kind(args)
         return nullcontext() if kind in self._stays else self._refuse_leaving(kind)
 
     @contextmanager

@@ -111,6 +111,36 @@ class Signature:
         returns = "Tensor" if len(self.results) == 1 else "(" + ", ".join(["Tensor"] * len(self.results)) + ")"
         return f"{opname}({arguments}) -> {returns}"
 
+    def bind(self, qualname: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """One value per argument of a call.
+
+        Args:
+            qualname: The op, for messages.
+            args: What was given by position.
+            kwargs: What was given by name.
+
+        Returns:
+            The values, in order.
+
+        Raises:
+            TypeError: If they do not fit.
+        """
+        if not kwargs and len(args) == len(self.arguments):
+            return args
+        names = [a.name for a in self.arguments]
+        unknown = [k for k in kwargs if k not in names[len(args) :]]
+        required = names[: len(names) - len(self.defaults)]
+        missing = [n for n in required[len(args) :] if n not in kwargs]
+        if unknown or missing or len(args) > len(names):
+            raise TypeError(
+                f"{qualname}: takes ({', '.join(names)}); "
+                + (f"missing {missing}" if missing else f"got {len(args)} positional argument(s) and {list(kwargs)}")
+                + "."
+            )
+        return self.fill(
+            (*args, *(kwargs[n] for n in required[len(args) :])), {k: v for k, v in kwargs.items() if k not in required}
+        )
+
     def fill(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Restore what the dispatcher removed: trailing arguments equal to their defaults.
 
