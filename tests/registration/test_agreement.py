@@ -135,3 +135,18 @@ def test_a_formula_is_compared_with_its_fake() -> None:
     op.fake(lambda x: x.new_empty(4))
     with pytest.raises(ValueError, match=r"must return y of shape \(4,\)"):
         op(X)
+
+
+def test_what_the_formula_returns_may_go_by_the_default_dtype() -> None:
+    def half(x: Tensor) -> Tensor:
+        return x * 0.5
+
+    op = differentiable_op("agreement::half")(half)
+    op.kernel("cpu")(half)
+    before = torch.get_default_dtype()
+    assert op(torch.arange(3)).dtype == before
+    torch.set_default_dtype(torch.float64 if before == torch.float32 else torch.float32)
+    try:
+        assert op(torch.arange(3)).dtype == torch.get_default_dtype() != before
+    finally:
+        torch.set_default_dtype(before)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from torch_jvpvjp import differentiable_op
 from torch_jvpvjp.registration.compiled_code import mark_compiled_code
 from torch_jvpvjp.registration.digest import CodeDigest
 
@@ -120,3 +121,23 @@ def test_what_others_tag_their_caches_with_stays() -> None:
     finally:
         config.cache_key_tag = before
     assert tag.startswith("mine|torch_jvpvjp:") and tag.count("torch_jvpvjp") == 1
+
+
+def test_what_cannot_be_read_keeps_no_op_from_being_compiled() -> None:
+    nested: list[Any] = []
+    for _ in range(5000):
+        nested = [nested]
+
+    class Closed:
+        @property
+        def __dict__(self) -> Any:
+            raise RuntimeError
+
+    closed = Closed()
+
+    @differentiable_op("stale::unread")
+    def op(x: torch.Tensor) -> torch.Tensor:
+        return x * x if nested and closed else x
+
+    found = torch.compile(torch.func.grad(lambda x: op(x).sum()), backend="aot_eager")(torch.ones(2))
+    assert found.tolist() == [2, 2]

@@ -45,7 +45,7 @@ class Expectation:
         Returns:
             A pair for each result; None if the formula does not say on tensors without data.
         """
-        kind: list[Any] = [self._examination.kind(args)]
+        kind: list[Any] = [self._examination.kind(args), torch.get_default_dtype()]
         for i in self._tensors:
             value = args[i]
             if value is not None:

@@ -8,13 +8,14 @@ behind what anyone else has written there.
 """
 
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from .._version import __version__
-from .digest import CodeDigest
+from .digest import PROCESS, CodeDigest
 from .registry import registered_ops
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def _digest_of_all() -> str:
     return digest.hexdigest()[:32]
 
 
+@cache
 def _package_digest() -> bytes:
     """Of every file of this package: its ops share one machinery, and what they call."""
     digest = hashlib.sha256(__version__.encode())
@@ -67,7 +69,15 @@ def _package_digest() -> bytes:
 
 
 def _op_digest(op: "DifferentiableOp") -> bytes:
-    """Of all that a compiler can see of a point. Kernels are none of that: compiled code calls the op."""
+    """Of all that a compiler can see of a point, or of this process if that cannot be read, such as a very deep list."""
+    try:
+        return _read(op)
+    except Exception:  # of whatever class an object's own methods raise
+        return PROCESS.encode()
+
+
+def _read(op: "DifferentiableOp") -> bytes:
+    """Of what a compiler can see. Kernels are none of that: compiled code calls the op."""
     reader = CodeDigest(root=op.__module__.partition(".")[0])
     reader.add(str(op.overload._schema))
     reader.add((op.signature.differentiable, op.signature.differentiable_results, op.signature.frozen))

@@ -19,7 +19,7 @@ from . import _torch_private as private
 
 _MOST_BYTES = 2**20
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was made as the program ran
-_PROCESS = uuid.uuid4().hex  # what cannot be read is another thing in every process
+PROCESS = uuid.uuid4().hex  # what cannot be read is another thing in every process
 _ATOMS = (
     bool | int | float | complex | str | bytes | range | types.NoneType | types.EllipsisType
     | torch.dtype | torch.device | torch.layout | torch.memory_format
@@ -151,19 +151,19 @@ class CodeDigest:
         # By its memory alone: a mode or a transform of whoever compiles may be active.
         wrapped = type(tensor) not in (Tensor, torch.nn.Parameter) or private.is_functorch_wrapped_tensor(tensor)
         if wrapped or tensor.layout is not torch.strided or tensor.device.type != "cpu":
-            self._write(_PROCESS)
+            self._write(PROCESS)
             return
         self._write(str(tensor.dtype), str(tuple(tensor.shape)))
         lies_plainly = tensor.is_contiguous() and not (tensor.is_conj() or private.is_lazy(tensor))
         if not lies_plainly or tensor.nbytes > _MOST_BYTES:
-            self._write(_PROCESS)
+            self._write(PROCESS)
         elif tensor.nbytes:
             self._hash.update(ctypes.string_at(tensor.data_ptr(), tensor.nbytes))
 
     def _add_array(self, array: np.ndarray, names: tuple[str, ...]) -> None:
         self._write(str(array.dtype), str(array.shape))
         plain = array.dtype != object and array.nbytes <= _MOST_BYTES
-        self._hash.update(array.tobytes()) if plain else self._write(_PROCESS)
+        self._hash.update(array.tobytes()) if plain else self._write(PROCESS)
 
     def _add_builtin(self, value: Any, names: tuple[str, ...]) -> None:
         self._write(type(value).__name__, str(getattr(value, "__module__", "")), str(getattr(value, "__name__", value)))
@@ -175,7 +175,7 @@ class CodeDigest:
             self._write(str(getattr(value, "qualname", kind.__qualname__)))
             return
         if not all(c is object or c.__flags__ & _HEAP_TYPE for c in kind.__mro__):
-            self._write(_PROCESS)  # what is written in C may keep what cannot be seen
+            self._write(PROCESS)  # what is written in C may keep what cannot be seen
             return
         self.add(getattr(value, "__dict__", None))
         for slot in (s for c in kind.__mro__ for s in _slots(c)):
