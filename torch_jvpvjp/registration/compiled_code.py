@@ -69,7 +69,7 @@ def _package_digest() -> bytes:
 
 
 def _op_digest(op: "DifferentiableOp") -> bytes:
-    """Of all that a compiler can see of a point, or of this process if that cannot be read, such as a very deep list."""
+    """Of all that a compiler can see of a point; of this process if that cannot be read, such as a very deep list."""
     try:
         return _read(op)
     except Exception:  # of whatever class an object's own methods raise
