@@ -48,9 +48,11 @@ from .replay import (
     with_quick_products,
     with_quick_pullbacks,
     with_samples_innermost,
+    with_segments_side_by_side,
     without_double_copies,
     without_idle_arithmetic,
     without_idle_moves,
+    without_idle_parts,
     without_joins,
     written,
     zero_weights,
@@ -342,7 +344,10 @@ class ProgramRecorder(TorchDispatchMode):
         limited = self._most_folded == 0  # nothing is to be kept between calls: oneDNN keeps code
 
         def quick(calls: Sequence[ProgramCall]) -> Sequence[ProgramCall]:
-            calls = calls if limited else with_channels_innermost(calls, numbers, layouts, self._next)
+            if not limited:
+                calls = with_segments_side_by_side(calls, numbers, held, layouts, self._next)
+                calls = with_channels_innermost(calls, numbers, layouts, self._next)
+            calls = without_idle_parts(calls, numbers)
             calls = with_quick_pullbacks(calls, numbers, layouts, self._next)
             return calls if limited else with_quick_products(calls, layouts, self._next)
 

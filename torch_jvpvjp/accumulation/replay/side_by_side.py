@@ -76,6 +76,7 @@ class Stacked:
 
 Rule = Callable[[Stacked], Ref | None]
 _RULES: dict[Any, Rule] = {}
+_BROADCAST = frozenset({_aten.tanh_backward.default, _aten.sigmoid_backward.default})
 
 
 def in_one_call(stacked: Stacked) -> Ref | None:
@@ -110,7 +111,8 @@ def _rule(*targets: Any) -> Callable[[Rule], Rule]:
 
 def _pointwise(stacked: Stacked) -> Ref | None:
     # Derivatives of activations are not all broadcast: oneDNN's of a GELU is not.
-    if not all(stacked.stacks) and stacked.call.target.overloadpacket.__name__.endswith("_backward"):
+    target = stacked.call.target
+    if not all(stacked.stacks) and target not in _BROADCAST and target.overloadpacket.__name__.endswith("_backward"):
         return None
     # A stack takes axes of one entry behind the first, where its members have fewer axes than the result.
     rank = len(stacked.out_shape)

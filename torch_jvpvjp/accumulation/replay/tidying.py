@@ -13,6 +13,7 @@ from .relaid import laid_out, looks_at_memory
 
 _aten = torch.ops.aten
 _COPIES = frozenset({_aten.clone.default, _aten._to_copy.default})
+_PARTS_BY_SELECT = 4  # parts that a tensor is taken apart into in the time that one of them is taken in
 
 
 def without_idle_moves(
@@ -79,6 +80,25 @@ def _without_moves(
             made.update(index for index in call.outputs if index is not None)
         kept.append(call)
     return kept
+
+
+def without_idle_parts(calls: Sequence[ProgramCall], results: Sequence[int]) -> list[ProgramCall]:
+    """Return calls in which a tensor of which few parts are used is not taken apart whole, but each of these taken.
+
+    Args:
+        calls: A straight line of calls.
+        results: The values that are returned.
+    """
+    used = {index for call in calls for index in call.operands} | set(results)
+    found: list[ProgramCall] = []
+    for call in calls:
+        parts = [(place, index) for place, index in enumerate(call.outputs) if index in used]
+        if call.target is not _aten.unbind.int or call.kwargs or _PARTS_BY_SELECT * len(parts) > len(call.outputs):
+            found.append(call)
+            continue
+        value, axis = call.args[0], (call.args[1:] or (0,))[0]
+        found += [ProgramCall(_aten.select.int, (value, axis, at), {}, [part], call.segment) for at, part in parts]
+    return found
 
 
 def _idle(before: Layout, after: Layout) -> bool:
