@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from replay_checks import program_of
+from replay_checks import program_of, recorded
 
 from torch_jvpvjp._onednn import onednn_products
 from torch_jvpvjp.accumulation import plan_jacobian
@@ -102,3 +102,13 @@ def test_jacobians_are_those_of_float64(monkeypatch, function, expected, togethe
     found = program._written(calls)(point, *plan.runtime.tracing(point).constants.values())[0]
     for jacobian in (found.reshape(exact.shape), plan(point)):
         torch.testing.assert_close(jacobian.double(), exact, rtol=1e-4, atol=3e-6 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize(("used", "op"), [([3], "select"), ([-1, 0, 3], "select"), (range(8), "unbind")])
+def test_a_tensor_of_which_few_parts_are_used_is_not_taken_apart_whole(used, op):
+    x = _randn(5, 16)
+    program = recorded(lambda v: [v.unbind(1)[place] * 2 for place in used], x)
+    calls = program._quickened(program.calls)
+    assert {str(call.target).split(".")[1] for call in calls if call.target.is_view} == {op}
+    for found, place in zip(program(x), used, strict=True):
+        torch.testing.assert_close(found, x[:, place] * 2, rtol=0, atol=0)

@@ -54,6 +54,8 @@ STACKS = {  # op, its arguments: "s…" is another value in each call, "w…" th
     "mul": (ATEN.mul.Tensor, "s4", "s4"),
     "mul by row": (ATEN.mul.Tensor, "s34", "s4"),
     "mul by shared": (ATEN.mul.Tensor, "s4", "w34"),
+    "slope of tanh": (ATEN.tanh_backward.default, "w4", "s4"),
+    "slope of sigmoid": (ATEN.sigmoid_backward.default, "s34", "w4"),
     "add number": (ATEN.add.Tensor, "s34", 2.5),
     "tanh": (ATEN.tanh.default, "s34"),
     "where": (ATEN.where.self, "w4b", "s4", "w4"),

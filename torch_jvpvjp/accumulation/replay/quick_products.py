@@ -44,12 +44,13 @@ def with_quick_products(
     if not onednn_is_on():  # as the user, or another thread that records, wants it now
         return list(calls)
     found: list[ProgramCall] = []
+    transposed: dict[int, int] = {}
     for call in calls:
         factors = _factors(call, layouts)
         if factors is None or not onednn_is_quicker(torch.get_num_threads()):
             found.append(call)
             continue
-        found += _in_pieces(call, *factors, layouts, new_value)
+        found += _in_pieces(call, *factors, layouts, new_value, transposed)
     return found
 
 
@@ -70,9 +71,15 @@ def kernel_bytes(calls: Iterable[ProgramCall], layouts: Layouts) -> int:
 
 
 def _in_pieces(
-    call: ProgramCall, term: int | None, left: int, right: int, layouts: Layouts, new_value: Callable[[], int]
+    call: ProgramCall,
+    term: int | None,
+    left: int,
+    right: int,
+    layouts: Layouts,
+    new_value: Callable[[], int],
+    transposed: dict[int, int],
 ) -> list[ProgramCall]:
-    """Return the calls of oneDNN that make the result of a product.
+    """Return the calls of oneDNN that make the result of a product; `transposed` has the second factors of others.
 
     It adds the terms of a sum one after another, which errs by more than PyTorch's products do: by 1.7 times for 512
     terms. Of several pieces, each takes in what those before it have made. A large result stays one sum: it is most of
@@ -88,8 +95,10 @@ def _in_pieces(
         layouts.add(found[-1])
         return found[-1].outputs[0] or 0
 
+    if right not in transposed:
+        transposed[right] = made(_aten.t.default, Ref(right))
     for begin, end in zip(ends, ends[1:], strict=False):
-        x, w = left, made(_aten.t.default, Ref(right))
+        x, w = left, transposed[right]
         if count > 1:
             x, w = made(_aten.slice.Tensor, Ref(x), 1, begin, end), made(_aten.slice.Tensor, Ref(w), 1, begin, end)
             if not layouts[right].contiguous:  # W is, so that a piece of it has gaps

@@ -255,7 +255,8 @@ class _Segments:
         if product.before is not None:
             whole = self._run(_aten.mm.default, Ref(whole), Ref(product.before))
         for scale in self._scales[count * length :]:
-            more = self._run(_aten.mul.Tensor, Ref(scale), Ref(self._times(whole)))
+            times = self._run(_aten.mm.default, Ref(self._matrix), Ref(whole))
+            more = self._run(_aten.mul.Tensor, Ref(scale), Ref(times))
             whole = self._run(_aten.add.Tensor, Ref(whole), Ref(more)) if self._kept else more
         last = self.calls.pop()
         self.calls.append(ProgramCall(last.target, last.args, last.kwargs, call.outputs, call.segment))
@@ -263,25 +264,21 @@ class _Segments:
     def _side_by_side(self, count: int, length: int) -> int:
         """Return the product of so many segments of so many steps each."""
         n, matrix = self._n, Ref(self._matrix)
-        scales = self._shaped(self._stack_of_scales(count * length), count, length, n)
-        columns = self._run(_aten.unsqueeze.default, Ref(self._run(_aten.select.int, Ref(scales), 1, length - 1)), 2)
-        blocks = self._run(_aten.mul.Tensor, Ref(columns), matrix)
+        scales = self._shaped(self._stack_of_scales(count * length), count, length, 1, n)
+        *rows, last = self._parts(scales, 1, length)
+        blocks = self._run(_aten.mul.Tensor, Ref(self._run(_aten.transpose.int, Ref(last), 1, 2)), matrix)
         if self._kept:
             named = {"dtype": self._layouts[blocks].dtype, "device": self._layouts[blocks].device}
             blocks = self._run(_aten.add.Tensor, Ref(blocks), Ref(self._run(_aten.eye.default, n, **named)))
-        for place in reversed(range(length - 1)):
-            row = self._run(_aten.unsqueeze.default, Ref(self._run(_aten.select.int, Ref(scales), 1, place)), 1)
+        for row in reversed(rows):
             scaled = self._run(_aten.mul.Tensor, Ref(blocks), Ref(row))
-            rows = self._run(_aten.mm.default, Ref(self._shaped(scaled, count * n, n)), matrix)
-            more = self._shaped(rows, count, n, n)
+            product = self._run(_aten.mm.default, Ref(self._shaped(scaled, count * n, n)), matrix)
+            more = self._shaped(product, count, n, n)
             blocks = self._run(_aten.add.Tensor, Ref(blocks), Ref(more)) if self._kept else more
-        *others, whole = [self._run(_aten.select.int, Ref(blocks), 0, place) for place in range(count)]
+        *others, whole = self._parts(blocks, 0, count)
         for other in reversed(others):
             whole = self._run(_aten.mm.default, Ref(whole), Ref(other))
         return whole
-
-    def _times(self, value: int) -> int:
-        return self._run(_aten.mm.default, Ref(self._matrix), Ref(value))
 
     def _stack_of_scales(self, count: int) -> int:
         """Return the scales of the first so many steps, one behind another: from where they stand so, or copied."""
@@ -299,7 +296,13 @@ class _Segments:
             return None, 0
         if maker.target is _aten.unbind.int:
             return maker.operands[0], maker.outputs.index(index)
-        return (maker.operands[0], maker.args[2]) if maker.target is _aten.select.int else (None, 0)
+        one = maker.target is _aten.select.int and maker.args[2] >= 0
+        return (maker.operands[0], maker.args[2]) if one else (None, 0)
+
+    def _parts(self, value: int, axis: int, count: int) -> list[int]:
+        outputs = [self._new_value() for _ in range(count)]
+        self._add(ProgramCall(_aten.unbind.int, (Ref(value), axis), {}, outputs, self._segment))
+        return outputs
 
     def _shaped(self, value: int, *shape: int) -> int:
         # What a transposed W has been scaled into lies as it does.
@@ -308,6 +311,9 @@ class _Segments:
 
     def _run(self, target: Any, *args: Any, **kwargs: Any) -> int:
         call = ProgramCall(target, args, kwargs, [self._new_value()], self._segment)
+        self._add(call)
+        return call.outputs[0] or 0
+
+    def _add(self, call: ProgramCall) -> None:
         self._layouts.add(call)
         self.calls.append(call)
-        return call.outputs[0] or 0
