@@ -196,7 +196,8 @@ def test_planning_is_put_off_by_the_ops_that_it_takes(monkeypatch):
     seconds = {name: getattr(cache, name) for name in ("_PLANNING_SECONDS", "_PLANNING_SECONDS_OF_OP")}
     monkeypatch.setattr(cache, "_PLANNING_RUNS", 0.0)
     short, long, other = (
-        Recording(nodes, True, True, True, way, True, False, False, True) for nodes, way in ((5, 0), (100, 0), (5, 1))
+        Recording(nodes, True, True, True, [way], True, False, False, True)
+        for nodes, way in ((5, int), (100, int), (5, str))
     )
     known = cache.Remembered(last=short)
     known.took(3 * seconds["_PLANNING_SECONDS"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +28,7 @@ class Recording(NamedTuple):
             the batched derivatives with single ones.
         pushes_rightly: Whether forward mode of the function is right at every point; see `bending`.
         bends_rightly: Whether it may be differentiated in turn, as far as it is right.
-        way: A number that recordings of as many operations of each kind share: those of a function that goes one way.
+        kinds: The kinds of the operations, in the order of a walk through them.
         whole: Whether every operation has a derivative: through an op without a kernel for autograd none comes.
         makes_constants: Whether an op has results that autograd takes for constants; see `foreign`.
         is_given_constants: Whether a pullback on the way was given such results, as in a function of gradients.
@@ -38,12 +40,17 @@ class Recording(NamedTuple):
     batches_rightly: bool
     pushes_rightly: bool
     bends_rightly: bool
-    way: int
+    kinds: list[type]
     whole: bool
     makes_constants: bool
     is_given_constants: bool
     pulls_bare: bool
     is_all: bool = False
+
+    @property
+    def way(self) -> int:
+        """A number that recordings of as many operations of each kind share: those of a function that goes one way."""
+        return hash(frozenset(Counter(self.kinds).items()))
 
 
 class _Known(NamedTuple):
@@ -65,34 +72,34 @@ def recording_of(y: Tensor, since: int | None = None) -> Recording:
     """Return what autograd has recorded of a tensor, since an operation of that number if it matters."""
     until = next_number()
     nodes = autograd_nodes(y)
-    kinds: dict[type, int] = {}
-    for node in nodes:
-        kind = type(node)
-        kinds[kind] = kinds.get(kind, 0) + 1
-    known = [_OF_KINDS.get(kind) or _known_of(kind) for kind in kinds] or [_Known(*_TRUE)]
-    batches, pushes, bends, makes_none, is_given_none, bare = map(all, zip(*known, strict=True))
+    kinds = list(map(type, nodes))
+    others = set(kinds) - _PLAIN_KINDS  # few, if any
+    known = map(all, zip(*map(_known_of, others), strict=True)) if others else _ALL_TRUE
+    batches, pushes, bends, makes_none, is_given_none, bare = known
     return Recording(
         len(nodes),
         batches_rightly=batches or not any(map(_misbatches, nodes)),
         pushes_rightly=pushes or not any(map(_mispushes, nodes)),
         bends_rightly=bends,
-        way=hash(frozenset(kinds.items())),
-        whole=not any(kind.__name__ == "CppFunction" for kind in kinds) or not any(map(_warns, nodes)),
+        kinds=kinds,
+        whole=not any(kind.__name__ == "CppFunction" for kind in others) or not any(map(_warns, nodes)),
         makes_constants=not nodes or not makes_none,  # y may be such a result
         is_given_constants=not is_given_none,
         pulls_bare=bare,
-        is_all=since is not None and _made_between(nodes, since, until) == until - since,
+        is_all=since is not None and _are_all_since(nodes, kinds, until - since, since),
     )
 
 
-_TRUE = (True,) * len(_Known._fields)
+_ALL_TRUE = _Known(*(True,) * len(_Known._fields))
 
 
-def _made_between(nodes: set[Any], since: int, until: int) -> int:
-    """Return how many of some nodes were recorded between two numbers; of those of leaves the number is the last."""
-    if len(nodes) < until - since:
-        return 0
-    return sum([since <= node._sequence_nr() < until for node in nodes])
+def _are_all_since(nodes: list[Any], kinds: list[type], count: int, since: int) -> bool:
+    """Return whether nodes but for those of leaves, whose number is above all others, are so many, none before one."""
+    return len(nodes) - kinds.count(_Leaf) == count and (not nodes or min(map(_number_of, nodes)) >= since)
+
+
+_Leaf: type = getattr(torch._C, "_functions").AccumulateGrad  # noqa: B009 (the stubs do not know it)
+_number_of = methodcaller("_sequence_nr")
 
 
 def _warns(node: Any) -> bool:
@@ -114,7 +121,7 @@ def _mispushes(node: Any) -> bool:
 
 
 def _known_of(kind: type) -> _Known:
-    """Return what is known of nodes of a kind; what was found is kept for PyTorch's own kinds."""
+    """Return what is known of nodes of a kind; those of which all is true are kept, of PyTorch's own kinds."""
     name = kind.__name__
     bare = name.rstrip("0123456789")
     known = _Known(
@@ -125,12 +132,12 @@ def _known_of(kind: type) -> _Known:
         is_given_no_constants=bare.removesuffix("Backward") not in _MAKING_CONSTANTS,
         pulls_bare=bare != "LinalgDetBackward",  # which is 0 at singular matrices, in 2.11 to 2.15
     )
-    if not issubclass(kind, _CFunctionBase):  # of which every `autograd.Function` makes another
-        _OF_KINDS[kind] = known
+    if all(known) and not issubclass(kind, _CFunctionBase):  # of which every `autograd.Function` makes another
+        _PLAIN_KINDS.add(kind)
     return known
 
 
-_OF_KINDS: dict[type, _Known] = {}
+_PLAIN_KINDS: set[type] = set()
 
 
 MISBATCHED_NODES = frozenset({
@@ -182,16 +189,16 @@ def pulled_back(
 _run_backward: Any = getattr(torch.autograd.graph, "_engine_run_backward")  # noqa: B009 (the stubs do not know it)
 
 
-def autograd_nodes(y: Tensor) -> set[Any]:
-    """Return the nodes of the autograd graph that leads to a tensor."""
-    pending = [] if y.grad_fn is None else [y.grad_fn]
-    seen = set(pending)
-    while pending:
-        for following, _ in pending.pop().next_functions:
+def autograd_nodes(y: Tensor) -> list[Any]:
+    """Return the nodes of the autograd graph that leads to a tensor, each once."""
+    nodes: list[Any] = [] if y.grad_fn is None else [y.grad_fn]
+    seen = set(nodes)
+    for node in nodes:  # which grow meanwhile
+        for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
-                pending.append(following)
-    return seen
+                nodes.append(following)
+    return nodes
 
 
 def is_builtin_node(node: Any) -> bool:

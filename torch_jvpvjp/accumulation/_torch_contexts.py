@@ -94,24 +94,24 @@ def _turn_onednn_off() -> Callable[[], object]:
 
 
 def _choose_math() -> Callable[[], object]:
-    # What `sdpa_kernel(SDPBackend.MATH)` does, in a tenth of its time.
-    was = [enabled() for enabled, _ in _ATTENTIONS]
-    for (_, enable), chosen in zip(_ATTENTIONS, (True, False, False, False), strict=True):
-        enable(chosen)
+    # What `sdpa_kernel(SDPBackend.MATH)` does, in a tenth of its time; what is as it shall be is left.
+    changed = [(enable, not chosen) for enabled, enable, chosen in _ATTENTIONS if enabled() is not chosen]
+    for enable, before in changed:
+        enable(not before)
 
     def put_back() -> None:
-        for (_, enable), before in zip(_ATTENTIONS, was, strict=True):
+        for enable, before in changed:
             enable(before)
 
     return put_back
 
 
-_ATTENTIONS: tuple[tuple[Callable[[], bool], Callable[[bool], None]], ...] = (
-    (torch._C._get_math_sdp_enabled, torch._C._set_sdp_use_math),
-    (torch._C._get_flash_sdp_enabled, torch._C._set_sdp_use_flash),
-    (torch._C._get_mem_efficient_sdp_enabled, torch._C._set_sdp_use_mem_efficient),
-    (torch._C._get_cudnn_sdp_enabled, torch._C._set_sdp_use_cudnn),
-)
+_ATTENTIONS: tuple[tuple[Callable[[], bool], Callable[[bool], None], bool], ...] = (
+    (torch._C._get_math_sdp_enabled, torch._C._set_sdp_use_math, True),
+    (torch._C._get_flash_sdp_enabled, torch._C._set_sdp_use_flash, False),
+    (torch._C._get_mem_efficient_sdp_enabled, torch._C._set_sdp_use_mem_efficient, False),
+    (torch._C._get_cudnn_sdp_enabled, torch._C._set_sdp_use_cudnn, False),
+)[: None if torch.backends.cuda.is_built() else 2]  # a build without CUDA has the first two
 
 
 def _silence() -> Callable[[], object]:

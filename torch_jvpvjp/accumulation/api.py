@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -91,17 +93,7 @@ def jacobian(
     """  # noqa: DOC501, DOC502 (some are raised further down, and what is not recorded is caught)
     stages = stages_of("jacobian", f)
     truth("jacobian", "explain", explain)
-    options = _options(
-        "jacobian",
-        wrt=_as_key(wrt),
-        batch_dims=batch_dims,
-        chunk_size=chunk_size,
-        create_graph=create_graph,
-        compile=compile,
-        randomness=randomness,
-        progress=progress,
-        sparse=sparse,
-    )
+    options = _options("jacobian", wrt, batch_dims, chunk_size, create_graph, compile, randomness, progress, sparse)
     if plan is not None:
         return _by_plan(plan, stages, x, options, objective, strategy, memory_limit)
     kind = (_layout(x), options, objective, strategy, memory_limit)
@@ -202,15 +194,7 @@ def plan_jacobian(
     """  # noqa: DOC502 (raised further down)
     truth("plan_jacobian", "explain", explain)
     options = _options(
-        "plan_jacobian",
-        wrt=_as_key(wrt),
-        batch_dims=batch_dims,
-        chunk_size=chunk_size,
-        create_graph=create_graph,
-        compile=compile,
-        randomness=randomness,
-        progress=progress,
-        sparse=sparse,
+        "plan_jacobian", wrt, batch_dims, chunk_size, create_graph, compile, randomness, progress, sparse
     )
     plan = make_plan(
         Runtime("plan_jacobian", stages_of("plan_jacobian", f), options),
@@ -344,12 +328,37 @@ def stages_of(caller: str, f: Differentiable) -> tuple[Callable[..., Any], ...]:
     return (f,)
 
 
-def _options(caller: str, **given: Any) -> Options:
+def _options(caller: str, wrt: Wrt, *how: Any) -> Options:
+    """Return the options, checked; see `_checked_options`. Most calls have those of another."""
+    if wrt is None:
+        with suppress(TypeError):  # what cannot be looked up is refused below
+            return _known_options(caller, None, *how)
+    return _checked_options(caller, tuple(wrt) if isinstance(wrt, list) else wrt, *how)
+
+
+def _checked_options(
+    caller: str,
+    wrt: Any,
+    batch_dims: int,
+    chunk_size: int | None,
+    create_graph: bool,
+    compile: bool,
+    randomness: Randomness,
+    progress: bool,
+    sparse: bool | Literal["auto"],
+) -> Options:
     """The options, checked.
 
     Args:
         caller: The function to name in an error.
-        given: The fields of `Options`.
+        wrt: As in `jacobian`, like all that follow, but for a list, which is a tuple.
+        batch_dims: How many axes are a batch.
+        chunk_size: Most columns or rows.
+        create_graph: Whether the result can be differentiated.
+        compile: Whether to compile.
+        randomness: What random numbers do.
+        progress: Whether to show a bar.
+        sparse: Whether the result is sparse.
 
     Returns:
         The options.
@@ -358,30 +367,39 @@ def _options(caller: str, **given: Any) -> Options:
         TypeError: If one has the wrong type.
         ValueError: If one is out of range.
     """
-    given["batch_dims"] = whole(caller, "batch_dims", given["batch_dims"], least=0)
-    if given["chunk_size"] is not None:
-        given["chunk_size"] = whole(caller, "chunk_size", given["chunk_size"], least=1)
-    for name in ("progress", "create_graph", "compile"):
-        truth(caller, name, given[name])
-    if given["randomness"] not in {"error", "same", "different"}:
-        raise ValueError(f"{caller}: randomness must be 'error', 'same' or 'different', got {given['randomness']!r}.")
-    if given["sparse"] != "auto" and not isinstance(given["sparse"], bool):
-        raise ValueError(f"{caller}: sparse must be True, False or 'auto', got {given['sparse']!r}.")
-    if given["sparse"] and given["batch_dims"]:
+    batch_dims = whole(caller, "batch_dims", batch_dims, least=0)
+    if chunk_size is not None:
+        chunk_size = whole(caller, "chunk_size", chunk_size, least=1)
+    for name, value in (("progress", progress), ("create_graph", create_graph), ("compile", compile)):
+        truth(caller, name, value)
+    if randomness not in {"error", "same", "different"}:
+        raise ValueError(f"{caller}: randomness must be 'error', 'same' or 'different', got {randomness!r}.")
+    if sparse != "auto" and not isinstance(sparse, bool):
+        raise ValueError(f"{caller}: sparse must be True, False or 'auto', got {sparse!r}.")
+    if sparse and batch_dims:
         raise ValueError(
-            f"{caller}: sparse must be False with batch_dims={given['batch_dims']}, got {given['sparse']!r}; the "
-            f"result "
-            f"holds one small Jacobian for each sample as it is."
+            f"{caller}: sparse must be False with batch_dims={batch_dims}, got {sparse!r}; the result holds one small "
+            f"Jacobian for each sample as it is."
         )
-    return Options(**given)
+    return Options(
+        wrt=wrt,
+        batch_dims=batch_dims,
+        chunk_size=chunk_size,
+        create_graph=create_graph,
+        compile=compile,
+        randomness=randomness,
+        progress=progress,
+        sparse=sparse,
+    )
 
 
-def _as_key(wrt: Wrt) -> Any:
-    return tuple(wrt) if isinstance(wrt, list) else wrt
+_known_options = lru_cache(maxsize=64, typed=True)(_checked_options)
 
 
 def _layout(x: Any) -> Any:
     """Return what a plan depends on of x: everything but the values of its tensors."""
+    if type(x) is Tensor:
+        return x.shape, x.dtype, x.device
     leaves, spec = flattened(x)
     kinds = tuple(
         (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else kind_of_leaf(leaf) for leaf in leaves

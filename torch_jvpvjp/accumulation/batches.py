@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._torch import inside_transform
+from ._torch import grad_switched, inside_transform
 from .autocasting import autocasts
 from .subject import Subject
 
@@ -84,8 +84,9 @@ def values_of_parts(subject: Subject, samples: Tensor) -> list[tuple[Tensor, Ten
     Raises:
         RuntimeError: If f does not take a batch of another size.
     """  # noqa: DOC502 (raised by f)
-    with torch.no_grad():
-        parts = [part.to(samples.device) for part in _parts(samples.shape[0])]
+    with grad_switched(False):
+        parts = _parts(samples.shape[0])
+        parts = parts if samples.is_cpu else [part.to(samples.device) for part in parts]
         return [(part, subject.values_of_arguments([samples.index_select(0, part)])) for part in parts]
 
 

@@ -150,11 +150,12 @@ def remembered(stages: Sequence[Callable[..., Any]], kind: Hashable) -> Remember
     try:
         plans = plans_of(owner)
         key = method, tuple(stages[1:]), kind
-        if key not in plans:
+        known = plans.get(key)
+        if known is None:
             while len(plans) >= _MOST_KINDS:
                 plans.pop(next(iter(plans)))
-            plans[key] = Remembered()
-        return plans[key]
+            plans[key] = known = Remembered()
+        return known
     except (TypeError, AttributeError):
         return Remembered()
 

@@ -128,7 +128,7 @@ def _weighted(vectors: Tensor) -> Tensor:
 
 def random_state(device: torch.device) -> Tensor:
     """Return the state of what draws random numbers on a device."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.default_generator.get_state()
 
 
 def set_random_state(device: torch.device, state: Tensor) -> None:

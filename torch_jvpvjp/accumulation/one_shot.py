@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from time import perf_counter
 from types import CodeType
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _len_torch_dispatch_stack
 
-from ._torch import inside_transform, wraps_transform
+from ._torch import grad_switched, inside_transform, wraps_transform
 from ._torch_autograd import updates_statistics
 from .autocasting import autocasts
 from .batches import check_independent
@@ -35,7 +35,7 @@ def without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options,
     subject = Subject("jacobian", stages, x, options.wrt, options.batch_dims)
     leaves, extras = subject.leaves()
     live = options.create_graph or is_differentiated() or any(map(wraps_transform, leaves))
-    with _recording() if live else torch.no_grad(), differentiating():
+    with _recording() if live else grad_switched(False), differentiating():
         if live:  # autograd takes no tensors of inference
             leaves = [leaf.clone() if leaf.is_inference() else leaf for leaf in leaves]
         blocks = _blocks(subject, leaves, extras, x, options, known, live=live)
@@ -84,7 +84,7 @@ def _blocks(
         elif not subject.batch.numel() or known.planning_pays(0.0, 0):  # what earlier calls took is all that is known
             blocks = None
         else:
-            blocks = _blocks_of_batch(subject, leaves, extras, x, options, live=live)
+            blocks = _blocks_of_batch(subject, leaves, extras, x, options, before, live=live)
     except RuntimeError as error:
         chained = len(subject.stages) > 1  # a plan says which stage does not take what the one before it returns
         if not chained and not _may_be_planned(error, transformed=live or bool(subject.batch_dims)):
@@ -120,12 +120,19 @@ def _are_of_layers(subject: Subject, known: Remembered) -> bool:
 
 
 def _blocks_of_batch(
-    subject: Subject, leaves: Sequence[Tensor], extras: Sequence[Tensor], x: Any, options: Options, *, live: bool
+    subject: Subject,
+    leaves: Sequence[Tensor],
+    extras: Sequence[Tensor],
+    x: Any,
+    options: Options,
+    before: Tensor,
+    *,
+    live: bool,
 ) -> list[Tensor] | None:
     """Return the Jacobians of the samples in each leaf, behind one axis for them; None if that takes a plan."""
     asked = options.randomness == "error" and not inside_transform()
     if asked and isinstance(x, Tensor) and subject.has_one_argument and not subject.in_parameters:
-        together = jacobians_of_batch(subject, x, live=live)
+        together = jacobians_of_batch(subject, x, before, live=live)
         if together is not None:
             return [together]
     if autocasts() and not inside_transform():
@@ -191,7 +198,9 @@ def _is_of_layers(stage: Callable[..., Any]) -> bool:
 
 def _normalises(stage: Callable[..., Any]) -> bool:
     """Return whether a module, or one that a function refers to by a name, has layers that normalise."""
-    pending = [held for held in _held_by(stage) if isinstance(held, nn.Module)]
+    pending = (
+        [stage] if isinstance(stage, nn.Module) else [one for one in _held_by(stage) if isinstance(one, nn.Module)]
+    )
     seen = set[nn.Module]()
     while pending:
         module = pending.pop()
@@ -202,17 +211,16 @@ def _normalises(stage: Callable[..., Any]) -> bool:
     return False
 
 
-def _held_by(stage: Callable[..., Any]) -> Iterator[Any]:
-    yield stage
-    if isinstance(stage, nn.Module):
-        return
-    yield getattr(stage, "__self__", None)
+def _held_by(stage: Callable[..., Any]) -> list[Any]:
+    held = [getattr(stage, "__self__", None)]
     code: CodeType | None = getattr(stage, "__code__", None)
-    for name in () if code is None else code.co_names:
-        yield getattr(stage, "__globals__", {}).get(name)
+    if code is not None:
+        names: dict[str, Any] = getattr(stage, "__globals__", {})
+        held += [names.get(name) for name in code.co_names]
     for cell in getattr(stage, "__closure__", None) or ():
         with suppress(ValueError):  # it is empty
-            yield cell.cell_contents
+            held.append(cell.cell_contents)
+    return held
 
 
 def _may_be_planned(error: RuntimeError, *, transformed: bool) -> bool:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from functools import cached_property
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from .._left_out import without_derivative
-from ._torch import inside_vmap, jvp_of, vjp_of
+from ._torch import grad_switched, inside_vmap, jvp_of, vjp_of
 from ._torch_autograd import Recording, next_number, pulled_back, recording_of
 from ._torch_contexts import plain_attention
 from .carrying import carry_each, dual, random_state, weights
@@ -32,7 +30,9 @@ class Recorded:
         live: Whether the results are to be differentiated, or a transform is running.
 
     Attributes:
+        n: The number of tangents that there are.
         y: The value.
+        recording: What autograd has recorded.
         seconds: What the run took.
 
     Raises:
@@ -42,14 +42,10 @@ class Recorded:
 
     def __init__(self, function: Function, leaves: Sequence[Tensor], *, live: bool) -> None:
         self.function, self.leaves, self.live = function, tuple(leaves), live
+        self.n = sum([leaf.numel() for leaf in leaves])
         begin = perf_counter()
         self.y = self._recorded_live() if live else self._recorded_plainly()
         self.seconds = perf_counter() - begin
-
-    @cached_property
-    def n(self) -> int:
-        """The number of tangents that there are."""
-        return sum(leaf.numel() for leaf in self.leaves)
 
     @property
     def recorded(self) -> Tensor:
@@ -60,11 +56,6 @@ class Recorded:
     def width(self) -> int:
         """The tangents or adjoints that the Jacobian takes, whichever are fewer."""
         return min(self.n, self.y.numel())
-
-    @cached_property
-    def recording(self) -> Recording:
-        """What autograd has recorded."""
-        return recording_of(self._of_autograd, self._begin)
 
     def rows(self, y_bars: Tensor) -> list[Tensor]:
         """Return the cotangents of each leaf for cotangents of the value, behind one axis; once only."""
@@ -150,7 +141,7 @@ class Recorded:
 
         def watched(*tensors: Tensor) -> Tensor:
             y = self.function(*tensors)
-            self.recording = recording_of(y)  # of the level that `vjp` has opened, which it closes
+            self.recording: Recording = recording_of(y)  # of the level that `vjp` has opened, which it closes
             return y
 
         with plain_attention():
@@ -160,18 +151,20 @@ class Recorded:
         return y
 
     def _recorded_plainly(self) -> Tensor:
-        inference = torch.is_inference_mode_enabled()  # autograd records in none, and to leave it takes a while
-        with torch.inference_mode(mode=False) if inference else nullcontext(), torch.enable_grad():
+        if torch.is_inference_mode_enabled():  # autograd records in none, and to leave it takes a while
+            with torch.inference_mode(mode=False):
+                return self._recorded_plainly()
+        with grad_switched(True):
             own = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in self.leaves]
             try:
                 with plain_attention():  # of the fused one PyTorch pulls rows back one by one, and warns
-                    self._begin = next_number()
+                    begin = next_number()
                     y = self.function(*own)
             except RuntimeError as error:
                 if "leaf Variable" in str(error):  # so autograd refuses that something is written into its leaves
                     raise ValueError(_WRITES) from error
                 raise
-        self._own, self._of_autograd = own, y
+        self._own, self._of_autograd, self.recording = own, y, recording_of(y, begin)
         if not self.recording.whole:
             raise NotImplementedError(f"it calls {without_derivative(left_out(self.function, self.leaves))}")
         return y.detach()

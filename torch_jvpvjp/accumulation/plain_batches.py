@@ -14,12 +14,13 @@ from .plain import Recorded, plain_jacobian, prefers_adjoints
 from .subject import Subject
 
 
-def jacobians_of_batch(subject: Subject, x: Tensor, *, live: bool) -> Tensor | None:
+def jacobians_of_batch(subject: Subject, x: Tensor, before: Tensor, *, live: bool) -> Tensor | None:
     """The Jacobians of a batch by running f on batches; they stand behind one axis for the samples.
 
     Args:
         subject: A function of one tensor.
         x: The batch.
+        before: The state of what draws random numbers.
         live: Whether the results are to be differentiated.
 
     Returns:
@@ -29,27 +30,31 @@ def jacobians_of_batch(subject: Subject, x: Tensor, *, live: bool) -> Tensor | N
         ValueError: If f mixes its samples.
     """  # noqa: DOC502 (raised by check_independent)
     dims, count = subject.batch_dims, subject.batch.numel()
-    samples = x.reshape(count, *(1,) * (dims - 1), *x.shape[dims:])
-    before = random_state(x.device)
+    samples = x if dims == 1 else x.reshape(count, *(1,) * (dims - 1), *x.shape[dims:])
     try:
-        parts = values_of_parts(subject, samples.detach())
+        parts = values_of_parts(subject, samples)
     except RuntimeError:
         return None
-    drawn = not torch.equal(before, random_state(x.device))
-    if drawn or not subject.output or not subject.output.bare or any(len(part) != len(y) for part, y in parts):
+    if not subject.output or not subject.output.bare or any([part.shape[0] != apart.shape[0] for part, apart in parts]):
         return None
-    output, own = parts[0][1].shape[1:], x.shape[dims:]
+    output, own = subject.output.leaves[0].shape, x.shape[dims:]
     m, n = output.numel(), own.numel()
     if not m or not n:
         return None
     y, of_each = (
         _by_copies(subject, samples, m, live) if _is_small(m, n, count) else _by_sums(subject, samples, m, n, live)
     )
+    y = y.detach() if live else y
     for part, apart in parts:
-        check_independent(subject, apart, y[part].detach())
+        same = y.index_select(0, part)
+        if torch.equal(apart, same):
+            continue
+        if not torch.equal(before, random_state(x.device)):  # f draws random numbers
+            return None
+        check_independent(subject, apart, same)
     if dims > 1:  # what mixes along the other axes of the batch does not show where all samples stand along one
         with torch.no_grad():
-            check_independent(subject, y.detach(), subject.values_of_batch(x.detach()))
+            check_independent(subject, y[:count], subject.values_of_batch(x.detach()))
     return of_each.reshape((count, *output, *own))
 
 
@@ -62,16 +67,18 @@ _SMALL_BATCH = 1 << 16  # entries
 
 
 def _by_copies(subject: Subject, samples: Tensor, m: int, live: bool) -> tuple[Tensor, Tensor]:
-    """Return values and Jacobians by one adjoint of m copies of the batch, an output for each.
+    """Return values of m copies of the batch and Jacobians, by one adjoint of the copies, an output for each.
 
     The samples being independent, f of a batch of m copies is m copies of f; with the cotangent e_k for copy k one
     plain pullback gives all rows. For small samples that takes less time than m pullbacks under `vmap`.
     """
     count = samples.shape[0]
-    run = _run(subject, torch.cat([samples] * m), live=live)
-    rows = torch.eye(m, dtype=run.y.dtype, device=run.y.device).repeat_interleave(count, 0)
+    run = _run(subject, torch.cat([samples] * m) if m > 1 else samples, live=live)
+    rows = run.y.new_zeros((m, count, m))
+    rows.diagonal(0, 0, 2).fill_(1)
     (pulled,) = run.row(rows.reshape(run.y.shape))
-    return run.y[:count], pulled.to(run.y.dtype).reshape(m, count, -1).transpose(0, 1)
+    pulled = pulled if pulled.dtype is run.y.dtype else pulled.to(run.y.dtype)
+    return run.y, pulled.reshape(m, count, -1).transpose(0, 1)
 
 
 def _by_sums(subject: Subject, samples: Tensor, m: int, n: int, live: bool) -> tuple[Tensor, Tensor]:

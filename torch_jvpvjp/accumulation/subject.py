@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from threading import local
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,19 @@ from ._torch import is_compiled
 from ._torch_contexts import with_lists_of_weights
 from .autocasting import as_outside, autocasts
 from .stages import label_of
-from .trees import Arguments, Side, Wrt, batch_size, differentiated, flattened, kind_of_leaf, read_arguments, side_of
+from .trees import (
+    LEAF_SPEC,
+    Arguments,
+    Side,
+    Wrt,
+    batch_size,
+    differentiated,
+    flattened,
+    kind_of_leaf,
+    read_arguments,
+    side_of,
+    side_of_one,
+)
 
 if TYPE_CHECKING:
     from ._torch_autograd import Recording
@@ -24,6 +36,7 @@ if TYPE_CHECKING:
 
 Function = Callable[..., Any]
 _NO_BATCH = torch.Size()
+_CALLED = "_called"  # what a subject keeps for each thread, where it does
 
 
 class Subject:
@@ -45,19 +58,18 @@ class Subject:
         self.output: Side | None = None  # known once the function has run
         self.made: Recording | None = None  # what autograd has recorded of it in a call without a plan
         self.within: AbstractContextManager[object] | None = None  # what it is to run in, in such a call
-        self._called = local()
-        if type(x) is Tensor and wrt is None and not batch_dims:
-            self._read_tensor(x)
-        else:
+        side = side_of_one("x", x, batch_dims) if wrt is None else None
+        if side is None:
             self._read(x)
+        else:
+            self._read_tensor(x, side)
 
-    def _read_tensor(self, x: Tensor) -> None:
+    def _read_tensor(self, x: Tensor, side: Side) -> None:
         """Do what `_read` does of one tensor: a first call of a small function is spent on much of that."""
-        self.in_parameters, self.batch = False, _NO_BATCH
-        self.source, tensors = side_of(self.caller, "x", x, 0)
-        self._arguments_of_one = arguments = Arguments((x,), (0,))
-        self.layout = _layout(arguments)
-        self._leaves_at_first, self._extras_at_first = (tensors, []), list[Tensor]()
+        self.in_parameters, self.batch = False, x.shape[: self.batch_dims] if self.batch_dims else _NO_BATCH
+        self.source, self._arguments_of_one = side, Arguments((x,), (0,))
+        self.layout = [tuple(x.shape)], [LEAF_SPEC]
+        self._leaves_at_first, self._extras_at_first = ([_merged(x, self.batch_dims)], []), list[Tensor]()
 
     def _read(self, x: Any) -> None:
         """Read the arguments."""
@@ -122,7 +134,8 @@ class Subject:
     @property
     def extras(self) -> list[Tensor]:
         """The other tensors of the call that this thread is in, or those at first."""
-        return getattr(self._called, "extras", self._extras_at_first)
+        called: local | None = vars(self).get(_CALLED)
+        return self._extras_at_first if called is None else getattr(called, "extras", self._extras_at_first)
 
     @property
     def has_one_argument(self) -> bool:
@@ -215,13 +228,14 @@ class Subject:
     @contextmanager
     def called_with(self, others: Sequence[Tensor]) -> Iterator[None]:
         """Let the function of one sample see the other arguments of this call, as a black box must."""
-        before = dict(vars(self._called))
-        self._called.extras = list(others)
+        called: local = vars(self).setdefault(_CALLED, local())  # at once, for threads that come together
+        before = dict(vars(called))
+        called.extras = list(others)
         try:
             yield
         finally:
-            vars(self._called).clear()
-            vars(self._called).update(before)
+            vars(called).clear()
+            vars(called).update(before)
 
     def values_of_batch(self, x: Any) -> Tensor:
         """Return the joined outputs of f at a whole batch, behind one axis for its samples."""
@@ -230,9 +244,17 @@ class Subject:
     def values_of_arguments(self, args: Sequence[Any]) -> Tensor:
         """Return the same, for positional arguments that f may write into."""
         value = as_outside(self._of_stages, args)
-        side, tensors = side_of(self.caller, f"what {self.label} returns", value, self.batch_dims)
-        self.output = side
-        return side.joined([_merged(tensor, self.batch_dims) for tensor in tensors], 1)
+        self.output, tensors = self._side_of(value)
+        if self.output.bare:
+            return _merged(tensors[0], self.batch_dims)
+        return self.output.joined([_merged(tensor, self.batch_dims) for tensor in tensors], 1)
+
+    def _side_of(self, value: Any) -> tuple[Side, list[Tensor]]:
+        """Return the side that a value of the function makes, and its tensors; an error names the function."""
+        side = side_of_one("f(x)", value, self.batch_dims)
+        if side is not None:
+            return side, [value]
+        return side_of(self.caller, f"what {self.label} returns", value, self.batch_dims)
 
     # ---- the function of one sample --------------------------------------------------------------------------------
 
@@ -287,7 +309,9 @@ class Subject:
     def _of_stages(self, args: Sequence[Any], parameters: Mapping[str, Tensor] | None = None) -> Any:
         """Return what the function returns, with these parameters if they are given."""
         try:
-            with self.within or nullcontext():
+            if self.within is None:
+                return self._of_arguments(args, parameters)
+            with self.within:
                 return self._of_arguments(args, parameters)
         except ValueError as error:
             if not self.batch_dims or _ALONE not in str(error):
@@ -309,7 +333,7 @@ class Subject:
         return value
 
     def _joined(self, value: Any) -> Tensor:
-        side, tensors = side_of(self.caller, f"what {self.label} returns", value, self.batch_dims)
+        side, tensors = self._side_of(value)
         if self.batch_dims:
             if any(tensor.shape[: self.batch_dims].numel() != 1 for tensor in tensors):
                 raise ValueError(

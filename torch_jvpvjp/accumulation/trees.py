@@ -15,12 +15,12 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from .checked import integer_of
 
 Wrt = None | int | str | Sequence[int] | Sequence[str]
-_LEAF = tree_flatten(None)[1]
+LEAF_SPEC = tree_flatten(None)[1]
 
 
 def flattened(tree: Any) -> tuple[list[Any], TreeSpec]:
     """Return the leaves of a tree and what it is but for them, as `tree_flatten` does, at once for a tensor."""
-    return ([tree], _LEAF) if type(tree) is Tensor else tree_flatten(tree)
+    return ([tree], LEAF_SPEC) if type(tree) is Tensor else tree_flatten(tree)
 
 
 def kind_of_leaf(leaf: Any) -> Any:
@@ -231,8 +231,9 @@ def side_of(caller: str, name: str, tree: Any, batch_dims: int) -> tuple[Side, l
         TypeError: If a leaf is not a real floating tensor.
         ValueError: If there is none, or one has fewer axes than the batch, or another batch.
     """
-    if type(tree) is Tensor and tree.is_floating_point() and tree.dim() >= batch_dims:  # as most are
-        return Side((Leaf(name, tree.shape[batch_dims:], tree.dtype),), _LEAF, bare=True), [tree]
+    side = side_of_one(name, tree, batch_dims)
+    if side is not None:
+        return side, [tree]
     tensors, spec = flattened(tree)
     if not tensors:
         raise ValueError(f"{caller}: {name} must hold a tensor at least, got none.")
@@ -255,6 +256,15 @@ def side_of(caller: str, name: str, tree: Any, batch_dims: int) -> tuple[Side, l
         shapes = sorted(str(tuple(tensor.shape[:batch_dims])) for tensor in tensors)
         raise ValueError(f"{caller}: the leaves of {name} must have one batch in front, got {', '.join(shapes)}.")
     return Side(tuple(leaves), spec, isinstance(tree, Tensor)), list(tensors)
+
+
+def side_of_one(name: str, tree: Any, batch_dims: int) -> Side | None:
+    """Return the side that one floating tensor is, as most are; None of any other tree."""
+    if type(tree) is Tensor and tree.is_floating_point() and tree.dim() >= batch_dims:
+        return Side(
+            (Leaf(name, tree.shape[batch_dims:] if batch_dims else tree.shape, tree.dtype),), LEAF_SPEC, bare=True
+        )
+    return None
 
 
 def batch_size(shape: Sequence[int]) -> int:
