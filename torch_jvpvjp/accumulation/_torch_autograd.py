@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from operator import methodcaller
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ class Recording(NamedTuple):
         makes_constants: Whether an op has results that autograd takes for constants; see `foreign`.
         is_given_constants: Whether a pullback on the way was given such results, as in a function of gradients.
         pulls_bare: Whether its pullback is right at every point where nothing is recorded of that.
+        attends_plainly: Whether no operation is fused attention, which is pulled back one row after another, and once.
         is_all: Whether autograd has recorded no other operation meanwhile; False if it is not asked since when.
     """
 
@@ -45,12 +45,13 @@ class Recording(NamedTuple):
     makes_constants: bool
     is_given_constants: bool
     pulls_bare: bool
+    attends_plainly: bool = True
     is_all: bool = False
 
     @property
     def way(self) -> int:
         """A number that recordings of as many operations of each kind share: those of a function that goes one way."""
-        return hash(frozenset(Counter(self.kinds).items()))
+        return hash(tuple(sorted(map(id, self.kinds))))
 
 
 class _Known(NamedTuple):
@@ -62,6 +63,7 @@ class _Known(NamedTuple):
     makes_no_constants: bool
     is_given_no_constants: bool
     pulls_bare: bool
+    attends_plainly: bool
 
 
 next_number: Callable[[], int] = getattr(getattr(torch._C, "_autograd"), "_get_sequence_nr")  # noqa: B009 (no stubs)
@@ -75,7 +77,7 @@ def recording_of(y: Tensor, since: int | None = None) -> Recording:
     kinds = list(map(type, nodes))
     others = set(kinds) - _PLAIN_KINDS  # few, if any
     known = map(all, zip(*map(_known_of, others), strict=True)) if others else _ALL_TRUE
-    batches, pushes, bends, makes_none, is_given_none, bare = known
+    batches, pushes, bends, makes_none, is_given_none, bare, plainly = known
     return Recording(
         len(nodes),
         batches_rightly=batches or not any(map(_misbatches, nodes)),
@@ -86,6 +88,7 @@ def recording_of(y: Tensor, since: int | None = None) -> Recording:
         makes_constants=not nodes or not makes_none,  # y may be such a result
         is_given_constants=not is_given_none,
         pulls_bare=bare,
+        attends_plainly=plainly,
         is_all=since is not None and _are_all_since(nodes, kinds, until - since, since),
     )
 
@@ -131,6 +134,7 @@ def _known_of(kind: type) -> _Known:
         makes_no_constants=bare not in _MAKING_CONSTANTS,
         is_given_no_constants=bare.removesuffix("Backward") not in _MAKING_CONSTANTS,
         pulls_bare=bare != "LinalgDetBackward",  # which is 0 at singular matrices, in 2.11 to 2.15
+        attends_plainly=not name.startswith("ScaledDotProduct"),
     )
     if all(known) and not issubclass(kind, _CFunctionBase):  # of which every `autograd.Function` makes another
         _PLAIN_KINDS.add(kind)
@@ -183,10 +187,13 @@ def pulled_back(
         return torch.autograd.grad(
             y, leaves, y_bar, retain_graph=again, create_graph=not bare, allow_unused=True, is_grads_batched=batched
         )
-    return _run_backward((y,), (y_bar,), again, not bare, tuple(leaves), True, accumulate_grad=False)
+    run = _run_here if y.is_cpu else _run_backward
+    return run((y,), (y_bar,), again, not bare, tuple(leaves), True, accumulate_grad=False)
 
 
 _run_backward: Any = getattr(torch.autograd.graph, "_engine_run_backward")  # noqa: B009 (the stubs do not know it)
+# What the former calls, without what it sets up for the threads of devices: a CPU has none.
+_run_here: Any = getattr(torch.autograd.Variable, "_execution_engine").run_backward  # noqa: B009 (likewise)
 
 
 def autograd_nodes(y: Tensor) -> list[Any]:

@@ -58,7 +58,8 @@ class Remembered:
         plannable: Whether there can be a plan, as far as is known.
         left_out: Whether torch.func leaves out the derivatives of some of its ops; None if nobody has looked.
         of_layers: Whether it is made of PyTorch's own layers alone; None likewise.
-        normalises: Whether it may have results that autograd takes for constants, as far as is known; None likewise.
+        layers: The names of its layers; None likewise.
+        normalises: Whether it was seen to have results that autograd takes for constants.
         uses_constants: Whether it uses them.
     """
 
@@ -69,7 +70,8 @@ class Remembered:
     plannable: bool = True
     left_out: bool | None = None
     of_layers: bool | None = None
-    normalises: bool | None = None
+    layers: str | None = None
+    normalises: bool = False
     uses_constants: bool = False
 
     def took(self, seconds: float) -> None:

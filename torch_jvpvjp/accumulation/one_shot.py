@@ -74,9 +74,12 @@ def _blocks(
 ) -> list[Tensor] | None:
     """Return the Jacobian in each leaf, those of a batch behind one axis for its samples; None if a plan pays."""
     device = leaves[0].device
-    before = random_state(device)
+    subject.before = before = random_state(device)
     if known.uses_constants or (live and _leaves_out(subject, leaves, extras, known)):
         return None  # a plan goes by autograd, or says what has no derivative
+    if known.layers is None:
+        known.layers = " ".join(map(_layers_of, subject.stages))
+    subject.attends = "Attention" in known.layers
     noticing = subject.within = _noticing(subject, known, live=live)
     try:
         if not subject.batch_dims:
@@ -84,7 +87,7 @@ def _blocks(
         elif not subject.batch.numel() or known.planning_pays(0.0, 0):  # what earlier calls took is all that is known
             blocks = None
         else:
-            blocks = _blocks_of_batch(subject, leaves, extras, x, options, before, live=live)
+            blocks = _blocks_of_batch(subject, leaves, extras, x, options, live=live)
     except RuntimeError as error:
         chained = len(subject.stages) > 1  # a plan says which stage does not take what the one before it returns
         if not chained and not _may_be_planned(error, transformed=live or bool(subject.batch_dims)):
@@ -106,9 +109,8 @@ def _noticing(subject: Subject, known: Remembered, *, live: bool) -> Noticing | 
 
     A record tells of most functions, and takes no time; of one that normalises it does not.
     """
-    if known.normalises is None:
-        known.normalises = any(map(_normalises, subject.stages))
-    asked = (live or known.normalises) and not subject.is_compiled and not _are_of_layers(subject, known)
+    normalises = known.normalises or "Norm" in (known.layers or "")
+    asked = (live or normalises) and not subject.is_compiled and not _are_of_layers(subject, known)
     return Noticing() if asked else None
 
 
@@ -120,19 +122,12 @@ def _are_of_layers(subject: Subject, known: Remembered) -> bool:
 
 
 def _blocks_of_batch(
-    subject: Subject,
-    leaves: Sequence[Tensor],
-    extras: Sequence[Tensor],
-    x: Any,
-    options: Options,
-    before: Tensor,
-    *,
-    live: bool,
+    subject: Subject, leaves: Sequence[Tensor], extras: Sequence[Tensor], x: Any, options: Options, *, live: bool
 ) -> list[Tensor] | None:
     """Return the Jacobians of the samples in each leaf, behind one axis for them; None if that takes a plan."""
     asked = options.randomness == "error" and not inside_transform()
     if asked and isinstance(x, Tensor) and subject.has_one_argument and not subject.in_parameters:
-        together = jacobians_of_batch(subject, x, before, live=live)
+        together = jacobians_of_batch(subject, x, live=live)
         if together is not None:
             return [together]
     if autocasts() and not inside_transform():
@@ -147,7 +142,7 @@ def _blocks_of_one(subject: Subject, leaves: Sequence[Tensor], known: Remembered
     def function(*tensors: Tensor) -> Tensor:
         return subject.value(tensors)
 
-    run = Recorded(function, leaves, live=live)
+    run = Recorded(function, leaves, live=live, before=None if subject.attends else subject.before)
     pays = known.planning_pays(run.seconds, run.width, lambda: run.recording)
     if pays and (live or not updates_statistics(run.recorded)):  # what has counted a batch is not run again
         return None
@@ -196,19 +191,17 @@ def _is_of_layers(stage: Callable[..., Any]) -> bool:
     )
 
 
-def _normalises(stage: Callable[..., Any]) -> bool:
-    """Return whether a module, or one that a function refers to by a name, has layers that normalise."""
-    pending = (
-        [stage] if isinstance(stage, nn.Module) else [one for one in _held_by(stage) if isinstance(one, nn.Module)]
-    )
-    seen = set[nn.Module]()
-    while pending:
-        module = pending.pop()
-        if "Norm" in type(module).__name__:
-            return True
-        seen.add(module)
-        pending += [inner for inner in module._modules.values() if inner is not None and inner not in seen]
-    return False
+def _layers_of(stage: Callable[..., Any]) -> str:
+    """Return the names of the classes of all layers of a module, or of those that a function refers to by a name."""
+    layers = [stage] if isinstance(stage, nn.Module) else [one for one in _held_by(stage) if isinstance(one, nn.Module)]
+    seen, names = set(layers), list[str]()
+    for layer in layers:  # which grow meanwhile
+        names.append(type(layer).__name__)
+        for inner in layer._modules.values():
+            if inner is not None and inner not in seen:
+                seen.add(inner)
+                layers.append(inner)
+    return " ".join(names)
 
 
 def _held_by(stage: Callable[..., Any]) -> list[Any]:

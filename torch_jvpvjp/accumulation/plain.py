@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .._left_out import without_derivative
 from ._torch import grad_switched, inside_vmap, jvp_of, vjp_of
-from ._torch_autograd import Recording, next_number, pulled_back, recording_of
+from ._torch_autograd import next_number, pulled_back, recording_of, updates_statistics
 from ._torch_contexts import plain_attention
-from .carrying import carry_each, dual, random_state, weights
+from .carrying import carry_each, dual, random_state, set_random_state, weights
 from .foreign import left_out
 
 Function = Callable[..., Tensor]  # of some tensors to one
@@ -28,6 +28,8 @@ class Recorded:
         function: A function of the leaves.
         leaves: The point, the tensors that the Jacobian is taken in.
         live: Whether the results are to be differentiated, or a transform is running.
+        before: The state of what draws random numbers, to go back to if the function attends by a fused kernel: it runs
+            once more, by plain attention. Without one, and if the results are to be differentiated, it does so at once.
 
     Attributes:
         n: The number of tangents that there are.
@@ -40,8 +42,10 @@ class Recorded:
         NotImplementedError: If it calls an op of which PyTorch has no derivative.
     """
 
-    def __init__(self, function: Function, leaves: Sequence[Tensor], *, live: bool) -> None:
-        self.function, self.leaves, self.live = function, tuple(leaves), live
+    def __init__(
+        self, function: Function, leaves: Sequence[Tensor], *, live: bool, before: Tensor | None = None
+    ) -> None:
+        self.function, self.leaves, self.live, self._before = function, tuple(leaves), live, before
         self.n = sum([leaf.numel() for leaf in leaves])
         begin = perf_counter()
         self.y = self._recorded_live() if live else self._recorded_plainly()
@@ -67,7 +71,7 @@ class Recorded:
         except RuntimeError:  # something on the way takes no rows at once, as sparse matrices do not
             if y_bars.shape[0] == 1:
                 raise
-            self.y = self._recorded_plainly()  # of the run before a part may be gone
+            self._before, self.y = None, self._recorded_plainly()  # of the run before a part may be gone
             return carry_each(lambda y_bar: self._pulled(y_bar, again=True), [y_bars], apart=True)
 
     def _all_rows(self, y_bars: Tensor, *, trusted: bool) -> list[Tensor]:
@@ -141,7 +145,7 @@ class Recorded:
 
         def watched(*tensors: Tensor) -> Tensor:
             y = self.function(*tensors)
-            self.recording: Recording = recording_of(y)  # of the level that `vjp` has opened, which it closes
+            self.recording = recording_of(y)  # of the level that `vjp` has opened, which it closes
             return y
 
         with plain_attention():
@@ -157,17 +161,28 @@ class Recorded:
         with grad_switched(True):
             own = [(leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in self.leaves]
             try:
-                with plain_attention():  # of the fused one PyTorch pulls rows back one by one, and warns
-                    begin = next_number()
-                    y = self.function(*own)
+                self._record(own)
             except RuntimeError as error:
                 if "leaf Variable" in str(error):  # so autograd refuses that something is written into its leaves
                     raise ValueError(_WRITES) from error
                 raise
-        self._own, self._of_autograd, self.recording = own, y, recording_of(y, begin)
         if not self.recording.whole:
             raise NotImplementedError(f"it calls {without_derivative(left_out(self.function, self.leaves))}")
-        return y.detach()
+        return self._of_autograd.detach()
+
+    def _record(self, own: list[Tensor]) -> None:
+        self._own = own
+        if self._before is not None:
+            begin = next_number()
+            self._of_autograd = y = self.function(*own)
+            self.recording = recording_of(y, begin)
+            if self.recording.attends_plainly or updates_statistics(y):  # what has counted a batch is not run again
+                return
+            set_random_state(y.device, self._before)
+        with plain_attention():
+            begin = next_number()
+            self._of_autograd = y = self.function(*own)
+        self.recording = recording_of(y, begin)
 
     def _pulled(self, y_bar: Tensor, *, again: bool, batched: bool = False) -> tuple[Tensor, ...]:
         y = self._of_autograd

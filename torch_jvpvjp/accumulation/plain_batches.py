@@ -14,13 +14,12 @@ from .plain import Recorded, plain_jacobian, prefers_adjoints
 from .subject import Subject
 
 
-def jacobians_of_batch(subject: Subject, x: Tensor, before: Tensor, *, live: bool) -> Tensor | None:
+def jacobians_of_batch(subject: Subject, x: Tensor, *, live: bool) -> Tensor | None:
     """The Jacobians of a batch by running f on batches; they stand behind one axis for the samples.
 
     Args:
         subject: A function of one tensor.
         x: The batch.
-        before: The state of what draws random numbers.
         live: Whether the results are to be differentiated.
 
     Returns:
@@ -49,7 +48,7 @@ def jacobians_of_batch(subject: Subject, x: Tensor, before: Tensor, *, live: boo
         same = y.index_select(0, part)
         if torch.equal(apart, same):
             continue
-        if not torch.equal(before, random_state(x.device)):  # f draws random numbers
+        if subject.before is None or not torch.equal(subject.before, random_state(x.device)):  # f draws numbers
             return None
         check_independent(subject, apart, same)
     if dims > 1:  # what mixes along the other axes of the batch does not show where all samples stand along one
@@ -104,7 +103,8 @@ def _by_sums(subject: Subject, samples: Tensor, m: int, n: int, live: bool) -> t
 
 
 def _run(subject: Subject, samples: Tensor, *, live: bool) -> Recorded:
-    run = Recorded(lambda batch: subject.values_of_arguments([batch]), [samples], live=live)
+    before = None if subject.attends else subject.before
+    run = Recorded(lambda batch: subject.values_of_arguments([batch]), [samples], live=live, before=before)
     subject.made = run.recording
     return run
 

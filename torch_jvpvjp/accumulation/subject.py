@@ -58,6 +58,8 @@ class Subject:
         self.output: Side | None = None  # known once the function has run
         self.made: Recording | None = None  # what autograd has recorded of it in a call without a plan
         self.within: AbstractContextManager[object] | None = None  # what it is to run in, in such a call
+        self.before: Tensor | None = None  # the state of what draws random numbers, as such a call began
+        self.attends = False  # whether it is known to have layers that attend
         side = side_of_one("x", x, batch_dims) if wrt is None else None
         if side is None:
             self._read(x)
