@@ -107,8 +107,10 @@ def jvp_of_op(
 
 def inside_transform() -> bool:
     """Return whether a `torch.func` transform is running."""
-    functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
-    return functorch.peek_interpreter_stack() is not None
+    return _functorch.peek_interpreter_stack() is not None
+
+
+_functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
 
 
 def inside_vmap() -> bool:
@@ -319,15 +321,13 @@ def is_compiled(function: Callable[..., Any]) -> bool:
 _OF_DYNAMO = ("_compiled_call_impl", "_orig_mod", "_torchdynamo_orig_callable")
 
 
-def is_any_autocast_enabled() -> bool:
-    """Return whether autocast is on for some device."""
-    return torch._C._is_any_autocast_enabled()
+is_any_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled
+"""Return whether autocast is on for some device."""
 
 
 def wraps_transform(tensor: Tensor) -> bool:
     """Return whether a tensor belongs to a `torch.func` transform or carries a tangent of forward mode."""
-    functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
-    return functorch.is_functorch_wrapped_tensor(tensor) or forward_ad._current_level >= 0
+    return _functorch.is_functorch_wrapped_tensor(tensor) or forward_ad._current_level >= 0
 
 
 def wraps_derivative(tensor: Tensor) -> bool:

@@ -125,7 +125,7 @@ def _blocks_of_batch(
     subject: Subject, leaves: Sequence[Tensor], extras: Sequence[Tensor], x: Any, options: Options, *, live: bool
 ) -> list[Tensor] | None:
     """Return the Jacobians of the samples in each leaf, behind one axis for them; None if that takes a plan."""
-    asked = options.randomness == "error" and not inside_transform()
+    asked = options.randomness == "error" and not (live and inside_transform())
     if asked and isinstance(x, Tensor) and subject.has_one_argument and not subject.in_parameters:
         together = jacobians_of_batch(subject, x, live=live)
         if together is not None:

@@ -231,9 +231,12 @@ def _by_adjoints(run: Recorded) -> list[Tensor]:
     if m == 1:
         pulled = run.row(torch.ones_like(y))
     else:
-        pulled = run.rows(torch.eye(m, dtype=y.dtype, device=y.device).reshape(m, *y.shape))
-    found = [x_bar.reshape((*y.shape, *leaf.shape)) for x_bar, leaf in zip(pulled, run.leaves, strict=True)]
-    return [x_bar if x_bar.dtype is y.dtype else x_bar.to(y.dtype) for x_bar in found]
+        rows = torch.eye(m, dtype=y.dtype, device=y.device)
+        pulled = run.rows(rows if y.dim() == 1 else rows.reshape(m, *y.shape))
+    return [
+        x_bar if x_bar.dtype is y.dtype and y.dim() == 1 < m else x_bar.to(y.dtype).reshape((*y.shape, *leaf.shape))
+        for x_bar, leaf in zip(pulled, run.leaves, strict=True)
+    ]
 
 
 def _by_tangents(run: Recorded) -> list[Tensor]:

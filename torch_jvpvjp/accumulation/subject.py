@@ -60,6 +60,7 @@ class Subject:
         self.within: AbstractContextManager[object] | None = None  # what it is to run in, in such a call
         self.before: Tensor | None = None  # the state of what draws random numbers, as such a call began
         self.attends = False  # whether it is known to have layers that attend
+        self._is_of_tensor = False  # without further ado; see `is_simple`
         side = side_of_one("x", x, batch_dims) if wrt is None else None
         if side is None:
             self._read(x)
@@ -71,6 +72,7 @@ class Subject:
         self.in_parameters, self.batch = False, x.shape[: self.batch_dims] if self.batch_dims else _NO_BATCH
         self.source, self._arguments_of_one = side, Arguments((x,), (0,))
         self.layout = [tuple(x.shape)], [LEAF_SPEC]
+        self._is_of_tensor = not self.batch_dims
         self._leaves_at_first, self._extras_at_first = ([_merged(x, self.batch_dims)], []), list[Tensor]()
 
     def _read(self, x: Any) -> None:
@@ -269,7 +271,7 @@ class Subject:
 
     def value(self, leaves: Sequence[Tensor]) -> Tensor:
         """Return the joined outputs of one sample, for the tensors of one sample that the Jacobian is taken in."""
-        if self.is_simple:
+        if self._is_of_tensor or self.is_simple:
             return self._joined(as_outside(self._of_stages, leaves))
         arguments = self._arguments_of_one
         ones = (1,) * self.batch_dims

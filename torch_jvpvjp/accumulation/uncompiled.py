@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from ._torch import disable_dynamo
+from ._torch import disable_dynamo, is_any_autocast_enabled
 from .autocasting import beyond_autocast
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -34,6 +34,8 @@ def uncompiled(function: Function) -> Function:
     def call(*args: Any, **kwargs: Any) -> Any:
         if _is_compiling():
             return untraced(*args, **kwargs)
-        return beyond_autocast(function, *args, **kwargs)
+        if is_any_autocast_enabled():
+            return beyond_autocast(function, *args, **kwargs)
+        return function(*args, **kwargs)
 
     return cast(Function, call)
