@@ -195,10 +195,7 @@ def test_first_calls_leave_the_function_and_its_point_as_they_were():
 def test_planning_is_put_off_by_the_ops_that_it_takes(monkeypatch):
     seconds = {name: getattr(cache, name) for name in ("_PLANNING_SECONDS", "_PLANNING_SECONDS_OF_OP")}
     monkeypatch.setattr(cache, "_PLANNING_RUNS", 0.0)
-    short, long, other = (
-        Recording(nodes, True, True, True, [way], True, False, False, True)
-        for nodes, way in ((5, int), (100, int), (5, str))
-    )
+    short, long, other = (Recording(nodes, [way]) for nodes, way in ((5, int), (100, int), (5, str)))
     known = cache.Remembered(last=short)
     known.took(3 * seconds["_PLANNING_SECONDS"])
     assert known.planning_pays(0.0, 0)

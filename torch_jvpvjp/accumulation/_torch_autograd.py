@@ -22,31 +22,31 @@ class Recording(NamedTuple):
 
     Attributes:
         nodes: How many operations.
+        kinds: The kinds of the operations, in the order of a walk through them.
+        is_all: Whether autograd has recorded no other operation meanwhile; False if it is not asked since when.
         batches_rightly: Whether their derivatives are known to be right under `vmap`. They are not where a node is not
             PyTorch's own, nor where PyTorch's own is wrong: of all that PyTorch samples of its ops, a test compares
             the batched derivatives with single ones.
         pushes_rightly: Whether forward mode of the function is right at every point; see `bending`.
         bends_rightly: Whether it may be differentiated in turn, as far as it is right.
-        kinds: The kinds of the operations, in the order of a walk through them.
         whole: Whether every operation has a derivative: through an op without a kernel for autograd none comes.
         makes_constants: Whether an op has results that autograd takes for constants; see `foreign`.
         is_given_constants: Whether a pullback on the way was given such results, as in a function of gradients.
         pulls_bare: Whether its pullback is right at every point where nothing is recorded of that.
         attends_plainly: Whether no operation is fused attention, which is pulled back one row after another, and once.
-        is_all: Whether autograd has recorded no other operation meanwhile; False if it is not asked since when.
     """
 
     nodes: int
-    batches_rightly: bool
-    pushes_rightly: bool
-    bends_rightly: bool
     kinds: list[type]
-    whole: bool
-    makes_constants: bool
-    is_given_constants: bool
-    pulls_bare: bool
-    attends_plainly: bool = True
     is_all: bool = False
+    batches_rightly: bool = True
+    pushes_rightly: bool = True
+    bends_rightly: bool = True
+    whole: bool = True
+    makes_constants: bool = False
+    is_given_constants: bool = False
+    pulls_bare: bool = True
+    attends_plainly: bool = True
 
     @property
     def way(self) -> int:
@@ -75,25 +75,25 @@ def recording_of(y: Tensor, since: int | None = None) -> Recording:
     until = next_number()
     nodes = autograd_nodes(y)
     kinds = list(map(type, nodes))
-    others = set(kinds) - _PLAIN_KINDS  # few, if any
-    known = map(all, zip(*map(_known_of, others), strict=True)) if others else _ALL_TRUE
-    batches, pushes, bends, makes_none, is_given_none, bare, plainly = known
+    is_all = since is not None and _are_all_since(nodes, kinds, until - since, since)
+    others = set(kinds) - _PLAIN_KINDS
+    if not others:
+        return Recording(len(nodes), kinds, is_all, makes_constants=not nodes)  # y may be such a result
+    facts = map(all, zip(*map(_known_of, others), strict=True))
+    batches, pushes, bends, makes_none, is_given_none, bare, plainly = facts
     return Recording(
         len(nodes),
+        kinds,
+        is_all,
         batches_rightly=batches or not any(map(_misbatches, nodes)),
         pushes_rightly=pushes or not any(map(_mispushes, nodes)),
         bends_rightly=bends,
-        kinds=kinds,
         whole=not any(kind.__name__ == "CppFunction" for kind in others) or not any(map(_warns, nodes)),
-        makes_constants=not nodes or not makes_none,  # y may be such a result
+        makes_constants=not makes_none,
         is_given_constants=not is_given_none,
         pulls_bare=bare,
         attends_plainly=plainly,
-        is_all=since is not None and _are_all_since(nodes, kinds, until - since, since),
     )
-
-
-_ALL_TRUE = _Known(*(True,) * len(_Known._fields))
 
 
 def _are_all_since(nodes: list[Any], kinds: list[type], count: int, since: int) -> bool:

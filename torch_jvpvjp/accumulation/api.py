@@ -330,9 +330,9 @@ def stages_of(caller: str, f: Differentiable) -> tuple[Callable[..., Any], ...]:
 
 def _options(caller: str, wrt: Wrt, *how: Any) -> Options:
     """Return the options, checked; see `_checked_options`. Most calls have those of another."""
-    if wrt is None:
+    if wrt is None or type(wrt) is str:
         with suppress(TypeError):  # what cannot be looked up is refused below
-            return _known_options(caller, None, *how)
+            return _known_options(caller, wrt, *how)
     return _checked_options(caller, tuple(wrt) if isinstance(wrt, list) else wrt, *how)
 
 
@@ -347,26 +347,7 @@ def _checked_options(
     progress: bool,
     sparse: bool | Literal["auto"],
 ) -> Options:
-    """The options, checked.
-
-    Args:
-        caller: The function to name in an error.
-        wrt: As in `jacobian`, like all that follow, but for a list, which is a tuple.
-        batch_dims: How many axes are a batch.
-        chunk_size: Most columns or rows.
-        create_graph: Whether the result can be differentiated.
-        compile: Whether to compile.
-        randomness: What random numbers do.
-        progress: Whether to show a bar.
-        sparse: Whether the result is sparse.
-
-    Returns:
-        The options.
-
-    Raises:
-        TypeError: If one has the wrong type.
-        ValueError: If one is out of range.
-    """
+    """Return the options, checked; a TypeError or ValueError says of which `caller` one is refused."""
     batch_dims = whole(caller, "batch_dims", batch_dims, least=0)
     if chunk_size is not None:
         chunk_size = whole(caller, "chunk_size", chunk_size, least=1)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _MOST_KINDS = 64  # of arguments and options, for one function
 _MOST_WAYS = 256  # that it goes
+_MOST_UNTOLD = 16  # calls
 
 # What taking a Jacobian without a plan, and making a plan, cost, by one run of the function with its tape and the count
 # of its ops. Measured on functions of 1 to 1,000 ops; planning takes up to 3 times more or less, and more than that for
@@ -54,6 +55,7 @@ class Remembered:
         plan: Its plan, once made.
         seconds: What calls without a plan have taken so far.
         by_way: The same of those that went one way, where the function looks at data.
+        untold: Those of the last calls, by what autograd has recorded, that are to be counted by their ways.
         last: What autograd has recorded of the last of them; None before that, and of batches.
         plannable: Whether there can be a plan, as far as is known.
         left_out: Whether torch.func leaves out the derivatives of some of its ops; None if nobody has looked.
@@ -66,6 +68,7 @@ class Remembered:
     plan: Plan | None = None
     seconds: float = 0.0
     by_way: Spent = field(default_factory=Spent)
+    untold: list[tuple[Recording, float]] = field(default_factory=list)
     last: Recording | None = None
     plannable: bool = True
     left_out: bool | None = None
@@ -78,7 +81,14 @@ class Remembered:
         """Take note of what a call without a plan has taken."""
         self.seconds += seconds
         if self.last is not None:
-            self.by_way.add(self.last.way, seconds)
+            self.untold.append((self.last, seconds))
+            if len(self.untold) > _MOST_UNTOLD:
+                self._tell()
+
+    def _tell(self) -> None:
+        for recording, seconds in self.untold:
+            self.by_way.add(recording.way, seconds)
+        self.untold.clear()
 
     def planning_pays(self, run: float, width: int, recording: Callable[[], Recording] | None = None) -> bool:
         """Whether a plan should be made now.
@@ -106,6 +116,7 @@ class Remembered:
         if recording is None:
             return True
         recorded = recording()
+        self._tell()
         before = self.by_way.of(recorded.way)
         times = 1.0 if before else _FIRST
         return before + sweep > (planning + _PLANNING_SECONDS_OF_OP * recorded.nodes) * times

@@ -113,7 +113,7 @@ def assembled_of(blocks: Sequence[Tensor], output: Side, source: Side, batch: Se
     grid = [
         tree_unflatten(
             [
-                part.reshape((*batch, *row.shape, *leaf.shape)).to(row.dtype)
+                _as(part, (*batch, *row.shape, *leaf.shape), row.dtype)
                 for part, leaf in zip(parts, source.leaves, strict=True)
             ],
             source.spec,
@@ -121,6 +121,11 @@ def assembled_of(blocks: Sequence[Tensor], output: Side, source: Side, batch: Se
         for parts, row in zip(zip(*columns, strict=True), output.leaves, strict=True)
     ]
     return tree_unflatten(grid, output.spec)
+
+
+def _as(part: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    part = part if part.shape == shape else part.reshape(shape)
+    return part if part.dtype is dtype else part.to(dtype)
 
 
 class Arguments(NamedTuple):
