@@ -42,7 +42,9 @@ def without_plan(stages: Sequence[Callable[..., Any]], x: Any, options: Options,
     if blocks is None:
         return None
     if not live:
-        blocks = [_own(block.detach()) for block in blocks]
+        blocks = [
+            block if block.is_contiguous() and not block.requires_grad else _own(block.detach()) for block in blocks
+        ]
     assert subject.output is not None
     result = assembled_of(blocks, subject.output, subject.source, subject.batch)
     known.took(perf_counter() - begin)
@@ -56,8 +58,6 @@ def _recording() -> AbstractContextManager[object]:
 
 def _own(block: Tensor) -> Tensor:
     """Return a block that can be written into: of y = Σᵢ xᵢ autograd gives one entry, seen n times."""
-    if block.is_contiguous():
-        return block
     seen_again = any(stride == 0 and size > 1 for size, stride in zip(block.shape, block.stride(), strict=True))
     return block.clone(memory_format=torch.contiguous_format) if seen_again else block
 
@@ -80,7 +80,8 @@ def _blocks(
     if known.layers is None:
         known.layers = " ".join(map(_layers_of, subject.stages))
     subject.attends = "Attention" in known.layers
-    noticing = subject.within = _noticing(subject, known, live=live)
+    normalises = known.normalises or "Norm" in known.layers
+    noticing = subject.within = _noticing(subject, known) if live or normalises else None
     try:
         if not subject.batch_dims:
             blocks = _blocks_of_one(subject, leaves, known, live=live)
@@ -104,14 +105,12 @@ def _blocks(
     return blocks
 
 
-def _noticing(subject: Subject, known: Remembered, *, live: bool) -> Noticing | None:
-    """Return what notices calls, by name, of ops that have such results; None where the record tells, or none can be.
+def _noticing(subject: Subject, known: Remembered) -> Noticing | None:
+    """Return what notices calls, by name, of ops that have such results; None where none can be.
 
-    A record tells of most functions, and takes no time; of one that normalises it does not.
+    The record tells of most functions, and takes no time; of one that normalises it does not.
     """
-    normalises = known.normalises or "Norm" in (known.layers or "")
-    asked = (live or normalises) and not subject.is_compiled and not _are_of_layers(subject, known)
-    return Noticing() if asked else None
+    return None if subject.is_compiled or _are_of_layers(subject, known) else Noticing()
 
 
 def _are_of_layers(subject: Subject, known: Remembered) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from .trees import Wrt
 
@@ -35,7 +36,7 @@ class Options:
     sparse: bool | str = False
     together: bool = True
 
-    @property
+    @cached_property
     def leave_free(self) -> bool:
         """Whether they say nothing of how a call is executed, so that it may be without a plan."""
         return not (self.chunk_size or self.compile or self.progress or self.sparse)

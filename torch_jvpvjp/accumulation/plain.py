@@ -67,20 +67,17 @@ class Recorded:
         if self.live:
             return carry_each(self._pullback, [y_bars], asked=not trusted)
         try:
-            return self._all_rows(y_bars, trusted=trusted)
+            if trusted and 1 < y_bars.shape[0] <= _FEW_ROWS:
+                pulled = self._pulled(y_bars, again=False, batched=True)
+                pairs = zip(pulled, self.leaves, strict=True)
+                return [x_bar.expand(y_bars.shape[0], *leaf.shape) for x_bar, leaf in pairs]
+            # What autograd keeps is needed again only where what comes out is compared with something.
+            return carry_each(lambda y_bar: self._pulled(y_bar, again=not trusted), [y_bars], asked=not trusted)
         except RuntimeError:  # something on the way takes no rows at once, as sparse matrices do not
             if y_bars.shape[0] == 1:
                 raise
             self._before, self.y = None, self._recorded_plainly()  # of the run before a part may be gone
             return carry_each(lambda y_bar: self._pulled(y_bar, again=True), [y_bars], apart=True)
-
-    def _all_rows(self, y_bars: Tensor, *, trusted: bool) -> list[Tensor]:
-        if trusted and 1 < y_bars.shape[0] <= _FEW_ROWS:
-            pulled = self._pulled(y_bars, again=False, batched=True)
-            pairs = zip(pulled, self.leaves, strict=True)
-            return [x_bar.expand(y_bars.shape[0], *leaf.shape) for x_bar, leaf in pairs]
-        # What autograd keeps is needed again only where what comes out is compared with something.
-        return carry_each(lambda y_bar: self._pulled(y_bar, again=not trusted), [y_bars], asked=not trusted)
 
     def row(self, y_bar: Tensor) -> list[Tensor]:
         """Return the cotangent of each leaf for one cotangent of the value; once only."""

@@ -347,7 +347,7 @@ class Subject:
                 )
             tensors = [tensor.reshape(tensor.shape[self.batch_dims :]) for tensor in tensors]
         self.output = side
-        return side.joined(tensors)
+        return tensors[0] if side.bare else side.joined(tensors)
 
 
 _ALONE = "more than 1 value per channel when training"  # so batch normalisation says of a sample without others

@@ -104,7 +104,7 @@ def assembled(matrix: Tensor, output: Side, source: Side, batch: Sequence[int] =
 def assembled_of(blocks: Sequence[Tensor], output: Side, source: Side, batch: Sequence[int] = ()) -> Any:
     """Return the same of one block for each leaf of the inputs, (*batch, *outputs, *leaf)."""
     if output.bare and source.bare:
-        return assembled(blocks[0], output, source, batch)
+        return blocks[0] if len(batch) < 2 else assembled(blocks[0], output, source, batch)
     m, rows = sum(output.sizes), len(output.leaves)
     columns = [
         block.reshape(*batch, m, leaf.numel).split(output.sizes, -2) if rows > 1 else [block]
@@ -256,8 +256,8 @@ def side_of(caller: str, name: str, tree: Any, batch_dims: int) -> tuple[Side, l
             raise TypeError(f"{caller}: {path} must be a floating tensor, got {tensor.dtype}; {way}{aside}.")
         if tensor.dim() < batch_dims:
             raise ValueError(f"{caller}: {path} must have at least batch_dims={batch_dims} axes, got {tensor.dim()}.")
-        leaves.append(Leaf(path, tensor.shape[batch_dims:], tensor.dtype))
-    if len({tensor.shape[:batch_dims] for tensor in tensors}) > 1:
+        leaves.append(Leaf(path, tensor.shape[batch_dims:] if batch_dims else tensor.shape, tensor.dtype))
+    if batch_dims and len({tensor.shape[:batch_dims] for tensor in tensors}) > 1:
         shapes = sorted(str(tuple(tensor.shape[:batch_dims])) for tensor in tensors)
         raise ValueError(f"{caller}: the leaves of {name} must have one batch in front, got {', '.join(shapes)}.")
     return Side(tuple(leaves), spec, isinstance(tree, Tensor)), list(tensors)
