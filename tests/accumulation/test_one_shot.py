@@ -258,3 +258,34 @@ def test_first_calls_pull_the_rows_of_attention_back_together():
 
     x = randn(1, 2, 6, 4)
     assert_same(jacobian(attend, x), judged(formula, x))  # of fused attention PyTorch warns, which is an error here
+
+
+def test_first_calls_of_attention_draw_what_the_function_draws():
+    def attend(x):
+        y = nn.functional.scaled_dot_product_attention(x, x, x)
+        return y * (torch.rand(6, 1, dtype=F64) < 0.5)
+
+    x = randn(1, 2, 6, 4)
+    torch.manual_seed(3)
+    dropped, after = attend(x)[0, 0, :, 0] == 0, torch.get_rng_state()
+    assert dropped.any() and not dropped.all()
+    torch.manual_seed(3)
+    found = jacobian(attend, x)
+    assert torch.equal(torch.get_rng_state(), after)
+    assert torch.equal((found == 0).flatten(4).all(-1)[0, 0, :, 0], dropped)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_first_calls_of_attention_count_a_batch_once():
+    normalise = nn.BatchNorm1d(4).to(F64).train()
+    judge = nn.BatchNorm1d(4, track_running_stats=False).to(F64)
+
+    def attend(x):
+        return normalise(nn.functional.scaled_dot_product_attention(x, x, x)[0, 0])
+
+    def formula(x):
+        return judge((torch.softmax(x @ x.mT / 2, -1) @ x)[0, 0])
+
+    x = randn(1, 1, 6, 4)
+    assert_same(jacobian(attend, x), judged(formula, x))
+    assert normalise.num_batches_tracked == 1

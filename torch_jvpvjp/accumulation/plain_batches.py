@@ -31,7 +31,7 @@ def jacobians_of_batch(subject: Subject, x: Tensor, *, live: bool) -> Tensor | N
     dims, count = subject.batch_dims, subject.batch.numel()
     samples = x if dims == 1 else x.reshape(count, *(1,) * (dims - 1), *x.shape[dims:])
     try:
-        parts = values_of_parts(subject, samples)
+        parts = values_of_parts(subject, samples.detach() if live else samples)
     except RuntimeError:
         return None
     if not subject.output or not subject.output.bare or any([part.shape[0] != apart.shape[0] for part, apart in parts]):
@@ -46,7 +46,7 @@ def jacobians_of_batch(subject: Subject, x: Tensor, *, live: bool) -> Tensor | N
     y = y.detach() if live else y
     for part, apart in parts:
         same = y.index_select(0, part)
-        if torch.equal(apart, same):
+        if apart.is_meta or torch.equal(apart, same):
             continue
         if subject.before is None or not torch.equal(subject.before, random_state(x.device)):  # f draws numbers
             return None
@@ -72,7 +72,7 @@ def _by_copies(subject: Subject, samples: Tensor, m: int, live: bool) -> tuple[T
     plain pullback gives all rows. For small samples that takes less time than m pullbacks under `vmap`.
     """
     count = samples.shape[0]
-    run = _run(subject, torch.cat([samples] * m) if m > 1 else samples, live=live)
+    run = _run(subject, torch.cat([samples] * m), live=live)
     rows = run.y.new_zeros((m, count, m))
     rows.diagonal(0, 0, 2).fill_(1)
     (pulled,) = run.row(rows.reshape(run.y.shape))
