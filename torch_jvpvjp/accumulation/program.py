@@ -44,6 +44,7 @@ from .replay import (
     run_together,
     small_or_whole,
     with_channels_innermost,
+    with_constants_laid_alike,
     with_own_results,
     with_quick_products,
     with_quick_pullbacks,
@@ -332,9 +333,9 @@ class ProgramRecorder(TorchDispatchMode):
             calls = calls if exact else joined(calls, numbers, layouts)
             calls, own = with_own_results(calls, numbers[:owned], layouts, self._next)
             numbers = [*own, *numbers[len(own) :]]
-            calls, fixed = with_samples_innermost(
-                calls, fixed, fixed.keys() - self._fixed.keys(), numbers, layouts, self._next
-            )
+            own = fixed.keys() - self._fixed.keys()
+            calls, fixed = with_samples_innermost(calls, fixed, own, numbers, layouts, self._next)
+            calls, fixed = with_constants_laid_alike(calls, fixed, own, layouts, self._next)
         calls = without_unused(calls, numbers)
         together = run_together(calls, numbers, layouts, self._next, worth) if pure and worth is not None else None
         more = None if together is None else together.calls

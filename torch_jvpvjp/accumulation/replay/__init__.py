@@ -6,6 +6,7 @@ from .copies import without_double_copies
 from .graph import CompiledProgram
 from .innermost import with_samples_innermost
 from .joined import joined
+from .laid_alike import with_constants_laid_alike
 from .layout import Layout, Layouts, layout_of
 from .one_row import by_vectors
 from .owned import with_own_results
@@ -21,7 +22,7 @@ from .writing import Spelling, by_hand, written
 __all__ = [
     "CompiledProgram", "Layout", "Layouts", "Spelling", "Worth", "by_entries", "by_hand", "by_vectors", "joined",
     "kernel_bytes", "layout_of", "run_together", "small_or_whole", "with_channels_innermost", "with_own_results",
-    "with_quick_products", "with_quick_pullbacks", "with_samples_innermost", "with_segments_side_by_side",
-    "without_double_copies", "without_idle_arithmetic", "without_idle_moves", "without_idle_parts", "without_joins",
-    "written", "zero_weights",
+    "with_constants_laid_alike", "with_quick_products", "with_quick_pullbacks", "with_samples_innermost",
+    "with_segments_side_by_side", "without_double_copies", "without_idle_arithmetic", "without_idle_moves",
+    "without_idle_parts", "without_joins", "written", "zero_weights",
 ]  # fmt: skip
