@@ -1,5 +1,9 @@
 """What attention asks of oneDNN before it makes a product: which of the two is quicker, and few shapes."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from attention_judge import not_interpreted
@@ -25,6 +29,26 @@ def test_the_measurement_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> Non
     ask.cache_clear()
     assert not ask(1)
     ask.cache_clear()
+
+
+FAULTS = """
+import resource, torch
+from torch_jvpvjp import _onednn
+_onednn.onednn_is_quicker_by_head(1)
+for many in range(12):
+    if many == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tile, other = torch.ones(1 << 20), torch.ones(1 << 20)
+    del tile, other
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+def test_tiles_lie_in_memory_that_the_process_has() -> None:
+    """Two matrices of 4 MiB have 2048 pages, each of which the system would have to find and clear again."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) < 200
 
 
 @pytest.mark.parametrize("length", [1024, 2048, 4096, 5000, 16384])
