@@ -212,6 +212,18 @@ def test_special_values_pass_through(number: float, quick: None, monkeypatch: py
         assert torch.equal(a.isfinite(), b.isfinite())
 
 
+def test_rows_that_see_nothing_have_no_gradient_beside_a_row_of_nan(quick: None, made: list[torch.Size]) -> None:
+    q, k, v, w = (t.float() for t in draw_wide(*[(1, 1, 512, 64)] * 4))
+    q[0, 0, 3] = float("nan")
+    seen = torch.ones(512, 512, dtype=torch.bool)
+    seen[7] = False
+    q.requires_grad_()
+    (found,) = torch.autograd.grad(ops.scaled_dot_product_attention(q, k, v, attn_mask=seen), q, w)
+    assert made
+    assert torch.equal(found[0, 0].isfinite().all(-1), torch.arange(512) != 3)
+    assert not found[0, 0, 7].any()
+
+
 @pytest.mark.compiled
 def test_compiled_it_is_the_same(quick: None, made: list[torch.Size]) -> None:
     q, k, v = (t.float().transpose(1, 2) for t in draw_wide(*[(1, 512, 2, 64)] * 3))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import products
@@ -16,7 +15,7 @@ from .tiles import Given, add_to_scores, pulled, softmax_
 def pull_whole_heads(
     given: Given, parts: Sequence[Part], window: Window, w: Cotangents, needs: Sequence[bool]
 ) -> Operands:
-    """P = softmax S, v̄ = Pᵀ w, S̄ = P∘(w vᵀ − Σ P∘w vᵀ + λ), q̄ = s S̄ k, k̄ = s S̄ᵀ q, head by head.
+    """P = softmax S, v̄ᵀ = wᵀ P, S̄ = P∘(w vᵀ − Σ P∘w vᵀ + λ), q̄ = s S̄ k, k̄ᵀ = s qᵀ S̄, head by head.
 
     Args:
         given: The arguments, to be multiplied by oneDNN.
@@ -28,45 +27,48 @@ def pull_whole_heads(
     Returns:
         The cotangents of query, key and value, None where they are not wanted.
     """
-    at, scale, seen = given.at, given.scores.scale, slice(window.c, window.d)
-    wanted = [t if need else None for t, need in zip(at[:3], needs, strict=False)]
+    at, scale, count, seen = given.at, given.scores.scale, len(parts), slice(window.c, window.d)
+    whole = (window.c < window.d, *2 * (seen == slice(0, at.k.shape[2]),))
+    sums = Operands(*map(_made, at[:3], needs, whole))
     if window.c == window.d:
-        return Operands(*(None if t is None else torch.zeros_like(t) for t in wanted))
-    makers = [torch.empty_like, *2 * [torch.empty_like if seen == slice(0, at.k.shape[2]) else torch.zeros_like]]
-    sums = Operands(*(None if t is None else make(t) for make, t in zip(makers, wanted, strict=True)))
-    heads = at.k.shape[1]
-    q_bars, k_bars, v_bars = (None if t is None else _heads(t, heads) for t in sums[:3])
+        return sums
     lse_bar = None if w.lse is None else w.lse.unsqueeze(-1)
-    q, w_o, lse_bar, blind = (_rows(t, heads, len(parts)) for t in (at.q, w.o, lse_bar, given.blind))
-    k, v = ([t[seen] for t in _matrices(x)] for x in (at.k if scale == 1 else at.k * scale, at.v))
+    q, w_o, lse_bar, blind, q_bars = (_rows(t, count) for t in (at.q, w.o, lse_bar, given.blind, sums.q))
+    q, w_o, lse_bar, blind, q_bars = (_unbound(t, count) for t in (q, w_o, lse_bar, blind, q_bars))
+    k, v, k_bars, v_bars = (_keys(t, seen) for t in (at.k, at.v, sums.k, sums.v))
     for i, part in enumerate(parts):
-        s = add_to_scores(products.product(q[i], k[i]).unsqueeze(0), given, part, window)
+        keys = k[i] if scale == 1 else k[i] * scale
+        s = add_to_scores(products.product(q[i], keys).unsqueeze(0), given, part, window)
         p = softmax_(s, blind[i])[0]
-        if v_bars is not None:
-            v_bars[i][0, seen].copy_(products.product(w_o[i].t(), p.t()).t())
-        if q_bars is None and k_bars is None:
+        if sums.v is not None:
+            v_bars[i].copy_(products.product(w_o[i].t(), p.t()).t())
+        if sums.q is None and sums.k is None:
             continue
         s_bar = pulled(given.buffers, p, products.product(w_o[i], v[i]), lse_bar[i])
-        if q_bars is not None:
-            q_bars[i].copy_(products.product(s_bar, k[i].t()).view(q_bars[i].shape))  # the scale is in the keys
-        if k_bars is not None:
-            k_bars[i][0, seen].copy_(products.product(q[i].t(), s_bar.t()).mul_(scale).t())
+        if sums.q is not None:
+            q_bars[i].copy_(products.product(s_bar, keys.t()))  # the scale is in the keys
+        if sums.k is not None:
+            k_bars[i].copy_(products.product(q[i].t(), s_bar.t()).mul_(scale).t())
         del s, p, s_bar  # for the next head
     return sums
 
 
-def _heads(x: Tensor, heads: int) -> list[Tensor]:
-    """What lies at each key head of (B, H, L, d), (H / heads, L, d) each, as views."""
-    return [head for one in x.unflatten(1, (heads, -1)).unbind() for head in one.unbind()]
+def _made(like: Tensor, need: bool, whole: bool) -> Tensor | None:
+    """Memory for a cotangent, dense, which is 0 unless all of it will be written."""
+    if not need:
+        return None
+    return like.new_empty(like.shape) if whole else like.new_zeros(like.shape)
 
 
-def _rows(x: Any, heads: int, count: int) -> Sequence[Any]:
-    """The rows of each key head under one another, (group · L, d); None for None."""
-    if x is None:
-        return [None] * count
-    return x.unflatten(1, (heads, -1)).reshape(count, -1, x.shape[-1]).unbind()
+def _rows(x: Tensor | None, count: int) -> Any:
+    """The rows of each key head under one another, (heads, group · L, d); None for None."""
+    return None if x is None else x.reshape(count, -1, x.shape[-1])
 
 
-def _matrices(x: Tensor) -> Sequence[Tensor]:
-    """Keys of each head, dense: with gaps between rows of W, oneDNN takes a thousand times as long."""
-    return x.contiguous().flatten(0, 1).unbind()
+def _unbound(x: Tensor | None, count: int) -> Sequence[Any]:
+    return [None] * count if x is None else x.unbind()
+
+
+def _keys(x: Tensor | None, seen: slice) -> Sequence[Tensor]:
+    """Keys that are seen, of each head, dense: with gaps between rows of W, oneDNN takes a thousand times as long."""
+    return () if x is None else [t[seen] for t in x.contiguous().flatten(0, 1).unbind()]
