@@ -168,7 +168,7 @@ def _given(at: Operands, dots: Sequence[Operands], scores: Scores, blind: Tensor
 
 def _blind(lse: Tensor) -> Tensor | None:
     """Which rows see nothing, by their largest score or ℓ; None if all see something."""
-    if float(lse.amin()) > -torch.inf:  # one pass; false where NaN, which says nothing of the others
+    if not lse.numel() or float(lse.amin()) > -torch.inf:  # one pass; no answer where NaN is
         return None
     found = lse == -torch.inf
     return found if bool(found.any()) else None
