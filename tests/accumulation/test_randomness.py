@@ -82,3 +82,9 @@ def test_samples_of_a_batch_draw_as_they_are_told():
         jacobian(dropout, x, batch_dims=1)
     with pytest.raises(ValueError, match="randomness must be 'error', 'same' or 'different', got 'any'"):
         jacobian(dropout, x, batch_dims=1, randomness="any")
+
+
+@pytest.mark.parametrize("f", [nn.Dropout(0.5), RANDOM["dropout by hand"]()], ids=["dropout", "dropout by hand"])
+def test_what_is_drawn_for_a_batch_is_refused_where_no_value_shows_it(f):
+    with pytest.raises(ValueError, match="must draw no random numbers"):
+        jacobian(f, torch.zeros(16, 3, dtype=F64), batch_dims=1)  # 0 stays 0 if it is dropped

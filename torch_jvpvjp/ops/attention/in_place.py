@@ -168,7 +168,7 @@ def _given(at: Operands, dots: Sequence[Operands], scores: Scores, blind: Tensor
 
 def _blind(lse: Tensor) -> Tensor | None:
     """Which rows see nothing, by their largest score or ℓ; None if all see something."""
-    if not lse.numel() or float(lse.amin()) > -torch.inf:  # one pass; no answer where NaN is
+    if not lse.numel() or float(lse.amin()) > -torch.inf:  # one pass; where there is NaN it does not tell
         return None
     found = lse == -torch.inf
     return found if bool(found.any()) else None
