@@ -80,8 +80,9 @@ def test_samples_of_a_batch_draw_as_they_are_told():
         assert (found == torch.diag_embed(found.diagonal(dim1=1, dim2=2))).all()
     with pytest.raises(ValueError, match="must draw no random numbers"):
         jacobian(dropout, x, batch_dims=1)
-    with pytest.raises(ValueError, match="randomness must be 'error', 'same' or 'different', got 'any'"):
-        jacobian(dropout, x, batch_dims=1, randomness="any")
+    for wrong in ("any", [], None):
+        with pytest.raises(ValueError, match="randomness must be 'error', 'same' or 'different', got"):
+            jacobian(dropout, x, batch_dims=1, randomness=wrong)
 
 
 @pytest.mark.parametrize("f", [nn.Dropout(0.5), RANDOM["dropout by hand"]()], ids=["dropout", "dropout by hand"])

@@ -353,7 +353,7 @@ def _checked_options(
         chunk_size = whole(caller, "chunk_size", chunk_size, least=1)
     for name, value in (("progress", progress), ("create_graph", create_graph), ("compile", compile)):
         truth(caller, name, value)
-    if randomness not in {"error", "same", "different"}:
+    if randomness not in ("error", "same", "different"):  # which may be asked of anything
         raise ValueError(f"{caller}: randomness must be 'error', 'same' or 'different', got {randomness!r}.")
     if sparse != "auto" and not isinstance(sparse, bool):
         raise ValueError(f"{caller}: sparse must be True, False or 'auto', got {sparse!r}.")

@@ -175,7 +175,7 @@ class Recorded:
             self.recording = recording_of(y, begin)
             if self.recording.attends_plainly or updates_statistics(y):  # what has counted a batch is not run again
                 return
-            set_random_state(y.device, self._before)
+            set_random_state(self.leaves[0].device, self._before)
         with plain_attention():
             begin = next_number()
             self._of_autograd = y = self.function(*own)
