@@ -66,6 +66,30 @@ def onednn_is_quicker(threads: int) -> bool:  # noqa: ARG001 (by which it is rem
 
 
 @cache
+def onednn_is_quicker_in_rows(threads: int) -> bool:  # noqa: ARG001 (by which it is remembered)
+    """Return whether oneDNN multiplies several matrices with one, their rows one below another, in less time.
+
+    `torch.mm` multiplies one after another. It pays where `onednn_is_quicker` does not, too: W is laid out but once.
+
+    Args:
+        threads: Of PyTorch.
+    """  # noqa: DOC201
+    products = onednn_products()
+    if products is None:
+        return False
+    count, side, share = 5, 256, 0.97  # the passes over entries between take less time as well
+    with _disable_current_modes(), torch.no_grad():
+        rows, right = torch.ones(count * side, side), torch.ones(side, side)
+
+        def one_by_one() -> None:
+            for block in rows.split(side):
+                torch.mm(right, block)
+
+        plain, quick = _least_seconds(one_by_one, lambda: products[0](rows, right.t(), None, "none", [], ""))
+    return quick < share * plain
+
+
+@cache
 def onednn_is_quicker_by_head(threads: int) -> bool:
     """Return whether oneDNN makes products of float32 one by one in well under the time that `torch.bmm` takes for all.
 

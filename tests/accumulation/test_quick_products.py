@@ -8,7 +8,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torch_jvpvjp import _onednn
-from torch_jvpvjp._onednn import onednn_is_quicker, onednn_products
+from torch_jvpvjp._onednn import (
+    onednn_is_quicker,
+    onednn_is_quicker_by_head,
+    onednn_is_quicker_in_rows,
+    onednn_products,
+)
 from torch_jvpvjp.accumulation import plan_jacobian
 from torch_jvpvjp.accumulation.replay import quick_products
 
@@ -141,24 +146,31 @@ def test_a_compiled_program_has_them_too(quick):
     torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=3e-6 * float(expected.abs().max()))
 
 
-def test_asking_which_is_quicker_leaves_no_trace():
-    onednn_is_quicker.cache_clear()
+QUESTIONS = (onednn_is_quicker, onednn_is_quicker_in_rows, onednn_is_quicker_by_head)
+
+
+@pytest.fixture(params=QUESTIONS, ids=lambda question: question.__name__)
+def question(request):
+    for each in QUESTIONS:
+        each.cache_clear()
+    yield request.param
+    for each in QUESTIONS:
+        each.cache_clear()
+
+
+def test_asking_which_is_quicker_leaves_no_trace(question):
     state = torch.get_rng_state()
     with FlopCounterMode(display=False) as counter:
-        first = onednn_is_quicker(1)
+        first = question(1)
     assert counter.get_total_flops() == 0
     assert torch.equal(torch.get_rng_state(), state)
-    assert onednn_is_quicker(1) is first
+    assert question(1) is first
 
 
-def test_no_onednn_no_such_products(monkeypatch):
-    onednn_is_quicker.cache_clear()
+def test_no_onednn_no_such_products(monkeypatch, question):
     monkeypatch.setattr(_onednn, "onednn_products", lambda: None)
-    try:
-        assert not onednn_is_quicker(1)
-        assert _products(recorded(lambda a, b: a @ b, A, B)) == [PLAIN]
-    finally:
-        onednn_is_quicker.cache_clear()
+    assert not question(1)
+    assert _products(recorded(lambda a, b: a @ b, A, B)) == [PLAIN]
 
 
 def test_where_onednn_is_turned_off_later_it_is_not_called(quick):

@@ -8,7 +8,7 @@ from replay_checks import program_of, recorded
 
 from torch_jvpvjp._onednn import onednn_products
 from torch_jvpvjp.accumulation import plan_jacobian
-from torch_jvpvjp.accumulation.replay import quick_products, recurrences
+from torch_jvpvjp.accumulation.replay import recurrences
 
 pytestmark = pytest.mark.skipif(onednn_products() is None, reason="PyTorch was built without oneDNN")
 N, STEPS = 176, 38  # as small as a product of oneDNN may be; in no number of segments without a remainder
@@ -24,8 +24,7 @@ W, BIASES = _randn(N, N, scale=N**-0.5), _randn(STEPS, N, scale=0.3)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for module in (quick_products, recurrences):
-        monkeypatch.setattr(module, "onednn_is_quicker", lambda threads: True)
+    monkeypatch.setattr(recurrences, "onednn_is_quicker_in_rows", lambda threads: True)
 
 
 def _of(x, weight):

@@ -46,12 +46,24 @@ def with_quick_products(
     found: list[ProgramCall] = []
     transposed: dict[int, int] = {}
     for call in calls:
-        factors = _factors(call, layouts)
-        if factors is None or not onednn_is_quicker(torch.get_num_threads()):
-            found.append(call)
-            continue
-        found += _in_pieces(call, *factors, layouts, new_value, transposed)
+        fit = _factors(call, layouts) is not None and onednn_is_quicker(torch.get_num_threads())
+        found += by_onednn(call, layouts, new_value, transposed) if fit else [call]
     return found
+
+
+def by_onednn(
+    call: ProgramCall, layouts: Layouts, new_value: Callable[[], int], transposed: dict[int, int]
+) -> list[ProgramCall]:
+    """Return the calls of oneDNN in the place of a product; the call itself if it is none, or too small for that.
+
+    Args:
+        call: A call.
+        layouts: How each value lies in memory; those of the values that are added are added.
+        new_value: Makes the number of another value.
+        transposed: The transposes that other products have used, by what they are of; more are added.
+    """  # noqa: DOC201
+    factors = _factors(call, layouts)
+    return [call] if factors is None else _in_pieces(call, *factors, layouts, new_value, transposed)
 
 
 def kernel_bytes(calls: Iterable[ProgramCall], layouts: Layouts) -> int:
@@ -79,7 +91,7 @@ def _in_pieces(
     new_value: Callable[[], int],
     transposed: dict[int, int],
 ) -> list[ProgramCall]:
-    """Return the calls of oneDNN that make the result of a product; `transposed` has the second factors of others.
+    """Return the calls of oneDNN that make the result of a product.
 
     It adds the terms of a sum one after another, which errs by more than PyTorch's products do: by 1.7 times for 512
     terms. Of several pieces, each takes in what those before it have made. A large result stays one sum: it is most of

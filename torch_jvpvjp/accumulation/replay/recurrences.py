@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..._onednn import LEAST_FMA, onednn_is_on, onednn_is_quicker
+from ..._onednn import LEAST_FMA, onednn_is_on, onednn_is_quicker_in_rows
 from .._torch import FakeTensor
 from ..calls import ProgramCall, without_unused
 from ..tracing.tape import Ref
 from .layout import Layout, Layouts
+from .quick_products import by_onednn
 
 _aten = torch.ops.aten
 _MOST_BYTES = 5 << 18  # of all segments, which are read and written in each step: twice that is slower than one by one
@@ -69,7 +70,7 @@ def with_segments_side_by_side(
     """
     products = _products(calls, results, fixed, layouts)
     products = {index: product for index, product in products.items() if _segments(product, layouts) > 1}
-    if not products or not onednn_is_on() or not onednn_is_quicker(torch.get_num_threads()):
+    if not products or not onednn_is_on() or not onednn_is_quicker_in_rows(torch.get_num_threads()):
         return list(calls)
     makers = {index: call for call in calls for index in call.outputs if index is not None}
     found: list[ProgramCall] = []
@@ -248,6 +249,7 @@ class _Segments:
         self._segment, self._makers, self._layouts, self._new_value = call.segment, makers, layouts, new_value
         self._matrix, self._scales = product.matrix, [step.scale for step in product.steps]
         self._kept, self._n = product.steps[0].kept, layouts[product.matrix].shape[0]
+        self._transposed: dict[int, int] = {}
         self.calls: list[ProgramCall] = []
         count = _segments(product, layouts)
         length = len(product.steps) // count
@@ -271,10 +273,13 @@ class _Segments:
             named = {"dtype": self._layouts[blocks].dtype, "device": self._layouts[blocks].device}
             blocks = self._run(_aten.add.Tensor, Ref(blocks), Ref(self._run(_aten.eye.default, n, **named)))
         for row in reversed(rows):
-            scaled = self._run(_aten.mul.Tensor, Ref(blocks), Ref(row))
-            product = self._run(_aten.mm.default, Ref(self._shaped(scaled, count * n, n)), matrix)
-            more = self._shaped(product, count, n, n)
-            blocks = self._run(_aten.add.Tensor, Ref(blocks), Ref(more)) if self._kept else more
+            scaled = self._shaped(self._run(_aten.mul.Tensor, Ref(blocks), Ref(row)), count * n, n)
+            if self._kept:
+                before = self._shaped(blocks, count * n, n)
+                product = self._run(_aten.addmm.default, Ref(before), Ref(scaled), matrix)
+            else:
+                product = self._run(_aten.mm.default, Ref(scaled), matrix)
+            blocks = self._shaped(product, count, n, n)
         *others, whole = self._parts(blocks, 0, count)
         for other in reversed(others):
             whole = self._run(_aten.mm.default, Ref(whole), Ref(other))
@@ -316,4 +321,4 @@ class _Segments:
 
     def _add(self, call: ProgramCall) -> None:
         self._layouts.add(call)
-        self.calls.append(call)
+        self.calls += by_onednn(call, self._layouts, self._new_value, self._transposed)
