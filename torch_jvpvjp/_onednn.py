@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ._allocator import keep_freed_memory
+
 LEAST_FMA = 1 << 22  # oneDNN takes half of the time there; between other work, which its code is cold after, still less
 LEAST_FMA_BY_HEAD = 6 << 20  # of each thread: where tiles of attention, which pass over scores between, still gain
 _MOST_THREADS = 32
@@ -104,7 +106,7 @@ def onednn_is_quicker_by_head(threads: int) -> bool:
     heads, rows, width, share = 2, 512, 64, 0.7  # what tiles do besides costs more than in a fused kernel
     keys = LEAST_FMA_BY_HEAD // (rows * width) * min(threads, _MOST_THREADS)
     with _disable_current_modes(), torch.no_grad():
-        _keep_freed_memory()
+        keep_freed_memory()  # oneDNN returns new tensors
         left, right, into = (torch.ones(heads, *shape) for shape in ((rows, width), (keys, width), (rows, keys)))
 
         def by_head() -> None:
@@ -113,18 +115,6 @@ def onednn_is_quicker_by_head(threads: int) -> bool:
 
         plain, quick = _least_seconds(lambda: torch.bmm(left, right.mT, out=into), by_head)
     return quick < share * plain
-
-
-def _keep_freed_memory() -> None:
-    """Free a large tensor, of which nothing was touched: oneDNN returns new tensors, whose memory glibc should keep.
-
-    Memory that is freed it gives back to the system, which the next tensor asks for it page by page, and that can take
-    as long as the products, until something larger was freed once: then it keeps up to twice as much as that had.
-    """
-    torch.empty(_LARGE, dtype=torch.uint8, device="cpu")
-
-
-_LARGE = 31 << 20  # beyond 32 MiB it learns nothing
 
 
 def _least_seconds(*functions: Callable[[], Any]) -> list[float]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .._allocator import LEAST_BYTES_GIVEN_BACK, keep_freed_memory
 from ._torch import past_autograd
 from .calls import (
     MOST_FOLDED,
@@ -343,6 +344,8 @@ class ProgramRecorder(TorchDispatchMode):
         every = fixed if together is None else fixed | together.fixed
         held = {index: tensor for index, tensor in every.items() if index in used}
         limited = self._most_folded == 0  # nothing is to be kept between calls: oneDNN keeps code
+        if not limited and any(layout.bytes_on_cpu >= LEAST_BYTES_GIVEN_BACK for layout in layouts.values()):
+            keep_freed_memory()
 
         def quick(calls: Sequence[ProgramCall]) -> Sequence[ProgramCall]:
             if not limited:

@@ -29,6 +29,11 @@ class Layout(NamedTuple):
         return self.shape.numel()
 
     @property
+    def bytes_on_cpu(self) -> int:
+        """The bytes of main memory that the entries take; 0 on other devices."""
+        return self.numel * self.dtype.itemsize if self.device.type == "cpu" else 0
+
+    @property
     def contiguous(self) -> bool:
         """Whether the entries follow one another, row by row; a step along an axis of one entry is never taken."""
         step = 1
