@@ -20,11 +20,12 @@ from torch.nn.modules.module import _has_any_global_hook as any_global_module_ho
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
-    "FakeTensor", "FakeTensorMode", "any_global_module_hook", "bare_op", "dict_versions", "disable_dynamo",
-    "function_modes", "grad_switched", "has_jvp_rules", "inside_transform", "inside_vmap", "is_all_true",
-    "is_any_autocast_enabled", "is_compiled", "is_fake", "jvp", "jvp_by_own_rules", "jvp_of", "jvp_of_op",
-    "load_jvp_rules", "memory_of", "new_fake", "outside_modes", "past_autograd", "same_forms", "set_grad_enabled",
-    "unharmed", "vjp", "vjp_of", "vmapped", "wraps_derivative", "wraps_transform",
+    "FakeTensor", "FakeTensorMode", "any_global_module_hook", "are_deterministic_algorithms_enabled", "bare_op",
+    "dict_versions", "disable_dynamo", "function_modes", "grad_switched", "has_jvp_rules", "innermost_transform",
+    "inside_transform", "inside_vmap", "is_all_true", "is_any_autocast_enabled", "is_compiled", "is_fake", "jvp",
+    "jvp_by_own_rules", "jvp_of", "jvp_of_op", "load_jvp_rules", "memory_of", "new_fake", "outside_modes",
+    "past_autograd", "same_forms", "set_grad_enabled", "unharmed", "vjp", "vjp_of", "vmapped", "wraps_derivative",
+    "wraps_transform",
 ]  # fmt: skip
 
 
@@ -105,12 +106,15 @@ def jvp_of_op(
     return jvp_of(function, primals, tangents)
 
 
+_functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
+
+innermost_transform: Callable[[], Any] = _functorch.peek_interpreter_stack
+"""Return the innermost `torch.func` transform that is running; None if there is none."""
+
+
 def inside_transform() -> bool:
     """Return whether a `torch.func` transform is running."""
-    return _functorch.peek_interpreter_stack() is not None
-
-
-_functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (the stubs do not know it)
+    return innermost_transform() is not None
 
 
 def inside_vmap() -> bool:
@@ -231,9 +235,8 @@ def outside_modes() -> AbstractContextManager[Any]:
     return _disable_current_modes()
 
 
-def set_grad_enabled(enabled: bool) -> None:  # noqa: FBT001 (as PyTorch has it)
-    """Turn the recording of gradients on or off; a context manager takes as long as a small kernel does."""
-    torch._C._set_grad_enabled(enabled)
+set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
+"""Turn the recording of gradients on or off; a context manager takes as long as a small kernel does."""
 
 
 class grad_switched:  # noqa: N801 (a context, as torch.no_grad is)
@@ -275,7 +278,7 @@ def same_forms(tensors: Sequence[Tensor]) -> Callable[[], bool]:
     takes a tenth of a microsecond for a tensor, a fifth of what Python takes; it says no for other reasons as well.
     """
     forms = list(map(_form, tensors))
-    if not tensors or any(tensor.layout is not torch.strided for tensor in tensors):
+    if any(tensor.layout is not torch.strided for tensor in tensors):
         return lambda: list(map(_form, tensors)) == forms
     guards: Any = importlib.import_module("torch._C._dynamo.guards")
     quick = guards.TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
@@ -307,9 +310,11 @@ def dict_versions(dicts: Sequence[Any]) -> list[int] | None:
     return None if _dict_version is None else list(map(_dict_version, dicts))
 
 
-def function_modes() -> int:
-    """Return how many `TorchFunctionMode`s are active; `torch.set_default_device` and `with device` are such."""
-    return torch._C._len_torch_function_stack()
+# What is asked in every call of a plan is PyTorch's own function, without a frame of Python around it.
+function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+"""Return how many `TorchFunctionMode`s are active; `torch.set_default_device` and `with device` are such."""
+are_deterministic_algorithms_enabled: Callable[[], bool] = torch._C._get_deterministic_algorithms
+"""Return whether `torch.use_deterministic_algorithms` is on."""
 
 
 def is_compiled(function: Callable[..., Any]) -> bool:

@@ -11,31 +11,34 @@ MOST_BYTES = 1 << 20
 
 
 class Arrays:
-    """Arrays, with copies of what they hold, such as tables and calibrations."""
+    """Arrays, with copies of what they hold, such as tables and calibrations.
+
+    Attributes:
+        arrays: The arrays.
+        size: Their bytes.
+    """
 
     def __init__(self) -> None:
-        self._arrays: list[np.ndarray[Any, Any]] = []
+        self.arrays: list[np.ndarray[Any, Any]] = []
         self._forms: list[Any] = []
         self._bytes: list[bytes] = []
         self.size = 0
 
     def add(self, array: np.ndarray[Any, Any]) -> None:
         """Add an array, with what it holds now."""
-        self._arrays.append(array)
+        self.arrays.append(array)
         self._forms.append(_form(array))
         self._bytes.append(array.tobytes())
         self.size += array.nbytes
 
     def hold(self) -> bool:
         """Return whether all arrays have the form and the very bits that they had."""
-        if not self._arrays:
-            return True
-        same = list(map(_form, self._arrays)) == self._forms
-        return same and [array.tobytes() for array in self._arrays] == self._bytes
+        same = list(map(_form, self.arrays)) == self._forms
+        return same and [array.tobytes() for array in self.arrays] == self._bytes
 
     def restore(self) -> None:
         """Put back what stood in those that can be written into."""
-        for array, (shape, _, dtype), held in zip(self._arrays, self._forms, self._bytes, strict=True):
+        for array, (shape, _, dtype), held in zip(self.arrays, self._forms, self._bytes, strict=True):
             if array.flags.writeable and (array.shape, array.dtype) == (shape, dtype):
                 array[...] = np.frombuffer(held, dtype).reshape(shape)
 

@@ -33,7 +33,10 @@ _OUTSIDE = _Outside()
 
 def autocasts() -> State:
     """Return where autocast is on for the function, and what it casts to."""
-    return _now() if _OUTSIDE.state is None else _OUTSIDE.state
+    state = _OUTSIDE.state
+    if state is not None:
+        return state
+    return _now() if is_any_autocast_enabled() else ()
 
 
 def _now() -> State:

@@ -13,10 +13,14 @@ from .places import GONE, cell_value, keep_only, put_cell, put_entry, refill_dic
 
 
 class Entries:
-    """All entries of some mappings, compared in one go, without a step of Python for each."""
+    """All entries of some mappings, compared in one go, without a step of Python for each.
+
+    Attributes:
+        mappings: The mappings.
+    """
 
     def __init__(self) -> None:
-        self._mappings: list[Mapping[Any, Any]] = []
+        self.mappings: list[Mapping[Any, Any]] = []
         self._sizes: list[int] = []
         self._keys: list[Any] = []
         self._entries: list[ValuesView[Any]] = []
@@ -24,7 +28,7 @@ class Entries:
 
     def add(self, mapping: Mapping[Any, Any]) -> None:
         """Add a mapping, with what it holds now."""
-        self._mappings.append(mapping)
+        self.mappings.append(mapping)
         self._sizes.append(len(mapping))
         self._keys += mapping
         self._entries.append(mapping.values())  # a view, which shows later values as well
@@ -33,15 +37,15 @@ class Entries:
     def hold(self) -> bool:
         """Return whether all mappings hold the very objects that they held, in the same order."""
         return (
-            list(map(len, self._mappings)) == self._sizes
-            and list(chain.from_iterable(self._mappings)) == self._keys
+            list(map(len, self.mappings)) == self._sizes
+            and list(chain.from_iterable(self.mappings)) == self._keys
             and all(map(is_, chain.from_iterable(self._entries), self._values))
         )
 
     def restore(self) -> None:
         """Put back what stood in those that can be written into."""
         end = 0
-        for mapping, size in zip(self._mappings, self._sizes, strict=True):
+        for mapping, size in zip(self.mappings, self._sizes, strict=True):
             begin, end = end, end + size
             if isinstance(mapping, dict):
                 refill_dict(mapping, dict(zip(self._keys[begin:end], self._values[begin:end], strict=True)))
@@ -56,7 +60,7 @@ class DictEntries(Entries):
 
     def hold(self) -> bool:
         """Return whether all dicts hold the very objects that they held, in the same order."""
-        versions = dict_versions(self._mappings)
+        versions = dict_versions(self.mappings)
         if versions is not None and versions == self._known:
             return True
         same = super().hold()
@@ -65,18 +69,22 @@ class DictEntries(Entries):
 
 
 class Names:
-    """Some names of plain dicts that others write into as well, such as the globals of a module."""
+    """Some names of plain dicts that others write into as well, such as the globals of a module.
+
+    Attributes:
+        scopes: The dicts.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
-        self._scopes: list[dict[str, Any]] = []
+        self.scopes: list[dict[str, Any]] = []
         self._known: list[int] | None = None  # the versions of the scopes when they were last found to hold
 
     def add(self, scope: dict[str, Any], name: str) -> bool:
         """Add what stands under a name, or that nothing does; return whether that is new."""
         if id(scope) not in self._entries:
             self._entries[id(scope)] = scope, {}
-            self._scopes.append(scope)
+            self.scopes.append(scope)
         names = self._entries[id(scope)][1]
         if name in names:
             return False
@@ -89,7 +97,7 @@ class Names:
 
     def hold(self) -> bool:
         """Return whether the very objects stand under the names that stood there."""
-        versions = dict_versions(self._scopes)
+        versions = dict_versions(self.scopes)
         if versions is not None and versions == self._known:
             return True
         same = all(
@@ -107,36 +115,40 @@ class Names:
 
 
 class Attributes:
-    """All attributes of some objects, but for names that come and go."""
+    """All attributes of some objects, but for names that come and go.
+
+    Attributes:
+        dicts: The dicts in which they stand.
+    """
 
     def __init__(self) -> None:
-        self._dicts: list[dict[str, Any]] = []
+        self.dicts: list[dict[str, Any]] = []
         self._found: list[tuple[dict[str, Any], frozenset[str]]] = []  # what stands there, and the names that pass
         self._known: list[int] | None = None  # the versions of the dicts when they were last found to hold
 
     def add(self, attributes: dict[str, Any], passing: frozenset[str]) -> list[Any]:
         """Add the attributes that an object has now but for some names; return them."""
         found = {name: value for name, value in attributes.items() if name not in passing}
-        self._dicts.append(attributes)
+        self.dicts.append(attributes)
         self._found.append((found, passing))
         return list(found.values())
 
     def hold(self) -> bool:
         """Return whether the very objects stand under the names that stood there, and no others under others."""
-        versions = dict_versions(self._dicts)
+        versions = dict_versions(self.dicts)
         if versions is not None and versions == self._known:
             return True
         same = all(
             len(attributes) - sum(map(attributes.__contains__, passing)) == len(found)
             and all(map(is_, map(attributes.get, found, repeat(GONE)), found.values()))
-            for attributes, (found, passing) in zip(self._dicts, self._found, strict=True)
+            for attributes, (found, passing) in zip(self.dicts, self._found, strict=True)
         )
         self._known = versions if same else None
         return same
 
     def restore(self) -> None:
         """Put back what stood there."""
-        for attributes, (found, passing) in zip(self._dicts, self._found, strict=True):
+        for attributes, (found, passing) in zip(self.dicts, self._found, strict=True):
             keep_only(attributes, {*found, *passing})
             for name, value in found.items():
                 put_entry(attributes, name, value)
@@ -147,24 +159,27 @@ class Facts:
 
     Args:
         getters: What gives it of an object; the same object each time.
+
+    Attributes:
+        objects: The objects.
     """
 
     def __init__(self, *getters: Callable[[Any], Any]) -> None:
-        self._getters, self._objects = getters, list[Any]()
+        self._getters, self.objects = getters, list[Any]()
         self._found: list[list[Any]] = [[] for _ in getters]
 
     def add(self, value: Any) -> None:
         """Add an object with what it says now."""
-        self._objects.append(value)
+        self.objects.append(value)
         for getter, found in zip(self._getters, self._found, strict=True):
             found.append(getter(value))
 
     def hold(self) -> bool:
         """Return whether all objects say what they said."""
-        return all(
-            all(map(is_, map(getter, self._objects), found))
-            for getter, found in zip(self._getters, self._found, strict=True)
-        )
+        for getter, found in zip(self._getters, self._found):  # noqa: B905, SIM110 (a generator is a frame more)
+            if not all(map(is_, map(getter, self.objects), found)):
+                return False
+        return True
 
 
 _CODE, _CONTENTS = attrgetter("__code__"), attrgetter("cell_contents")
@@ -175,10 +190,13 @@ class Functions:
     """Functions that must keep their code and the defaults of those arguments that the code has.
 
     Code that is equal does the same; defaults are compared by identity, and most are None.
+
+    Attributes:
+        functions: The functions.
     """
 
     def __init__(self) -> None:
-        self._functions: list[FunctionType] = []
+        self.functions: list[FunctionType] = []
         self._codes: list[Any] = []
         self._without: list[list[FunctionType]] = [[] for _ in _DEFAULTS]  # those that could have defaults, and do not
         self._given = [Facts(defaults) for defaults in _DEFAULTS]
@@ -186,7 +204,7 @@ class Functions:
     def add(self, function: FunctionType) -> None:
         """Add a function as it is now."""
         code = function.__code__
-        self._functions.append(function)
+        self.functions.append(function)
         self._codes.append(code)
         counts = code.co_argcount, code.co_kwonlyargcount
         for defaults, count, without, given in zip(_DEFAULTS, counts, self._without, self._given, strict=True):
@@ -197,38 +215,40 @@ class Functions:
 
     def hold(self) -> bool:
         """Return whether all functions are as they were."""
-        return (
-            list(map(_CODE, self._functions)) == self._codes
-            and all(
-                list(map(defaults, without)).count(None) == len(without)
-                for defaults, without in zip(_DEFAULTS, self._without, strict=True)
-            )
-            and all(given.hold() for given in self._given)
-        )
+        if list(map(_CODE, self.functions)) != self._codes:
+            return False
+        for defaults, without, given in zip(_DEFAULTS, self._without, self._given):  # noqa: B905 (a look less)
+            if list(map(defaults, without)).count(None) != len(without) or (given.objects and not given.hold()):
+                return False
+        return True
 
 
 class Cells:
-    """Cells of closures, each of which must hold what it held, or still be empty."""
+    """Cells of closures, each of which must hold what it held, or still be empty.
+
+    Attributes:
+        cells: The cells.
+    """
 
     def __init__(self) -> None:
-        self._cells: list[CellType] = []
+        self.cells: list[CellType] = []
         self._values: list[Any] = []
 
     def add(self, cell: CellType) -> Any:
         """Add a cell; return what it holds, GONE if it is empty."""
         value = cell_value(cell)
-        self._cells.append(cell)
+        self.cells.append(cell)
         self._values.append(value)
         return value
 
     def hold(self) -> bool:
         """Return whether all cells hold the very objects that they held."""
         try:
-            return all(map(is_, map(_CONTENTS, self._cells), self._values))
+            return all(map(is_, map(_CONTENTS, self.cells), self._values))
         except ValueError:  # one is empty
-            return all(map(is_, map(cell_value, self._cells), self._values))
+            return all(map(is_, map(cell_value, self.cells), self._values))
 
     def restore(self) -> None:
         """Put back what the cells held."""
-        for cell, value in zip(self._cells, self._values, strict=True):
+        for cell, value in zip(self.cells, self._values, strict=True):
             put_cell(cell, value)

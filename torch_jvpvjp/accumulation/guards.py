@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._torch import any_global_module_hook, function_modes
+from ._torch import any_global_module_hook, are_deterministic_algorithms_enabled, function_modes
 from ._torch_contexts import LISTS_OF_WEIGHTS
 from .arrays import is_constant, is_watchable
 from .autocasting import autocasts
@@ -356,6 +356,6 @@ def _modes() -> tuple[Any, ...]:
     return (
         torch.get_default_dtype(),
         function_modes(),  # a default device is one
-        torch.are_deterministic_algorithms_enabled(),
+        are_deterministic_algorithms_enabled(),
         autocasts(),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from threading import local
 
-from ._torch import inside_transform
+from ._torch import innermost_transform
 
 _here = local()
 
@@ -24,4 +24,4 @@ class differentiating:  # noqa: N801 (a context, which each call enters, and a g
 
 def is_differentiated() -> bool:
     """Return whether the caller is part of a function that is being differentiated, by us or by ``torch.func``."""
-    return getattr(_here, "differentiates", False) or inside_transform()
+    return getattr(_here, "differentiates", False) or innermost_transform() is not None

@@ -189,7 +189,8 @@ class Plan:
             ValueError: If the plan has no function, or x or the function is not what the plan was made for.
             TypeError: If x is not a floating tensor.
         """  # noqa: DOC502 (the last two are raised by the runtime)
-        return self._callable("called")(self, x)
+        runtime = self.runtime or self._callable("called")
+        return runtime(self, x)
 
     def compile(self, mode: str | None = None) -> Plan:
         """The same plan, whose calls run what it does compiled by Inductor, the compiler behind `torch.compile`.

@@ -43,8 +43,10 @@ class Tracing:
         constants: The values that are tensors from outside, without the other arguments.
         extras: The values of the tape that the other arguments are.
         guards: What the function refers to; None where that cannot be watched.
-        forms_hold: Whether the tensors from outside still have the shapes, strides and dtypes that they had.
-        numbers_hold: Whether the whole numbers that structures were made of are still what they were.
+        forms_hold: Whether the tensors from outside still have the shapes, strides and dtypes that they had; None if
+            there are none.
+        numbers_hold: Whether the whole numbers that structures were made of are still what they were; None if there
+            are none.
         sparse: The structure of the entries, if they are returned as they are.
         sparsity: Where they stand in the result, once known.
         program: The straight line that a call replays, once recorded.
@@ -67,8 +69,8 @@ class Tracing:
     constants: dict[int, Tensor]
     extras: list[int | None]
     guards: Guards | None
-    forms_hold: Callable[[], bool]
-    numbers_hold: Callable[[], bool]
+    forms_hold: Callable[[], bool] | None
+    numbers_hold: Callable[[], bool] | None
     sparse: Structure | None = None
     sparsity: Sparsity | None = None
     program: Program | None = None
@@ -93,7 +95,12 @@ class Tracing:
 
     def holds(self) -> bool:
         """Return whether the function is still what was traced, but for the values of tensors that are no indices."""
-        return self.forms_hold() and self.numbers_hold() and (self.guards is None or self.guards.hold())
+        forms_hold, numbers_hold, guards = self.forms_hold, self.numbers_hold, self.guards
+        return (
+            (forms_hold is None or forms_hold())
+            and (numbers_hold is None or numbers_hold())
+            and (guards is None or guards.hold())
+        )
 
     def given(self, others: Sequence[Tensor]) -> dict[int, Tensor]:
         """Return the values of the tape that the other arguments of a call are."""
@@ -182,15 +189,14 @@ def _traced_and_watched(
         guards.watch_gradients(constants.values())
     conditions = Conditions(traced.tape) if traced.tape.conditions else None
     outside = [*constants.values(), *subject.parameters, *(guards.tensors if guards is not None else ())]
-    forms = same_forms(list({id(tensor): tensor for tensor in outside}.values()))
+    forms = same_forms(list({id(tensor): tensor for tensor in outside}.values())) if outside else None
+    numbers = Unchanged(traced.numbers) if traced.numbers else None
     subject.forget()
     traced.tape.constants |= {
         index: extra for index, extra in zip(extras, subject.extras, strict=True) if index is not None
     }
     apart = traced.by_autograd
-    return Tracing(
-        subject, traced, constants, extras, guards, forms, Unchanged(traced.numbers), apart=apart, conditions=conditions
-    )
+    return Tracing(subject, traced, constants, extras, guards, forms, numbers, apart=apart, conditions=conditions)
 
 
 _MOST_ROUNDS = 4

@@ -179,5 +179,5 @@ class _Text:
             return []
         first, *others = (self._operand(node) for node in self._checked)
         self.scope["add"] = np.add
-        lines = [f"s = {first}.copy()", *(f"add(s, {other}, s)" for other in others), "s = float(s.sum())"]
+        lines = [f"s = {first}.copy()", *(f"add(s, {other}, s)" for other in others), "s = float(add.reduce(s))"]
         return [*lines, "if s - s != 0.0: raise ArithmeticError"]
