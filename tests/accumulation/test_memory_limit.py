@@ -32,6 +32,22 @@ def test_every_chunk_size_gives_the_jacobian(chunk_size, strategy):
             assert_same(plan(point), judged(composed(stages), point))
 
 
+@pytest.mark.parametrize("strategy", ["dynamic_programming", "forward", "reverse", "greedy"])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_nothing_holds_a_matrix_of_what_is_diagonal(chunk_size, strategy):
+    """A matrix of 2000 by 2000 takes 32 MB, and a slice of it for every two columns a thousand times as long."""
+    weight, scale, x = randn(4, 2000) / 50, randn(2000), randn(2000)
+
+    def net(v):
+        v = torch.tanh(scale * v)
+        v = v + torch.relu(v) * scale
+        return torch.softmax(weight @ v, 0)
+
+    plan = plan_jacobian(net, x, chunk_size=chunk_size, strategy=strategy)
+    assert plan.peak_bytes < 1_000_000
+    assert_same(plan(x), judged(net, x))
+
+
 @pytest.mark.parametrize("chunk_size", [1, 3])
 def test_chunks_with_batches_trees_and_gradients(chunk_size):
     net, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(F64), randn(3)

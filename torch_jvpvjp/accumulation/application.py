@@ -41,7 +41,7 @@ def applied(
     def of_one(x: Tensor, *others: Tensor) -> Tensor:
         return _of_sample(plan, tracing, x, others, options, chosen)
 
-    shown = bar(count_chunks(plan, how), how) if options.progress else nullcontext(how)
+    shown = bar(count_chunks(plan, traced.regions, how), how) if options.progress else nullcontext(how)
     with outside_inference(), shown as chosen:
         source, extras = usable(source), list(map(usable, extras))
         if not subject.batch_dims:

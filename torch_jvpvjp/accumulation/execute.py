@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,8 @@ from .primal import PrimalRun
 from .schedule import Span, Task, modes, schedule
 from .structure import Block, Dense, Identity, Structure, Zero, multiply, product
 from .tensors import Tensors
+from .tracing.region import Region
+from .tracing.symbols import Symbols
 from .tracing.traced import Traced
 
 
@@ -77,20 +79,46 @@ def as_jacobian(block: Block, y: Tensor, x: Tensor, *, made: bool) -> Tensor:
     return matrix.reshape((*y.shape, *x.shape))
 
 
-def count_chunks(plan: Plan, how: Execution) -> int:
+def count_chunks(plan: Plan, regions: Sequence[Region], how: Execution) -> int:
     """Return how many times `how.advanced` is called in a run."""
     count = 0
     for task in schedule(step.decision for step in plan.steps):
-        width = 0
-        if how.chunk_size is not None and task.mode in {Mode.TANGENT, Mode.ADJOINT}:
-            pushes = task.mode is Mode.TANGENT
-            if task.operands:
-                ((j, i),) = task.operands
-                width = plan.dims[i - 1] if pushes else plan.dims[j]
-            else:
-                width = plan.dims[task.places[0]] if pushes else plan.dims[task.places[-1] + 1]
-        count += max(-(-width // (how.chunk_size or 1)), 1)
+        chunks = 1
+        if task.mode in {Mode.TANGENT, Mode.ADJOINT}:
+            start = _structure(plan, *task.operands[0]) if task.operands else _identity(plan, task)
+            if _is_cut(start, regions, task, how.chunk_size):
+                chunks = -(-_width(start, task) // (how.chunk_size or 1))
+        count += max(chunks, 1)
     return count
+
+
+def _identity(plan: Plan, task: Task) -> Identity:
+    """Return what a sweep begins with that carries no block."""
+    return Identity(plan.dims[task.places[0] if task.mode is Mode.TANGENT else task.places[-1] + 1])
+
+
+def _width(start: Structure, task: Task) -> int:
+    return start.n if task.mode is Mode.TANGENT else start.m
+
+
+def _is_cut(start: Structure, regions: Sequence[Region], task: Task, chunk_size: int | None) -> bool:
+    """Return whether a sweep carries a few columns, or rows, at a time.
+
+    Not where what it makes on the way to its result holds no more in its structure, as diagonals do: a chunk would be
+    a slice of the matrix.
+    """
+    if chunk_size is None or _width(start, task) <= chunk_size:
+        return False
+    places, pushes = task.places, task.mode is Mode.TANGENT
+    if type(start) is Dense or any(regions[place].opaque for place in places):
+        return True
+    symbols, block = Symbols(), start
+    for place in places if pushes else reversed(places):
+        region = regions[place]
+        block = region.forward(symbols, block) if pushes else region.backward(symbols, block)
+    between = [made for made in symbols.made if made is not block]
+    longest = max(made.m if pushes else made.n for made in (start, *between))
+    return any(made.entries > chunk_size * longest for made in between)
 
 
 class _Run:
@@ -113,10 +141,9 @@ class _Run:
             done = self._compressed(task, block)
             self._advanced()
         else:
-            start = block or self._identity(task)
-            pushes = task.mode is Mode.TANGENT
-            if self._too_wide(start, pushes):
-                done = self._in_chunks(start, task, pushes)
+            start = block or Block(_identity(self.plan, task), ())
+            if _is_cut(start.structure, self.regions, task, self.how.chunk_size):
+                done = self._in_chunks(start, task)
             else:
                 done = self._sweep(start, task)
                 self._advanced()
@@ -127,11 +154,6 @@ class _Run:
     def _advanced(self) -> None:
         if self.how.advanced is not None:
             self.how.advanced()
-
-    def _identity(self, task: Task) -> Block:
-        first, last = task.places[0], task.places[-1]
-        size = self.plan.dims[first] if task.mode is Mode.TANGENT else self.plan.dims[last + 1]
-        return Block(Identity(size), ())
 
     def _closed(self, place: int) -> Block:
         """Return the Jacobian of a region from its local Jacobians."""
@@ -172,15 +194,11 @@ class _Run:
             return region.backward(self.tensors, block)
         return self.primal.linear_map(place).pull(self.tensors.densified(block))
 
-    def _too_wide(self, start: Block, pushes: bool) -> bool:
-        width = start.structure.n if pushes else start.structure.m
-        return self.how.chunk_size is not None and width > self.how.chunk_size
-
-    def _in_chunks(self, start: Block, task: Task, pushes: bool) -> Block:
+    def _in_chunks(self, start: Block, task: Task) -> Block:
         """Return what `_sweep` does, a few columns (or rows) at a time, written into one matrix."""
+        pushes = task.mode is Mode.TANGENT
         size, axis = self.how.chunk_size or 1, 1 if pushes else 0
-        structure = start.structure
-        width = structure.n if pushes else structure.m
+        width = _width(start.structure, task)
         first, last = task.places[0], task.places[-1]
         shape = (self.plan.dims[last + 1], width) if pushes else (width, self.plan.dims[first])
         whole: Tensor | None = None
@@ -200,17 +218,18 @@ class _Run:
         return Block(Dense(*shape), matrix)
 
     def _slice(self, block: Block, begin: int, end: int, pushes: bool) -> Block:
-        """Return some columns, or rows, of a block as a dense block."""
-        structure = block.structure
+        """Return some columns, or rows, of a block as a dense block, without the matrix of all of them."""
+        structure, like = block.structure, self.tensors.like
+        if type(structure) is Dense:
+            values = self.tensors.matrix(block).narrow(1 if pushes else 0, begin, end - begin)
+            return Block(Dense(*values.shape), values)
+        rows = torch.zeros(end - begin, structure.n if pushes else structure.m, dtype=like.dtype, device=like.device)
+        rows.diagonal(begin).fill_(1)
+        chosen = rows.T if pushes else rows
+        part = Block(Dense(*chosen.shape), chosen)
         if isinstance(structure, Identity):
-            like = self.tensors.like
-            rows = torch.zeros(end - begin, structure.n, dtype=like.dtype, device=like.device)
-            rows.diagonal(begin).fill_(1)
-            values = rows.T if pushes else rows
-        else:
-            values = self.tensors.matrix(block)
-            values = values[:, begin:end] if pushes else values[begin:end]
-        return Block(Dense(*values.shape), values)
+            return part
+        return self.tensors.densified(multiply(block, part) if pushes else multiply(part, block))
 
     def _compressed(self, task: Task, block: Block | None) -> Block:
         """Return a sparse block, pushed with its columns compressed by a colouring of the result.
@@ -220,10 +239,11 @@ class _Run:
         j, i = task.result
         structure = _structure(self.plan, j, i)
         colours = torch.from_numpy(structure.colouring()).to(self.tensors.like.device)
-        start = self.tensors.matrix(block or Block(Identity(self.plan.dims[task.places[0]]), ()))
-        seeds = start.new_zeros(start.shape[0], structure.colours).index_add(1, colours, start)
-        forwards = task._replace(mode=Mode.TANGENT)
-        pushed = self.tensors.matrix(self._sweep(Block(Dense(*seeds.shape), seeds), forwards))
+        none = torch.zeros(structure.n, structure.colours, dtype=self.tensors.like.dtype, device=colours.device)
+        columns = none.scatter(1, colours.unsqueeze(1), 1.0)
+        seeds = Block(Dense(*columns.shape), columns)
+        start = seeds if block is None else self.tensors.densified(multiply(block, seeds))
+        pushed = self.tensors.matrix(self._sweep(start, task._replace(mode=Mode.TANGENT)))
         return Block(structure, structure.decompress(pushed))
 
 

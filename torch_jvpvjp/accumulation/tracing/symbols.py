@@ -18,11 +18,20 @@ class Symbols:
 
     Args:
         limit: `PastLimit` is raised as soon as the cost exceeds it; None for none.
+
+    Attributes:
+        fma: What has been counted.
+        made: The structures of the blocks that were made, in order.
     """
 
     def __init__(self, limit: int | None = None) -> None:
         self.fma = 0
         self.limit = limit
+        self.made: list[Structure] = []
+
+    def _made(self, block: Structure) -> Structure:
+        self.made.append(block)
+        return block
 
     def _count(self, fma: int) -> None:
         self.fma += fma
@@ -35,7 +44,7 @@ class Symbols:
 
     def densified(self, block: Structure) -> Structure:
         """Return a dense structure of that shape."""
-        return Dense(block.m, block.n)
+        return self._made(Dense(block.m, block.n))
 
     def local(self, arc: Arc) -> Structure:
         """Return the structure of a local Jacobian."""
@@ -46,7 +55,7 @@ class Symbols:
         through = arc.local.through
         if through is not None and type(block) is Dense:
             self._count(block.n * through.fma)
-            return Dense(arc.local.structure.m, block.n)
+            return self._made(Dense(arc.local.structure.m, block.n))
         self._count_forming(arc, block)
         return self.multiply(arc.local.structure, block)
 
@@ -55,7 +64,7 @@ class Symbols:
         through = arc.local.through
         if through is not None and type(block) is Dense:
             self._count(block.m * through.fma)
-            return Dense(block.m, arc.local.structure.n)
+            return self._made(Dense(block.m, arc.local.structure.n))
         self._count_forming(arc, block)
         return self.multiply(block, arc.local.structure)
 
@@ -67,29 +76,27 @@ class Symbols:
 
     def multiply(self, left: Structure, right: Structure) -> Structure:
         """Return the structure of the product, and count it."""
-        if isinstance(left, Identity):
-            return right
-        if isinstance(right, Identity):
-            return left
+        if isinstance(left, Identity) or isinstance(right, Identity):
+            return self._made(right if isinstance(left, Identity) else left)
         joined = product(left, right)
         self._count(joined.fma)
-        return joined.result
+        return self._made(joined.result)
 
     def add(self, left: Structure, right: Structure) -> Structure:
         """Return the structure of the sum, and count it."""
         joined = addition(left, right)
         self._count(joined.fma)
-        return joined.result
+        return self._made(joined.result)
 
     def push(self, part: Part, operands: Sequence[int], blocks: Sequence[Structure]) -> list[Structure]:
         """Return dense structures, and count a JVP for each column; of each sample, where they keep to those."""
         samples = part.samples_in(blocks[0])
         self._count(blocks[0].n // samples * (part.jvp_cost or 0) * len(operands) // len(part.op.active))
-        return [in_samples(samples, part.meta(index).numel, blocks[0].n) for index in part.outputs]
+        return [self._made(in_samples(samples, part.meta(index).numel, blocks[0].n)) for index in part.outputs]
 
     def pull(self, part: Part, operands: Sequence[int], blocks: Sequence[Structure | None]) -> list[Structure]:
         """Return dense structures, and count a VJP for each row; of each sample, where they keep to those."""
         block = next(block for block in blocks if block is not None)
         samples = part.samples_in(block)
         self._count(block.m // samples * (part.vjp_cost or 0) * len(operands) // len(part.op.active))
-        return [in_samples(samples, block.m, part.meta(index).numel) for index in operands]
+        return [self._made(in_samples(samples, block.m, part.meta(index).numel)) for index in operands]
