@@ -131,16 +131,25 @@ class Fronts:
             for bracket in (accumulate(i, mode) for mode in self.problem.leaf_modes(i)):
                 front = self._front(found, bracket, self.problem.factor(i).jacobian)
                 self._leaf(front, bracket, self.problem.price(bracket) if self.priced else 0)
-        for k in range(i, j):
-            for upstream in self.fronts[k, i]:
-                self._push(found, upstream, j, k, i)
-            for downstream in self.fronts[j, k + 1]:
-                self._pull(found, downstream, j, k, i)
+        ways = [
+            (front, k, sweep)
+            for k in range(i, j)
+            for fronts, sweep in ((self.fronts[k, i], self._push), (self.fronts[j, k + 1], self._pull))
+            for front in fronts
+        ]
+        if not self.priced:  # then what holds least comes first, and leaves no room for others
+            ways.sort(key=lambda way: way[0].held)
+        room = self._room(found, j, i)
+        for front, k, sweep in ways:
+            if front.held <= room:
+                sweep(found, front, j, k, i)
+                room = self._room(found, j, i)
         pairs = [
             (upstream.points[-1].price + downstream.points[-1].price, k, upstream, downstream)
             for k in range(i, j)
             for upstream in self.fronts[k, i]
             for downstream in self.fronts[j, k + 1]
+            if upstream.held + downstream.held <= room
         ]
         for _, k, upstream, downstream in sorted(pairs, key=lambda pair: pair[0]):
             self._multiply(found, upstream, downstream, multiply(j, k, i))
@@ -148,6 +157,19 @@ class Fronts:
         if self.priced and self.problem.associative:
             for front in self.fronts[j, i]:
                 front.swept = self.prices.sweeps.setdefault((j, i), {})
+
+    def _room(self, found: dict[Structure, Front], j: int, i: int) -> float:
+        """Return the most that the operands of a step may hold for it to be of use, beside the block J_j … J_i itself.
+
+        It is known where the structure of the block does not depend on the bracketing.
+        """
+        if not self.problem.associative or i == j:
+            return _UNLIMITED
+        structure = self.problem.structure(j, i)
+        most = self.limit
+        if not (self.priced or self.trade) and structure in found and found[structure].points:
+            most = min(most, found[structure].points[0].peak - 1)
+        return most - structure.entries * self.problem.copies(j, i)
 
     def _front(self, found: dict[Structure, Front], bracket: Bracket, structure: Structure) -> Front:
         if structure not in found:
