@@ -49,6 +49,7 @@ from .replay import (
     with_own_results,
     with_quick_products,
     with_quick_pullbacks,
+    with_quick_sweeps,
     with_samples_innermost,
     with_segments_side_by_side,
     without_double_copies,
@@ -351,6 +352,7 @@ class ProgramRecorder(TorchDispatchMode):
             if not limited:
                 calls = with_segments_side_by_side(calls, numbers, held, layouts, self._next)
                 calls = with_channels_innermost(calls, numbers, layouts, self._next)
+                calls = with_quick_sweeps(calls, held, self._fixed, numbers, layouts, self._next)
             calls = without_idle_parts(calls, numbers)
             calls = with_quick_pullbacks(calls, numbers, layouts, self._next)
             return calls if limited else with_quick_products(calls, layouts, self._next)
