@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..calls import ProgramCall
 from .layout import Layouts
+from .shared_tangents import with_shared_tangents
 from .sums_in_products import with_sums_in_products
 
 
@@ -29,4 +30,6 @@ def with_quick_sweeps(
         layouts: How each value lies in memory; those of the values that are added are added.
         new_value: Makes the number of another value.
     """
+    own = {index: fixed[index] for index in fixed.keys() - set(given)}
+    calls = with_shared_tangents(calls, results, own, layouts, new_value)
     return with_sums_in_products(calls, results, layouts, new_value)
