@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..calls import ProgramCall
 from .layout import Layouts
+from .samples_apart import with_samples_apart
 from .shared_tangents import with_shared_tangents
 from .sums_in_products import with_sums_in_products
 
@@ -32,4 +33,5 @@ def with_quick_sweeps(
     """
     own = {index: fixed[index] for index in fixed.keys() - set(given)}
     calls = with_shared_tangents(calls, results, own, layouts, new_value)
+    calls = with_samples_apart(calls, results, layouts, new_value)
     return with_sums_in_products(calls, results, layouts, new_value)
