@@ -10,10 +10,13 @@ from replay_checks import program_of, run_calls
 from torch_jvpvjp.accumulation import plan_jacobian
 from torch_jvpvjp.accumulation.calls import without_unused
 from torch_jvpvjp.accumulation.program import ProgramRecorder
-from torch_jvpvjp.accumulation.replay import joined, with_own_results, without_idle_arithmetic
+from torch_jvpvjp.accumulation.replay import joined, unit_factors, with_own_results, without_idle_arithmetic
 from torch_jvpvjp.accumulation.replay.layout import Layouts
 
 ATEN = torch.ops.aten
+ONES = torch.ones(3, 4, dtype=F64)
+ROW, TURNED = ONES[0].clone(), ONES.T
+ALMOST = ONES + torch.eye(3, 4, dtype=F64)
 
 
 def rewritten(function, x):
@@ -23,7 +26,8 @@ def rewritten(function, x):
         results = function(x)
     layouts = recorder._layouts
     numbers = [recorder._number(result) for result in results]
-    calls, numbers = without_idle_arithmetic(recorder._calls, numbers, layouts, recorder._next)
+    ones = unit_factors(recorder._calls, recorder._fixed)
+    calls, numbers = without_idle_arithmetic(recorder._calls, numbers, layouts, recorder._next, ones=ones)
     calls = joined(without_unused(calls, numbers), numbers, layouts)
     calls, numbers = with_own_results(without_unused(calls, numbers), numbers, layouts, recorder._next)
     values = run_calls(calls, {0: x, **recorder._fixed})
@@ -40,6 +44,16 @@ def slices(x, places, shape=(3, 4)):
 # name: (function of a tensor (3, 4) with a list of tensors as its value, the ops that are left)
 REWRITTEN = {
     "by one": (lambda x: [ATEN.mul.Tensor(x.sin(), 1) / 1.0], "sin"),
+    "by ones": (lambda x: [ONES * x.sin() * ROW], "sin"),
+    "by what is one but for an entry": (lambda x: [x.sin() * ALMOST], "sin mul"),
+    "by ones that are more": (lambda x: [x[0].sin() * ONES], "select sin mul"),
+    "by ones of a wider dtype": (lambda x: [x.float().sin() * ONES], "_to_copy sin mul"),
+    "a strided one by ones": (lambda x: [(x.sin().T * TURNED).exp()], "sin permute exp"),
+    "stacked alone": (
+        lambda x: [torch.stack([x.sin()], 1).exp(), torch.stack([x.sin()], -1)], "sin clone unsqueeze exp"
+    ),
+    "the input stacked alone": (lambda x: [torch.stack([x])], None),
+    "a transpose stacked alone": (lambda x: [torch.stack([x.T], 1) * x[0, 0]], None),
     "to the power of one": (lambda x: [x.sin() ** 1], "sin"),
     "the input itself": (lambda x: [x * 1, x * 1], "clone"),
     "a strided one": (lambda x: [(x.sin().T * 1).exp()], "sin permute exp"),

@@ -44,6 +44,7 @@ from .replay import (
     layout_of,
     run_together,
     small_or_whole,
+    unit_factors,
     with_channels_innermost,
     with_constants_laid_alike,
     with_own_results,
@@ -325,8 +326,8 @@ class ProgramRecorder(TorchDispatchMode):
             calls, fixed = folded(calls, fixed | filled, numbers, self._most_folded)
             del filled
             calls = with_equal_values_once(calls, fixed, numbers)
-            zeros = zero_weights(calls, fixed)
-            calls, numbers = without_idle_arithmetic(calls, numbers, layouts, self._next, zeros)
+            idle = zero_weights(calls, fixed), unit_factors(calls, fixed)
+            calls, numbers = without_idle_arithmetic(calls, numbers, layouts, self._next, *idle)
             calls, numbers = without_repetitions(calls, numbers)
             calls = without_copies_of_shared(calls, layouts, self._next)
             calls, numbers = without_idle_moves(calls, numbers, layouts)

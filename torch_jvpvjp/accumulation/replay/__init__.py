@@ -1,6 +1,6 @@
 """Recorded programs made quick: what is idle goes, like calls run as one, and the rest is written as by hand."""
 
-from .arithmetic import without_idle_arithmetic, zero_weights
+from .arithmetic import unit_factors, without_idle_arithmetic, zero_weights
 from .channels_last import with_channels_innermost
 from .copies import without_double_copies
 from .graph import CompiledProgram
@@ -24,6 +24,6 @@ __all__ = [
     "CompiledProgram", "Layout", "Layouts", "Spelling", "Worth", "by_entries", "by_hand", "by_vectors", "joined",
     "kernel_bytes", "layout_of", "run_together", "small_or_whole", "with_channels_innermost", "with_own_results",
     "with_constants_laid_alike", "with_quick_products", "with_quick_pullbacks", "with_quick_sweeps",
-    "with_samples_innermost", "with_segments_side_by_side", "without_double_copies", "without_idle_arithmetic",
-    "without_idle_moves", "without_idle_parts", "without_joins", "written", "zero_weights",
+    "unit_factors", "with_samples_innermost", "with_segments_side_by_side", "without_double_copies",
+    "without_idle_arithmetic", "without_idle_moves", "without_idle_parts", "without_joins", "written", "zero_weights",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Arithmetic that changes nothing, or that one op does.
 
-1 · x,  x / 1,  x¹                                    become    x
+1 · x,  x / 1,  x¹                                    become    x, for a tensor of ones too
+stack(x)                                              becomes   a copy of x with one more axis, which may be idle
 x + convolution(y, 0)                                 becomes   x, which is what forward mode makes of constant weights
 (…, view(s, (1,))) of a number s                      becomes   (…, s)
 Σ_i select_backward(x_i, i) over all places i         becomes   stack(x_1, …, x_n)
@@ -33,12 +34,19 @@ def zero_weights(calls: Sequence[ProgramCall], fixed: Mapping[int, Tensor]) -> s
     return {index for index in used if not isinstance(fixed[index], FakeTensor) and not fixed[index].any()}
 
 
+def unit_factors(calls: Sequence[ProgramCall], fixed: Mapping[int, Tensor]) -> set[int]:
+    """Return the factors of products that are fixed, have data, and are one throughout."""
+    used = {index for call in calls if _is_product(call) for index in call.operands} & fixed.keys()
+    return {index for index in used if not isinstance(fixed[index], FakeTensor) and bool((fixed[index] == 1).all())}
+
+
 def without_idle_arithmetic(
     calls: Sequence[ProgramCall],
     results: Sequence[int],
     layouts: Layouts,
     new_value: Callable[[], int],
     zeros: Collection[int] = (),
+    ones: Collection[int] = (),
 ) -> tuple[list[ProgramCall], list[int]]:
     """Return calls and results in which nothing is computed that is there already, and sums of slices are stacks.
 
@@ -48,10 +56,13 @@ def without_idle_arithmetic(
         layouts: How each value lies in memory; those of values that lie otherwise now are put right.
         new_value: Makes the number of another value.
         zeros: Values that are zero throughout, see `zero_weights`.
+        ones: Values that are one throughout, see `unit_factors`.
     """
     after, same = Layouts(layouts), dict[int, int]()
     try:
-        found = None if any(map(looks_at_memory, calls)) else _without_idle(calls, after, same, set(zeros))
+        idle = _Idle(set(zeros), set(ones))
+        plain = None if any(map(looks_at_memory, calls)) else _without_lone_stacks(calls, after, new_value)
+        found = None if plain is None else _without_idle(plain, after, same, idle)
     except RuntimeError:  # an op that does not run without data
         found = None
     if found is None:
@@ -61,8 +72,34 @@ def without_idle_arithmetic(
     return _with_stacks(without_unused(found, results), results, layouts, new_value), results
 
 
+class _Idle(NamedTuple):
+    """Values that change nothing where they are added, or multiplied."""
+
+    zeros: set[int]
+    ones: set[int]
+
+
+def _without_lone_stacks(
+    calls: Sequence[ProgramCall], layouts: Layouts, new_value: Callable[[], int]
+) -> list[ProgramCall]:
+    """Return calls in which a tensor that is stacked with no other is copied, and the copy seen with one more axis."""
+    found: list[ProgramCall] = []
+    for call in calls:
+        members = call.args[0] if call.target is _aten.stack.default else ()
+        if len(members) != 1 or call.kwargs:
+            found.append(call)
+            continue
+        contiguous = {"memory_format": torch.contiguous_format}
+        copy = ProgramCall(_aten.clone.default, (members[0],), contiguous, [new_value()], call.segment)
+        layouts.add(copy)
+        axis = call.args[1] if len(call.args) > 1 else 0
+        seen = ProgramCall(_aten.unsqueeze.default, (Ref(copy.outputs[0] or 0), axis), {}, call.outputs, call.segment)
+        found += [call] if _if_alike(seen, layouts) is None else [copy, seen]
+    return found
+
+
 def _without_idle(
-    calls: Sequence[ProgramCall], layouts: Layouts, same: dict[int, int], zeros: set[int]
+    calls: Sequence[ProgramCall], layouts: Layouts, same: dict[int, int], idle: _Idle
 ) -> list[ProgramCall]:
     """Return the calls; `same` learns which value takes the place of which."""
     makers: dict[int, ProgramCall] = {}
@@ -70,9 +107,9 @@ def _without_idle(
     found: list[ProgramCall] = []
     for call in calls:
         again = call.renamed(same)
-        if _is_zero(again, zeros):
-            zeros.update(index for index in again.outputs if index is not None)
-        kept = _unchanged(again, layouts, zeros)
+        if _is_zero(again, idle.zeros):
+            idle.zeros.update(index for index in again.outputs if index is not None)
+        kept = _unchanged(again, layouts, idle)
         if kept is not None:
             out = call.outputs[0] or 0
             same[out] = kept
@@ -94,10 +131,12 @@ def _is_zero(call: ProgramCall, zeros: set[int]) -> bool:
     return bool(zeros) and call.target.is_view and zeros.issuperset(call.operands)
 
 
-def _unchanged(call: ProgramCall, layouts: Mapping[int, Layout], zeros: set[int]) -> int | None:
+def _unchanged(call: ProgramCall, layouts: Mapping[int, Layout], idle: _Idle) -> int | None:
     """Return the value that a call gives again; None if it gives another one."""
-    if _is_sum(call) and not zeros.isdisjoint(call.operands):
-        kept = next((index for index in call.operands if index not in zeros), None)
+    if _is_sum(call) and not idle.zeros.isdisjoint(call.operands):
+        kept = next((index for index in call.operands if index not in idle.zeros), None)
+    elif _is_product(call) and not idle.ones.isdisjoint(call.operands):
+        kept = next((index for index in call.operands if index not in idle.ones), None)
     elif call.target in _BY_ONE and not call.kwargs and isinstance(call.args[0], Ref):
         kept = call.args[0].index if call.args[1] in ({1} if type(call.args[1]) in {int, float} else ()) else None
     else:
@@ -191,6 +230,10 @@ def _stack(
 
 def _is_sum(call: ProgramCall | None) -> bool:
     return call is not None and call.target is _aten.add.Tensor and not call.kwargs and len(set(call.operands)) == 2
+
+
+def _is_product(call: ProgramCall) -> bool:
+    return call.target is _aten.mul.Tensor and not call.kwargs and len(set(call.operands)) == 2
 
 
 def _if_alike(call: ProgramCall, layouts: Layouts) -> ProgramCall | None:
