@@ -326,7 +326,8 @@ class ProgramRecorder(TorchDispatchMode):
             calls, fixed = folded(calls, fixed | filled, numbers, self._most_folded)
             del filled
             calls = with_equal_values_once(calls, fixed, numbers)
-            idle = zero_weights(calls, fixed), unit_factors(calls, fixed)
+            made = {index: fixed[index] for index in fixed.keys() - self._fixed.keys()}  # none may write into these
+            idle = zero_weights(calls, fixed), unit_factors(calls, made)
             calls, numbers = without_idle_arithmetic(calls, numbers, layouts, self._next, *idle)
             calls, numbers = without_repetitions(calls, numbers)
             calls = without_copies_of_shared(calls, layouts, self._next)
