@@ -219,3 +219,12 @@ def test_plans_of_attention(strategy, monkeypatch):
     )
     for point in (x, x / 2):
         assert_same(plan(point), judged(net, point))
+
+
+def test_what_plans_of_attention_hold_is_told(monkeypatch):
+    monkeypatch.setattr(samples_apart, "_LEAST_FMA", 1)
+    net = nn.Sequential(_Attention(24, 2), _Attention(24, 2)).double()
+    plan = plan_jacobian(net, _randn(12, 24), strategy="forward")
+    # Some pieces do not lie as matrices, which is asked here of tensors without data: what they raise is another error.
+    assert plan.peak_bytes is not None
+    assert plan.peak_bytes > 8 * 288 * 288

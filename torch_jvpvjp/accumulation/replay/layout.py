@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._torch import outside_modes
 from ..calls import ProgramCall
 from ..tracing.tape import Ref, flat_outputs
 
@@ -141,7 +142,11 @@ def _thawed(tree: Any) -> Any:
 
 @lru_cache(4096)
 def _layouts_made(target: Any, arguments: Any) -> list[Layout | None]:
-    """Return how what an op makes lies; a long program asks for few ops many times."""
-    args, kwargs = _thawed(arguments)
-    made = flat_outputs(target(*args, **kwargs))
+    """Return how what an op makes lies; a long program asks for few ops many times.
+
+    Outside of all modes: where what a call holds is told on tensors without data, their mode raises other errors.
+    """
+    with outside_modes():
+        args, kwargs = _thawed(arguments)
+        made = flat_outputs(target(*args, **kwargs))
     return [None if tensor is None else layout_of(tensor) for tensor in made]
