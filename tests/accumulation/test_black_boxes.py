@@ -5,7 +5,7 @@ import logging.handlers
 
 import pytest
 import torch
-from jacobian_checks import F64, composed, opaque
+from jacobian_checks import F64, assert_same, composed, judged, opaque, randn
 from torch import nn
 
 from torch_jvpvjp.accumulation import Action, Bracket, Chain, Fma, Mode, Problem, jacobian, plan_jacobian
@@ -122,3 +122,51 @@ def test_all_plans_of_a_chain_agree():
     for brackets in plans:
         plan = assemble(problem, brackets, strategy="by hand")
         torch.testing.assert_close(jacobian(chain, x, plan=plan), expected, rtol=1e-12, atol=1e-13)
+
+
+def _of_any_shape(shape):
+    """A black box, which hands a fraction to Python, that returns as many rows and columns as a list says by then."""
+
+    def function(v):
+        return (v * float(v.max().sin())).reshape(shape) if shape else v[:2] * float(v.max())
+
+    return function
+
+
+@pytest.mark.parametrize("options", [{}, {"create_graph": True}, {"chunk_size": 2}], ids=str)
+@pytest.mark.parametrize("behind", [[], [lambda y: (y.sin() * y[0]).sum(-1)]], ids=["alone", "with a stage behind it"])
+def test_a_black_box_that_returns_another_shape_is_taken_apart_anew(behind, options):
+    shape, x = [2, 3], randn(6)
+    f = [_of_any_shape(shape), *behind]
+    plan = plan_jacobian(f, x, **options)
+    for now in ([2, 3], [3, 2], [3, 2], [], [6, 1], [2, 3]):
+        shape[:] = now
+        expected = judged(composed(f), x)
+        assert_same(plan(x), expected)
+        assert_same(jacobian(f, x, objective="fma", **options), expected)
+
+
+def test_a_black_box_that_returns_another_dtype_is_taken_apart_anew():
+    wide, x = [True], randn(3)
+
+    def function(v):
+        y = v * float(v.max())
+        return y if wide[0] else y.float()
+
+    plan = plan_jacobian([function, torch.sin], x)
+    for wide[0] in (True, False, True):
+        found = plan(x)
+        assert found.dtype == function(x).dtype
+        assert_same(found.double(), judged(lambda v: function(v).sin(), x).double(), 1e-6)
+
+
+def test_a_way_that_is_not_recorded_returns_another_shape_than_before():
+    x = randn(4)
+
+    def function(v):  # another way at each point, and of another size
+        return v[: 2 + int(10 * v[0]) % 3] * float(v.sum())
+
+    plan = plan_jacobian(function, x)
+    for place in range(12):
+        point = x + place / 10
+        assert_same(plan(point), judged(function, point))

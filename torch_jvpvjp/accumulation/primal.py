@@ -20,6 +20,10 @@ from .tracing.region import Region
 from .tracing.tape import Tape, TapeOp
 
 
+class OtherValue(ValueError):  # noqa: N818 (an answer, if somebody asks)
+    """A black box has returned a tensor of another shape or dtype than where the function was taken apart."""
+
+
 class PrimalRun:
     """Values of a tape at one point.
 
@@ -96,7 +100,7 @@ class PrimalRun:
         if not op.opaque or self._reached != place:
             return None
         y, pushed = BlackBox(op.target).push_through(self.value(op.args[0].index), block, live=self.live)
-        self._values[op.outputs[0] or 0] = y
+        self._keep(op, y)
         self._next, self._reached = self._after[place], place + 1
         return pushed
 
@@ -117,13 +121,24 @@ class PrimalRun:
     def _run(self, op: TapeOp, mode: Mode, place: int | None) -> None:
         if op.opaque and place is not None:
             y, self._maps[place] = BlackBox(op.target).linearize(self.value(op.args[0].index), mode, live=self.live)
-            self._values[op.outputs[0] or 0] = y
+            self._keep(op, y)
             return
         if self.live and op.target is torch.ops.aten.copy.default:
             op = replace(op, target=_copied)
         for index, result in zip(op.outputs, op.call(self.value), strict=True):
             if index is not None and result is not None:
                 self._values[index] = result
+
+    def _keep(self, op: TapeOp, y: Tensor) -> None:
+        """Keep what a black box has returned, for which all that comes next is known by its sizes."""
+        index = op.outputs[0] or 0
+        known = self.tape.metas[index]
+        if (y.shape, y.dtype) != (known.shape, known.dtype):
+            raise OtherValue(
+                f"jacobian: {BlackBox(op.target).label} must return what it did when the plan was made, {known.dtype} "
+                f"of shape {tuple(known.shape)}, got {y.dtype} of shape {tuple(y.shape)}; make a new plan."
+            )
+        self._values[index] = y
 
 
 def _copied(values: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:  # noqa: FBT001, FBT002 (as the op)

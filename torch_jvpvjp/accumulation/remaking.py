@@ -51,6 +51,7 @@ def fitted_or_remade(runtime: Runtime, plan: Plan, tracing: Tracing, x: Any) -> 
             raise
     compiled = {"compile": runtime.options.compile, "compile_mode": runtime.options.compile_mode}
     other = runtime.with_options(replace(planning.options, **compiled))
+    other.is_remade = True
     other.adopt(x, tracing)
     tracing.fitted, tracing.remade = (plan, planning.plan(other, x)), True
     return tracing.fitted[1]

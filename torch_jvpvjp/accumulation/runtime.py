@@ -24,6 +24,7 @@ from .gradients import differentiable_parts
 from .held import held_bytes
 from .nesting import is_differentiated
 from .options import Options
+from .primal import OtherValue
 from .program import ProgramRecorder
 from .remaking import Planning, fitted_or_remade
 from .repeating import alike, marks, repeated
@@ -68,6 +69,7 @@ class Runtime:
         self.at_once = AT_ONCE  # ways by what it sees that are recorded at once
         self.apart: Callable[[Any, Remembered], Any] | None = None  # calls in ways that are not recorded
         self.planning = planning
+        self.is_remade = False  # whether it stands for another one, whose function has become another chain
         told = getattr(getattr(arguments, "__self__", None), "way", None)  # of a product of recordings, for that alone
         self._key = kind_of if told is None else lambda given: (kind_of(given), told())
         self._tracings: dict[Any, Tracing] = {}  # the last that was used for tensors of a kind
@@ -214,6 +216,21 @@ class Runtime:
 
     def called(self, plan: Plan, tracing: Tracing, x: Any) -> Any:
         """Return the Jacobian at x of the function as it was traced, by a plan for it as it is now or was before."""
+        try:
+            return self._called(plan, tracing, x)
+        except OtherValue:  # of a black box, which is not watched: it is taken apart once more
+            if self.is_remade:  # whoever has made this one does that
+                raise
+            given = self.arguments(x)
+            branches = self._branches.get(self._key(given))
+            if branches is not None and branches.unrecorded is tracing:
+                branches.unrecorded = None
+                anew = branches.as_it_stands(given)
+            else:
+                self._keep(self._key(given), anew := self._traced(given))
+            return self._called(plan, anew, x)
+
+    def _called(self, plan: Plan, tracing: Tracing, x: Any) -> Any:
         subject, traced = tracing.subject, tracing.traced
         given, plan = plan, fitted_or_remade(self, plan, tracing, x)
         other = plan.runtime
