@@ -231,3 +231,14 @@ def test_a_compiled_plan_has_complex_values_on_the_way():
     compiled = plan_jacobian(f, x).compile()
     for by in (0.0, 0.5):
         assert_same(compiled(moved(x, by)), judged(f, moved(x, by)))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_first_calls_take_cotangents_that_do_not_lie_as_complex_numbers_do(create_graph):
+    def function(v):  # parts of one cotangent with an odd number of entries in front, and in each row
+        return v.mean(0, keepdim=True), torch.view_as_real(torch.complex(v[:4], v[4:].sin()))
+
+    x = randn(8).requires_grad_(create_graph)
+    expected = judged(function, x)
+    for _ in range(2):
+        assert_same(jacobian(function, x, create_graph=create_graph), expected)

@@ -219,12 +219,17 @@ def _may_be_planned(error: RuntimeError, *, transformed: bool) -> bool:
     """Return whether a plan may do what a sweep could not, or say better why not.
 
     Autograd needs a value that f has written over since, which a recording keeps; an op has a JVP alone, or none that
-    PyTorch knows; or no transform of torch.func takes f, but autograd may.
+    PyTorch knows; a cotangent does not lie as an op takes it; or no transform of torch.func takes f, but autograd may.
     """
     if isinstance(error, NotImplementedError) or any(words in str(error) for words in _OF_AUTOGRAD):
         return True
     return transformed and not inside_transform() and any(words in str(error) for words in _OF_TRANSFORMS)
 
 
-_OF_AUTOGRAD = ("modified by an inplace operation", "no autograd formula", "Inference tensors cannot be saved")
+_OF_AUTOGRAD = (
+    "modified by an inplace operation",
+    "no autograd formula",
+    "Inference tensors cannot be saved",
+    "divisible by 2",  # so lies no part of a cotangent of several outputs that is to be seen as complex numbers
+)
 _OF_TRANSFORMS = ("transform", "vmap", "Tensor that doesn't have storage")
