@@ -141,3 +141,13 @@ def test_what_cannot_be_read_keeps_no_op_from_being_compiled() -> None:
 
     found = torch.compile(torch.func.grad(lambda x: op(x).sum()), backend="aot_eager")(torch.ones(2))
     assert found.tolist() == [2, 2]
+
+
+def test_an_op_of_a_text_that_was_run_keeps_no_op_from_being_compiled() -> None:
+    text = '@declared("stale::of_a_text")\ndef op(x: "torch.Tensor") -> "torch.Tensor":\n    return x * x\n'
+    scope: dict[str, Any] = {"declared": differentiable_op, "torch": torch}  # without __name__: of no module
+    exec(text, scope)
+    op = scope["op"]
+    assert op.__module__ is None
+    found = torch.compile(torch.func.grad(lambda x: op(x).sum()), backend="aot_eager")(torch.ones(2))
+    assert found.tolist() == [2, 2]

@@ -52,7 +52,7 @@ def _digest_of_all() -> str:
     digest = hashlib.sha256(_package_digest())
     package = __name__.partition(".")[0]
     for qualname, op in sorted(registered_ops().items()):
-        if op.__module__.partition(".")[0] != package:
+        if _root_of(op) != package:
             digest.update(qualname.encode())
             digest.update(_op_digest(op))
     return digest.hexdigest()[:32]
@@ -76,9 +76,14 @@ def _op_digest(op: "DifferentiableOp") -> bytes:
         return PROCESS.encode()
 
 
+def _root_of(op: "DifferentiableOp") -> str:
+    """The package that an op is of; none of what is declared in code that was run as a text."""
+    return (op.__module__ or "").partition(".")[0]
+
+
 def _read(op: "DifferentiableOp") -> bytes:
     """Of what a compiler can see. Kernels are none of that: compiled code calls the op."""
-    reader = CodeDigest(root=op.__module__.partition(".")[0])
+    reader = CodeDigest(root=_root_of(op))
     reader.add(str(op.overload._schema))
     reader.add((op.signature.differentiable, op.signature.differentiable_results, op.signature.frozen))
     reader.add((op.saved_results, op.unsaved_inputs, op.autocast_policy))
