@@ -35,6 +35,8 @@ def test_an_argument_that_has_no_jacobian_can_be_left_out():
     with pytest.raises(TypeError, match=r"x \(leaf 1\) must be a floating tensor, got int, or leave that argument out"):
         jacobian(torch.mul, (X, 3))
     assert torch.equal(jacobian(torch.mul, (X, 3), wrt=0), 3 * torch.eye(3))
+    with pytest.raises(TypeError, match=r"x\[1\] must be a floating tensor, got int"):
+        jacobian(torch.mul, (X, 3), wrt=1)
 
 
 def test_a_mode_of_the_compiler_is_checked_before_it_compiles():

@@ -82,9 +82,9 @@ def test_the_gauss_newton_matrix_of_a_hessian_that_is_not_symmetric():
 
 
 def test_a_bad_hessian_is_refused():
-    with pytest.raises(ValueError, match=r"hessian must be a matrix of shape \(2, columns\), got \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"hessian must be a matrix of shape \(2, 2\), got \(3, 3\)"):
         gauss_newton(nn.Linear(3, 2), torch.ones(3), torch.ones(3, 3))
-    with pytest.raises(ValueError, match=r"hessian must be a matrix of shape \(rows, 2\), got \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"hessian must be a matrix of shape \(2, 2\), got \(2, 5\)"):
         gauss_newton(nn.Linear(3, 2), torch.ones(3), torch.ones(2, 5))
     with pytest.raises(TypeError, match="gauss_newton: hessian must be of dtype torch.float32, got torch.float64"):
         gauss_newton(nn.Linear(3, 2), torch.ones(3), torch.eye(2, dtype=F64))

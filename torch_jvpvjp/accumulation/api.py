@@ -66,9 +66,10 @@ def jacobian(
         batch_dims: How many leading axes of every argument and output are a batch of independent samples; the result is
             then the Jacobian of each sample, (*batch, *outputs, *inputs) without the batch on either side again.
         wrt: What the Jacobian is taken in: None for all arguments, an argument number or several, "parameters" for all
-            parameters of a module, or names of some.
+            parameters of a module, or the name of one or of several. Several numbers give a tuple, several names and
+            "parameters" a dict.
         objective: What the plan minimises: "time", "fma" or "memory".
-        memory_limit: Bytes, or a size such as "8GB", within which blocks and sweeps are to stay.
+        memory_limit: Bytes, or a size such as "8GB", that a call is to hold at most beyond x and the parameters.
         plan: A plan made before, by `plan_jacobian`; it leaves nothing to choose.
         chunk_size: Most columns or rows that a sweep carries at once; None for as many as fit memory_limit.
         progress: Whether to show a progress bar, for long work.
@@ -171,7 +172,7 @@ def plan_jacobian(
         batch_dims: Leading axes that are a batch.
         wrt: What the Jacobian is taken in.
         objective: What to minimise: "time", "fma" or "memory".
-        memory_limit: Bytes within which blocks and sweeps are to stay.
+        memory_limit: Bytes that a call is to hold at most beyond x and the parameters.
         chunk_size: Most columns or rows that a sweep carries at once.
         progress: Whether calls show a progress bar.
         create_graph: Whether results can be differentiated.
@@ -251,8 +252,7 @@ def gauss_newton(
     product.arguments(x)
     if hessian is not None:
         y = product.way().traced.output
-        for axis in (0, 1):
-            check_seed("gauss_newton", "hessian", hessian, y.numel, axis, y)
+        check_seed("gauss_newton", "hessian", hessian, y.numel, 0, y, square=True)
     runtime = Runtime("gauss_newton", [product.product], Options(wrt=0), product.arguments, watched=stages)
     return make_plan(runtime, x, objective=objective, strategy=strategy)
 

@@ -31,7 +31,9 @@ def seeded(function: Callable[[Tensor], Tensor], left: bool, right: bool) -> Cal
     return product
 
 
-def check_seed(caller: str, name: str, seed: Any, size: int, axis: int, like: Tensor | Meta) -> Tensor:
+def check_seed(
+    caller: str, name: str, seed: Any, size: int, axis: int, like: Tensor | Meta, *, square: bool = False
+) -> Tensor:
     """A seed matrix.
 
     Args:
@@ -41,6 +43,7 @@ def check_seed(caller: str, name: str, seed: Any, size: int, axis: int, like: Te
         size: The size that it must have.
         axis: Along which axis.
         like: A tensor of the dtype and on the device that it must have.
+        square: Whether it must have that size along the other axis too.
 
     Returns:
         The seed.
@@ -52,8 +55,9 @@ def check_seed(caller: str, name: str, seed: Any, size: int, axis: int, like: Te
     if not isinstance(seed, Tensor) or not seed.is_floating_point():
         kind = seed.dtype if isinstance(seed, Tensor) else type(seed).__name__
         raise TypeError(f"{caller}: {name} must be a floating tensor, got {kind}.")
-    if seed.dim() != 2 or seed.shape[axis] != size:
-        needed = f"(rows, {size})" if axis == 1 else f"({size}, columns)"
+    if seed.dim() != 2 or seed.shape[axis] != size or (square and seed.shape[1 - axis] != size):
+        other: Any = size if square else ("rows", "columns")[1 - axis]
+        needed = f"({other}, {size})" if axis == 1 else f"({size}, {other})"
         raise ValueError(f"{caller}: {name} must be a matrix of shape {needed}, got {tuple(seed.shape)}.")
     if seed.dtype != like.dtype:
         raise TypeError(f"{caller}: {name} must be of dtype {like.dtype}, got {seed.dtype}; use .to({like.dtype}).")

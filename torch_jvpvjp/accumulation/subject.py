@@ -80,7 +80,7 @@ class Subject:
         arguments = self._arguments(x)
         self.in_parameters = bool(arguments.names)
         tree = differentiated(arguments)
-        self.source, tensors = side_of(self.caller, "x", tree, 0 if self.in_parameters else self.batch_dims)
+        self.source, tensors = side_of(self.caller, arguments.path, tree, 0 if self.in_parameters else self.batch_dims)
         self.batch = self._batch(arguments, tensors)
         self.layout = _layout(arguments)
         self._leaves_at_first = self._merged(tensors, arguments)
@@ -166,7 +166,7 @@ class Subject:
         arguments = self._arguments(x)
         if not self.in_parameters:
             tree = differentiated(arguments)
-            side, tensors = side_of(self.caller, "x", tree, self.batch_dims)
+            side, tensors = side_of(self.caller, arguments.path, tree, self.batch_dims)
             for leaf, expected in zip(side.leaves, self.source.leaves, strict=False):
                 if leaf.shape != expected.shape:
                     raise ValueError(

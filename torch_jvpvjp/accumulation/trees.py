@@ -145,6 +145,11 @@ class Arguments(NamedTuple):
     parameters: tuple[Tensor, ...] = ()
     single: bool = True
 
+    @property
+    def path(self) -> str:
+        """What errors call that part: x, or one of several arguments in it."""
+        return f"x[{self.argnums[0]}]" if self.single and self.argnums and len(self.args) > 1 else "x"
+
 
 def read_arguments(caller: str, f: Callable[..., Any], x: Any, wrt: Wrt) -> Arguments:
     """What the arguments of `jacobian` say.
@@ -252,7 +257,7 @@ def side_of(caller: str, name: str, tree: Any, batch_dims: int) -> tuple[Side, l
             )
         if not tensor.is_floating_point():
             way = "split it into real and imaginary part" if tensor.is_complex() else "convert it, as by x.double()"
-            way = way if name == "x" or len(tensors) == 1 or tensor.is_complex() else f"leave it out, or {way}"
+            way = way if name.startswith("x") or len(tensors) == 1 or tensor.is_complex() else f"leave it out, or {way}"
             raise TypeError(f"{caller}: {path} must be a floating tensor, got {tensor.dtype}; {way}{aside}.")
         if tensor.dim() < batch_dims:
             raise ValueError(f"{caller}: {path} must have at least batch_dims={batch_dims} axes, got {tensor.dim()}.")
