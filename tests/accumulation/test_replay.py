@@ -3,7 +3,7 @@
 import pytest
 import torch
 from jacobian_checks import F64, assert_same, check_jacobian, judged, randn
-from replay_checks import program_of, values_of
+from replay_checks import program_of, recorded, values_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -122,6 +122,15 @@ def test_moves_that_change_nothing_are_gone():
     program = program_of(plan_jacobian(f, x), x)
     assert program.calls[0].target is ATEN.tanh.default
     assert program.calls[0].operands == program.inputs
+
+
+def test_copies_that_are_looked_at_by_memory_stay():
+    x = torch.randn(10, generator=torch.Generator().manual_seed(0))
+
+    def function(x):
+        return 1.5 * ATEN.as_strided_scatter(x[2:8].clone(), x[:2], [2], [2], 1)
+
+    assert torch.equal(recorded(function, x)(x)[0], function(x))
 
 
 @pytest.mark.parametrize(

@@ -353,7 +353,8 @@ class ProgramRecorder(TorchDispatchMode):
         def quick(calls: Sequence[ProgramCall]) -> Sequence[ProgramCall]:
             if not limited:
                 calls = with_segments_side_by_side(calls, numbers, held, layouts, self._next)
-                calls = with_channels_innermost(calls, numbers, layouts, self._next)
+                own = {index: tensor for index, tensor in held.items() if index not in self._fixed}
+                calls = with_channels_innermost(calls, numbers, own, layouts, self._next)
                 calls = with_quick_sweeps(calls, held, self._fixed, numbers, layouts, self._next)
             calls = without_idle_parts(calls, numbers)
             calls = with_quick_pullbacks(calls, numbers, layouts, self._next)

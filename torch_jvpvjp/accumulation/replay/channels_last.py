@@ -1,4 +1,4 @@
-"""Sweeps through convolutions on a CPU with the channels of a pixel side by side in memory.
+"""Convolutions on a CPU with the channels of a pixel side by side in memory: the primal, and sweeps through it.
 
 oneDNN brings what lies image by image into an order of its own, of channels by 16, and back, for each convolution: for
 24 channels that takes as long again as the convolution, for 48 a fifth. What has the channels of a pixel side by side
@@ -12,59 +12,80 @@ Between convolutions a sweep is a matrix, (adjoints, entries) or (entries, tange
 on images, as are what they multiply and add. Parts of images are cut out, and images joined, as they lie. Where
 adjoints come to an image of a few channels, oneDNN has little to fill its vectors with; there it is one product for
 each adjoint, which reads either order, and the sum of what overlaps.
+
+The primal before such sweeps lies so from its first large convolution of many channels on, and so do the slopes that
+are made of it, which sweeps then multiply by as they are: a convolution of 24 channels takes two thirds of the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from ..._onednn import onednn_is_on
-from ..calls import ProgramCall, without_unused
+from ..calls import RANDOM, ProgramCall, without_unused
 from ..tracing.tape import Ref
+from .at_strides import AtStrides, added_at_strides, at_strides
+from .convolutions import (
+    BACKWARD,
+    as_a_convolution,
+    is_of_a_sweep,
+    is_of_the_primal,
+    multiplications,
+    swept_axis,
+    weight_of,
+)
+from .few_channels import pulled_to_few_channels
+from .images import TURNS, VIEWS, Images, lie_so
 from .layout import Layouts
 from .quick_pullbacks import is_of_an_image, is_plain
 
 _aten = torch.ops.aten
-_LEAST_FMA = 1 << 20  # of a convolution that a sweep is brought into another order for
+_LEAST_FMA, _LEAST_FMA_OF_ONE = 1 << 20, 1 << 17  # of a convolution that a sweep, or the primal, is reordered for
 _LEAST_CHANNELS, _LEAST_RESAMPLED = 8, 1 << 14  # of a pool or an upsampling that it is for, which goes along channels
 _FEWEST = 2  # convolutions; one alone is not worth it
-_VIEWS = frozenset({_aten.view.default, _aten._unsafe_view.default})
-_BY_ENTRIES = frozenset({_aten.mul.Tensor, _aten.add.Tensor, _aten.sub.Tensor})
-_TURNS = frozenset({_aten.permute.default, _aten.t.default, _aten.transpose.int})
 _POOLS = frozenset({_aten.avg_pool2d_backward.default, _aten.max_pool2d_with_indices_backward.default})  # (ȳ, x, …)
 _RESAMPLING = frozenset({
-    _aten.avg_pool2d.default,
+    _aten.avg_pool2d.default, _aten.max_pool2d_with_indices.default,
     _aten.upsample_nearest2d.default, _aten.upsample_nearest2d_backward.default,
     _aten.upsample_bilinear2d.default, _aten.upsample_bilinear2d_backward.default,
 })  # fmt: skip
-_FORWARD, _BACKWARD = _aten.convolution.default, _aten.convolution_backward.default
+_NORMALISING = {_aten.native_batch_norm.default: 5, _aten._native_batch_norm_legit_no_training.default: None}
+"""The op, and the place of the argument that says whether it counts what it is given."""
+_COPIES = frozenset({_aten.clone.default, _aten._to_copy.default})
+_HARMLESS = frozenset({"alpha", "approximate", "value"})  # arguments by name that do not say how a result lies
 
 
 def with_channels_innermost(
-    calls: Sequence[ProgramCall], results: Sequence[int], layouts: Layouts, new_value: Callable[[], int]
+    calls: Sequence[ProgramCall],
+    results: Sequence[int],
+    own: Mapping[int, Tensor],
+    layouts: Layouts,
+    new_value: Callable[[], int],
 ) -> list[ProgramCall]:
     """Return calls whose sweeps through convolutions lie with channels innermost, if there are some.
 
     Args:
         calls: A straight line of calls none of which writes into a tensor.
         results: The values that are returned, which lie as before.
+        own: Values that are the same in every run and that nobody else writes into.
         layouts: How each value lies in memory; those of the values that are added are added.
         new_value: Makes the number of another value.
 
     Returns:
         The calls.
     """
-    convolutions = [call for call in calls if _is_convolution(call, layouts)]
-    large = [call for call in convolutions if _fma(call, layouts) >= _LEAST_FMA]
+    convolutions = [call for call in calls if is_of_a_sweep(call, layouts)]
+    large = [call for call in convolutions if multiplications(call, layouts) >= _LEAST_FMA]
     images = [call for call in convolutions if is_of_an_image(call, layouts)]
     if len(convolutions) < _FEWEST or len(large) == len([call for call in large if call in images]):
         return list(calls)
     if not onednn_is_on():
         return list(calls)
-    sweep = _Sweep(calls, layouts, new_value)
+    sweep = _Sweep(calls, own, layouts, new_value)
     for call in calls:
         sweep.add(call)
     for index in results:
@@ -72,145 +93,114 @@ def with_channels_innermost(
     return without_unused(sweep.found, results)
 
 
-def _is_convolution(call: ProgramCall, layouts: Layouts) -> bool:
-    """Return whether a call is a convolution of tangents, or of adjoints to its input, that oneDNN makes."""
-    if call.target not in {_FORWARD, _BACKWARD} or call.kwargs:
-        return False
-    swept, *others = (layouts[index] for index in (call.operands[0], _weight(call)))
-    if call.target is _FORWARD:
-        *_, bias, stride, _, _, _, _, groups = call.args
-        linear = bias is None and swept.shape[0] > 1  # else it is one of the primal
-    else:
-        *_, stride, _, _, _, _, groups, wanted = call.args
-        linear = list(wanted) == [True, False, False]
-    plain = all(is_plain(layout) and layout.dtype is torch.float32 for layout in (swept, *others))
-    return plain and linear and groups == 1 and len(stride) == 2
-
-
-def _weight(call: ProgramCall) -> int:
-    return call.args[1 if call.target is _FORWARD else 2].index
-
-
-def _fma(call: ProgramCall, layouts: Layouts) -> int:
-    """Return the multiplications of a convolution of tangents or adjoints."""
-    swept, weight, made = (layouts[index] for index in (call.operands[0], _weight(call), call.outputs[0] or 0))
-    transposed = call.args[6 if call.target is _FORWARD else 7]
-    # Each entry of the side that an entry of the other is a sum over meets the weights of one channel of it.
-    one = made if transposed == (call.target is _BACKWARD) else swept
-    return one.numel * weight.numel // max(1, weight.shape[0])
-
-
-class _Sweep:
+class _Sweep(Images):
     """Calls rewritten one after another.
 
     Args:
         calls: The calls.
+        own: Values that are the same in every run and that nobody else writes into.
         layouts: How each value lies in memory; those of the values that are added are added.
         new_value: Makes the number of another value.
-
-    Attributes:
-        found: What they have become; some of it nothing may use.
     """
 
-    def __init__(self, calls: Sequence[ProgramCall], layouts: Layouts, new_value: Callable[[], int]) -> None:
-        self.layouts, self.new_value = layouts, new_value
-        self.found: list[ProgramCall] = []
-        self._makers = {index: call for call in calls for index in call.outputs if index is not None}
-        self._images: dict[int, int] = {}  # by a value: its entries as images with channels innermost
-        self._absent: set[int] = set()  # values that are there as such images only
-        self._turned: set[int] = set()  # values of which each column is an image, and not each row
-        self._cuts: set[int] = set()  # values that lay in the memory of others, of which they were a part
-        self._again: dict[int, int] = {}  # by such images: the same in the order of before
-        self._converted: dict[tuple[int, tuple[int, ...]], int] = {}
+    def __init__(
+        self,
+        calls: Sequence[ProgramCall],
+        own: Mapping[int, Tensor],
+        layouts: Layouts,
+        new_value: Callable[[], int],
+    ) -> None:
+        super().__init__(calls, own, layouts, new_value)
+        self._begun = {call.operands[0] for call in calls if self._begins(call)}  # values that are brought into order
+        self._before = set(self._begun)  # and those that they come of, entry by entry
+        for call in reversed(calls):
+            if not call.outputs or call.outputs[0] not in self._before:
+                continue
+            if call.target in VIEWS or _goes_by_entries(call):
+                self._before.update(call.operands)
+            elif call.target in _RESAMPLING and self._is_of_many_channels(call.operands[0]):
+                self._begun.add(call.operands[0])
+                self._before.add(call.operands[0])
+        self._scaled: dict[int, tuple[int, int]] = {}  # images that are others times one number for each channel
+        convolutions = [call for call in calls if is_of_the_primal(call, layouts) or is_of_a_sweep(call, layouts)]
+        self._convolves = Counter(map(weight_of, convolutions))
+        self._uses = Counter(index for call in calls for index in call.operands)
+        self._at_strides: dict[int, AtStrides] = {}  # images that such convolutions make, which one call looks at
 
     def add(self, call: ProgramCall) -> None:
         """Add what a call has become."""
-        if not self._rewritten(call):
-            for index in call.distinct:
-                self.laid_out_as_before(index, call.segment)
-            self.found.append(call)
-
-    def laid_out_as_before(self, index: int, segment: int) -> None:
-        """Make a value that is there as images only."""
-        if index not in self._absent:
+        if self._rewritten(call):
             return
-        if index in self._cuts:
-            call = self._makers[index]
-            for operand in call.distinct:
-                self.laid_out_as_before(operand, segment)
-            self.found.append(ProgramCall(call.target, call.args, call.kwargs, call.outputs, segment))
-            self._absent.discard(index)
-            return
-        images = self._images[index]
-        if images not in self._again:
-            kwargs = {"memory_format": torch.contiguous_format}
-            self._again[images] = self._run(segment, _aten.clone.default, Ref(images), **kwargs)
-        value, shape = self._again[images], self.layouts[index].shape
-        if index in self._turned:
-            value = self._run(segment, _aten.view.default, Ref(value), list(shape[::-1]))
-            call = ProgramCall(_aten.permute.default, (Ref(value), [1, 0]), {}, [index], segment)
-        else:
-            call = ProgramCall(_aten.view.default, (Ref(value), list(shape)), {}, [index], segment)
+        self._lay_out(call.distinct, call.segment)
         self.found.append(call)
-        self._absent.discard(index)
+        for index in self._begun.intersection(call.outputs):
+            self.images[index] = self.as_images(index, self.layouts[index].shape, call.segment)
+
+    def _begins(self, call: ProgramCall) -> bool:
+        """Return whether what a convolution is of is brought into that order for it."""
+        if is_of_the_primal(call, self.layouts):
+            many = self._is_of_many_channels(call.operands[0])
+            return many and multiplications(call, self.layouts) >= _LEAST_FMA_OF_ONE
+        if not is_of_a_sweep(call, self.layouts) or is_of_an_image(call, self.layouts):
+            return False
+        return multiplications(call, self.layouts) >= _LEAST_FMA
+
+    def _is_of_many_channels(self, index: int) -> bool:
+        layout = self.layouts[index]
+        images = is_plain(layout) and layout.dtype is torch.float32 and len(layout.shape) == 4  # noqa: PLR2004 (axes)
+        return images and layout.shape[1] >= _LEAST_CHANNELS
+
+    def _lay_out(self, values: Sequence[int], segment: int) -> None:
+        for index in values:
+            self.laid_out_as_before(index, segment)
 
     def _rewritten(self, call: ProgramCall) -> bool:
         """Add a call on images, and return whether it can be done so."""
-        if not call.outputs or call.outputs[0] is None:
+        if not call.outputs or call.outputs[0] is None or not call.operands:
             return False
-        first = call.operands[0] if call.operands else None
-        if call.target in _VIEWS:
-            return first in self._absent - self._turned and self._stands_for(call, self._images[first or 0])
-        if call.target in _TURNS:
-            return first in self._absent and self._turn(call, first or 0)
-        if call.target in _BY_ENTRIES:
-            return self._by_entries(call)
+        first = call.operands[0]
+        if call.target in VIEWS:
+            return first in self.absent - self.turned and self.stands_for(call, self.images[first])
+        if call.target in TURNS:
+            return first in self.absent and self._turn(call, first)
         if call.target is _aten.slice.Tensor:
-            return first in self._absent - self._turned and self._cut(call, first or 0)
+            return first in self.absent - self.turned and self._cut(call, first)
         if call.target is _aten.cat.default:
             return self._join(call)
-        if not self.layouts[call.outputs[0]].contiguous or first in self._turned:
+        if _goes_by_entries(call):
+            return self._by_entries(call)
+        if not self.layouts[call.outputs[0]].contiguous or first in self.turned:
             return False
         if call.target in _POOLS or call.target in _RESAMPLING:
             return self._resample(call)
-        if not _is_convolution(call, self.layouts):
+        if call.target in _NORMALISING:
+            return self._normalise(call)
+        if not is_of_the_primal(call, self.layouts) and not is_of_a_sweep(call, self.layouts):
             return False
-        if is_of_an_image(call, self.layouts) and first not in self._images:
+        if first not in self.images and first not in self._begun:
             return False
         return (is_of_an_image(call, self.layouts) and self._to_an_image(call)) or self._convolve(call)
-
-    def _stands_for(self, call: ProgramCall, images: int, *, turned: bool = False) -> bool:
-        made = call.outputs[0] or 0
-        self._images[made] = images
-        self._absent.add(made)
-        if turned:
-            self._turned.add(made)
-        if call.target is _aten.slice.Tensor or (
-            call.target in _VIEWS | _TURNS and not self._cuts.isdisjoint(call.operands)
-        ):
-            self._cuts.add(made)
-        return True
 
     def _turn(self, call: ProgramCall, value: int) -> bool:
         """Take a transpose, or a permutation that changes nothing, for what it is of."""
         before, after = self.layouts[value], self.layouts[call.outputs[0] or 0]
-        turned = value in self._turned
+        turned = value in self.turned
         if before.shape == after.shape and before.stride == after.stride:
-            return self._stands_for(call, self._images[value], turned=turned)
+            return self.stands_for(call, self.images[value], turned=turned)
         if len(before.shape) != 2 or (after.shape, after.stride) != (before.shape[::-1], before.stride[::-1]):
             return False
-        return self._stands_for(call, self._images[value], turned=not turned)
+        return self.stands_for(call, self.images[value], turned=not turned)
 
     def _cut(self, call: ProgramCall, value: int) -> bool:
         """Take some channels, rows or columns of images for a copy of them, which lies as images do."""
         _, dim, *part = call.args
-        rank, images = len(self.layouts[value].shape), self._images[value]
+        rank, images = len(self.layouts[value].shape), self.images[value]
         axis = dim % rank - rank + 4
         if call.kwargs or axis < 1 or self.layouts[value].shape[-3:] != self.layouts[images].shape[1:]:
             return False
-        seen = self._run(call.segment, call.target, Ref(images), axis, *part)
-        copied = self._run(call.segment, _aten.clone.default, Ref(seen), memory_format=torch.channels_last)
-        return self._stands_for(call, copied)
+        seen = self.run(call.segment, call.target, Ref(images), axis, *part)
+        copied = self.run(call.segment, _aten.clone.default, Ref(seen), memory_format=torch.channels_last)
+        return self.stands_for(call, copied)
 
     def _join(self, call: ProgramCall) -> bool:
         """Join images along their channels, rows or columns, if some of them are there as images only."""
@@ -219,55 +209,68 @@ class _Sweep:
         rank = len(made.shape)
         axis = (others[0] if others else 0) % rank - rank + 4
         count = made.shape[:-3].numel()
-        known = [member.index for member in members if member.index in self._absent - self._turned]
+        known = [member.index for member in members if member.index in self.absent - self.turned]
         if not known or axis < 1 or any(self._part(member.index, count) is None for member in members):
             return False
         parts = [
-            self._images[index]
-            if index in self._images
-            else self._converted_once(index, [count, *self.layouts[index].shape[-3:]], call.segment)
+            self.as_images(index, [count, *self.layouts[index].shape[-3:]], call.segment)
             for index in (member.index for member in members)
         ]
-        images = self._run(call.segment, call.target, list(map(Ref, parts)), axis)
-        lies = torch.empty(self.layouts[images].shape, device="meta", memory_format=torch.channels_last)
-        return self.layouts[images].stride == lies.stride() and self._stands_for(call, images)
+        images = self.run(call.segment, call.target, list(map(Ref, parts)), axis)
+        return self.layouts[images].stride == lie_so(self.layouts[images].shape) and self.stands_for(call, images)
 
     def _part(self, index: int, count: int) -> torch.Size | None:
         """Return the sizes of so many images that a value holds, or can be seen as; None if it cannot."""
         layout = self.layouts[index]
         shape = torch.Size([count, *layout.shape[-3:]])
-        if index in self._images:
-            alike = self.layouts[self._images[index]].shape == shape and index not in self._turned
+        if index in self.images:
+            alike = self.layouts[self.images[index]].shape == shape and index not in self.turned
             return shape if alike else None
         fits = is_plain(layout) and layout.contiguous and layout.dtype is torch.float32
         return shape if fits and shape.numel() == layout.numel else None
 
     def _convolve(self, call: ProgramCall) -> bool:
-        swept, *others = call.args
-        images = self._images.get(swept.index)
-        if images is None:
-            if _fma(call, self.layouts) < _LEAST_FMA:
-                return False
-            images = self._converted_once(swept.index, self.layouts[swept.index].shape, call.segment)
-        if call.target is _BACKWARD:
-            others[0] = Ref(self._empty(self.layouts[others[0].index].shape, call.segment))
-        return self._stands_for(call, self._run_images(call, (Ref(images), *others)))
+        again, segment = as_a_convolution(call, self.layouts), call.segment
+        swept, *others = again.args
+        images = self.as_images(swept.index, self.layouts[swept.index].shape, segment)
+        if again.target is BACKWARD:
+            others[0] = Ref(self.empty(self.layouts[others[0].index].shape, segment))
+        self._lay_out([other.index for other in others if isinstance(other, Ref)], segment)
+        weight = laid = weight_of(again)
+        if self._convolves[weight] > 1 and self.layouts[weight].shape[2:].numel() > 1:  # oneDNN takes it as it is, too
+            laid = self.as_images(weight, self.layouts[weight].shape, segment)
+        if images in self._scaled and 2 * self.layouts[weight].numel <= self.layouts[images].numel:
+            images, scale = self._scaled[images]
+            size = [1, 1, 1, 1]
+            size[swept_axis(again)] = self.layouts[scale].numel
+            scale = self.run(segment, _aten.view.default, Ref(scale), size)
+            laid = self.run(segment, _aten.mul.Tensor, Ref(laid), Ref(scale))
+        others = [Ref(laid) if isinstance(other, Ref) and other.index == weight else other for other in others]
+        made = self.run_images(call, (Ref(images), *others), target=again.target)
+        single = at_strides(self.found[-1], self)
+        if single is not None and self._uses[call.outputs[0] or 0] == 1:
+            self._at_strides[made] = single
+        return self.stands_for(call, made)
+
+    def _normalise(self, call: ProgramCall) -> bool:
+        x, *others = call.args
+        counts = _NORMALISING[call.target]
+        if x.index not in self.images or call.kwargs or (counts is not None and call.args[counts]):
+            return False
+        images = self.as_images(x.index, self.layouts[x.index].shape, call.segment)
+        if self.layouts[images].shape[1] < 2:  # which lie either way
+            return False
+        self._lay_out([other.index for other in others if isinstance(other, Ref)], call.segment)
+        return self.stands_for(call, self.run_images(call, (Ref(images), *others)))
 
     def _to_an_image(self, call: ProgramCall) -> bool:
-        cotangent, _, weight, _, stride, padding, dilation, *_ = call.args
-        images, kernel = self._images[cotangent.index], self.layouts[weight.index].shape
-        count, channels, *sides = self.layouts[images].shape
-        shape, terms = self.layouts[call.outputs[0] or 0].shape, kernel[1:].numel()
-        if terms > 2 * channels:  # more would be held than the images themselves
+        cotangent, _, weight, *_ = call.args
+        shape = self.layouts[cotangent.index].shape
+        if self.layouts[weight.index].shape[1:].numel() > 2 * shape[1]:  # more would be held than the images themselves
             return False
-        segment = call.segment
-        pixels = self._run(segment, _aten.view.default, Ref(images), [count, channels, sides[0] * sides[1]])
-        matrix = self._run(segment, _aten.view.default, weight, [1, channels, terms])
-        matrix = self._run(segment, _aten.transpose.int, Ref(matrix), 1, 2)
-        matrix = self._run(segment, _aten.expand.default, Ref(matrix), [count, terms, channels])
-        columns = self._run(segment, _aten.bmm.default, Ref(matrix), Ref(pixels))
-        arguments = (Ref(columns), list(shape[2:]), list(kernel[2:]), list(dilation), list(padding), list(stride))
-        self.found.append(ProgramCall(_aten.col2im.default, arguments, {}, call.outputs[:1], segment))
+        images = self.as_images(cotangent.index, shape, call.segment)
+        self.laid_out_as_before(weight.index, call.segment)
+        pulled_to_few_channels(self, call, images)
         return True
 
     def _resample(self, call: ProgramCall) -> bool:
@@ -276,88 +279,81 @@ class _Sweep:
         before, after = self.layouts[swept.index], self.layouts[call.outputs[0] or 0]
         if len(after.shape) != 4 or len(before.shape) != 4 or call.kwargs:
             return False
-        images = self._images.get(swept.index)
-        if images is None:
+        if swept.index not in self.images:
             plain = is_plain(before) and before.dtype is torch.float32 and before.shape[0] > 1
             if not plain or after.shape[1] < _LEAST_CHANNELS or max(before.numel, after.numel) < _LEAST_RESAMPLED:
                 return False
-            images = self._converted_once(swept.index, before.shape, call.segment)
+        elif after.shape[1] < 2:  # which lie either way
+            return False
+        images = self.as_images(swept.index, before.shape, call.segment)
         if call.target in _POOLS:
-            others[0] = Ref(self._empty(after.shape, call.segment))
+            others[0] = Ref(self.empty(after.shape, call.segment))
             if isinstance(others[-1], Ref):  # the places of the largest
                 others[-1] = Ref(self._places(others[-1].index, call.segment))
-        return self._stands_for(call, self._run_images(call, (Ref(images), *others)))
+        found = self.run_images(call, (Ref(images), *others))
+        if len(call.outputs) > 1 and call.outputs[1] is not None:  # the places of the largest, in that order too
+            self.found[-1].outputs = (found, self.image_of(call.outputs[1]))
+            self.stands_for(call, self.found[-1].outputs[1], place=1)
+        return self.stands_for(call, found)
 
     def _places(self, index: int, segment: int) -> int:
-        copy = self._makers.get(index)
+        copy = self.makers.get(index)
         if copy is not None and copy.target is _aten.clone.default:
             (index,) = copy.operands  # often one image for all adjoints
-        return self._converted_once(index, self.layouts[index].shape, segment)
+        return self.as_images(index, self.layouts[index].shape, segment)
 
     def _by_entries(self, call: ProgramCall) -> bool:
-        known = [index for index in call.operands if index in self._images]
+        known = [index for index in call.operands if index in self.images]
         if not known:
             return False
-        turned, shape = known[0] in self._turned, self.layouts[self._images[known[0]]].shape
+        index = max(known, key=lambda index: self.layouts[self.images[index]].numel)
+        turned, shape = index in self.turned, self.layouts[self.images[index]].shape
         made = self.layouts[call.outputs[0] or 0]
         row_by_row = made._replace(shape=made.shape[::-1], stride=made.stride[::-1]) if turned else made
-        fitting = {index: self._fitting(index, shape, call, turned) for index in call.distinct}
-        if None in fitting.values() or not row_by_row.contiguous:
+        if made.numel != shape.numel() and call.outputs[0] in self._before and not turned:
+            count = made.numel // max(1, shape[1:].numel())  # what it meets comes to be so many images
+            shape = torch.Size([count, *shape[1:]])
+        if made.numel != shape.numel() or not row_by_row.contiguous:
+            return False
+        fitting = {index: self.fitting(index, shape, call, turned=turned) for index in call.distinct}
+        if None in fitting.values():
             return False
         arguments = tuple(Ref(fitting[arg.index] or 0) if isinstance(arg, Ref) else arg for arg in call.args)
-        images = self._run_images(call, arguments, shape, **call.kwargs)
-        return self._stands_for(call, images, turned=turned)
+        images = self._added_at_strides(call, [fitting[index] or 0 for index in call.operands], shape)
+        if images is not None:
+            return self.stands_for(call, images, turned=turned)
+        images = self.run_images(call, arguments, shape, **call.kwargs)
+        if not self._lies_as_said(self.found[-1]):
+            self.found.pop()
+            return False
+        self._note_scale(images, self.found[-1])
+        return self.stands_for(call, images, turned=turned)
 
-    def _fitting(self, index: int, shape: torch.Size, call: ProgramCall, turned: bool) -> int | None:
-        """Return an operand as images of that shape, or as one for all of them; None if its entries are others'."""
-        before, made, image = self.layouts[index], self.layouts[call.outputs[0] or 0], shape[1:]
-        if index in self._images:
-            images = self._images[index]
-            alike = self.layouts[images].shape == shape and before.shape == made.shape
-            return images if alike and (index in self._turned) is turned else None
-        if not is_plain(before) or before.dtype is not made.dtype:
+    def _added_at_strides(self, call: ProgramCall, operands: Sequence[int], shape: torch.Size) -> int | None:
+        if call.target is not _aten.add.Tensor or call.kwargs or len(operands) != 2:  # noqa: PLR2004 (of two)
             return None
-        if before.shape[-3:] == (shape[1], 1, 1) and before.numel == shape[1] and made.shape[-3:] == image:
-            return self._run(call.segment, _aten.view.default, Ref(index), [1, shape[1], 1, 1])  # one of each channel
-        if before.numel not in {shape.numel(), image.numel()}:
-            return None
-        if turned:
-            fits = before.shape == (image.numel(), 1)
-        else:
-            first = next((place for place, size in enumerate(before.shape) if size != 1), len(before.shape))
-            fits = made.shape[len(made.shape) - len(before.shape[first:]) :] == before.shape[first:]
-        many = before.numel // max(1, image.numel())
-        return self._converted_once(index, torch.Size([many, *image]), call.segment) if fits else None
+        for one, into in (operands, operands[::-1]):
+            if one in self._at_strides and into != one and self.layouts[into].shape == shape:
+                return added_at_strides(self, self._at_strides[one], into, call.segment)
+        return None
 
-    def _converted_once(self, index: int, shape: Sequence[int], segment: int) -> int:
-        """Return a value as images with channels innermost."""
-        key = index, tuple(shape)
-        if key not in self._converted:
-            seen = index
-            if self.layouts[index].shape != torch.Size(shape):
-                seen = self._run(segment, _aten.view.default, Ref(index), list(shape))
-            self._converted[key] = self._run(segment, _aten.clone.default, Ref(seen), memory_format=torch.channels_last)
-        return self._converted[key]
+    def _note_scale(self, images: int, call: ProgramCall) -> None:
+        if call.target is _aten.mul.Tensor and len(call.operands) == 2:
+            shape = self.layouts[images].shape
+            for one, other in (call.operands, call.operands[::-1]):
+                if (self.layouts[one].shape, self.layouts[other].shape) == (shape, (1, shape[1], 1, 1)):
+                    self._scaled[images] = one, other
 
-    def _empty(self, shape: Sequence[int], segment: int) -> int:
-        """Return images that an op looks at the shape and the order of, and at no entry."""
-        kwargs = {"dtype": torch.float32, "device": torch.device("cpu"), "memory_format": torch.channels_last}
-        return self._run(segment, _aten.empty.memory_format, list(shape), **kwargs)
+    def _lies_as_said(self, call: ProgramCall) -> bool:
+        try:
+            (found,) = self.layouts.of(call)
+        except (RuntimeError, ValueError):
+            return False
+        return found == self.layouts[call.outputs[0] or 0]
 
-    def _run_images(
-        self, call: ProgramCall, arguments: tuple[Any, ...], shape: Sequence[int] | None = None, **kwargs: Any
-    ) -> int:
-        """Add a call in the place of another, whose result is images, and return these."""
-        made = self.new_value()
-        before = self.layouts[call.outputs[0] or 0]
-        sizes = before.shape if shape is None else torch.Size(shape)
-        lies = torch.empty(sizes, device="meta", memory_format=torch.channels_last)
-        self.layouts[made] = before._replace(shape=sizes, stride=lies.stride(), offset=0)
-        self.found.append(ProgramCall(call.target, arguments, kwargs, [made, *call.outputs[1:]], call.segment))
-        return made
 
-    def _run(self, segment: int, target: Any, *args: Any, **kwargs: Any) -> int:
-        made = self.new_value()
-        self.found.append(ProgramCall(target, args, kwargs, [made], segment))
-        self.layouts.add(self.found[-1])
-        return made
+def _goes_by_entries(call: ProgramCall) -> bool:
+    """Return whether each entry of what a call makes comes of those at its place, in any order."""
+    tags = call.target.tags
+    plain = torch.Tag.pointwise in tags and RANDOM not in tags and len(call.outputs) == 1
+    return plain and call.target not in _COPIES and call.kwargs.keys() <= _HARMLESS

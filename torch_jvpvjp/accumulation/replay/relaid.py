@@ -8,7 +8,7 @@ from ..calls import ProgramCall
 from .layout import Layouts
 
 _aten = torch.ops.aten
-_BY_MEMORY = frozenset({_aten.as_strided.default, _aten.view.dtype})
+_BY_MEMORY = frozenset({_aten.as_strided.default, _aten.as_strided_scatter.default, _aten.view.dtype})
 
 
 def looks_at_memory(call: ProgramCall) -> bool:
