@@ -289,3 +289,20 @@ def test_first_calls_of_attention_count_a_batch_once():
     x = randn(1, 1, 6, 4)
     assert_same(jacobian(attend, x), judged(formula, x))
     assert normalise.num_batches_tracked == 1
+
+
+def test_first_calls_leave_bags_of_embeddings_that_are_differentiated_to_a_plan():
+    bags, indices, starts = nn.EmbeddingBag(5, 4, mode="mean", dtype=F64), torch.tensor([0, 2, 3]), torch.tensor([0, 1])
+    x, weights = randn(4).requires_grad_(), randn(2, 4, 4)
+
+    def function(v):  # `torch.func` asks indices for gradients
+        return (bags(indices, starts) * v).sin()
+
+    rows = [torch.autograd.grad(entry, x, create_graph=True)[0] for entry in function(x).reshape(-1)]
+    expected = torch.stack(rows).reshape(2, 4, 4)
+    inputs = [x, bags.weight]
+    for _ in range(2):
+        found = jacobian(function, x, create_graph=True)
+        assert_same(found.detach(), expected)
+        pulled = [torch.autograd.grad((weights * one).sum(), inputs, retain_graph=True) for one in (found, expected)]
+        assert_same(*pulled)

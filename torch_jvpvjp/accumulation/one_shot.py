@@ -232,4 +232,9 @@ _OF_AUTOGRAD = (
     "Inference tensors cannot be saved",
     "divisible by 2",  # so lies no part of a cotangent of several outputs that is to be seen as complex numbers
 )
-_OF_TRANSFORMS = ("transform", "vmap", "Tensor that doesn't have storage")
+_OF_TRANSFORMS = (
+    "transform",
+    "vmap",
+    "Tensor that doesn't have storage",
+    "Autograd not support dtype",  # so it takes indices for what is differentiated, as of `embedding_bag`
+)
