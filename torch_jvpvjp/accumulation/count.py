@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .._zero_tangents import without_scaled_zeros
+
 _aten = torch.ops.aten
 
 # Matrix-vector and vector-vector products, which PyTorch's table of flops leaves out: one fma an entry of the largest.
@@ -50,7 +52,7 @@ class FmaCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        func, args, kwargs = without_scaled_zeros(func, args, kwargs or {})
         out = func(*args, **kwargs)
         if func.is_view:
             return out

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .._left_out import NAMES_WITH_CONSTANTS, first_constant, is_left_out, name_of_result
+from .._zero_tangents import without_scaled_zeros
 from ._torch import inside_transform
 from .carrying import random_state, set_random_state
 from .nesting import differentiating
@@ -100,7 +101,8 @@ class _Watch(TorchDispatchMode):
             self.names[func._schema.name] = None
         if torch.is_grad_enabled() and func is not torch.ops.aten.detach.default and not is_pullback(func):
             self.look_at((args, kwargs))
-        out = func(*args, **(kwargs or {}))
+        func, args, kwargs = without_scaled_zeros(func, args, kwargs or {})
+        out = func(*args, **kwargs)
         first = first_constant(func)
         for place, result in enumerate(() if first is None else out[first:], first or 0):
             if isinstance(result, Tensor) and result.is_floating_point() and result.numel():

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._allocator import LEAST_BYTES_GIVEN_BACK, keep_freed_memory
+from .._zero_tangents import without_scaled_zeros
 from ._torch import past_autograd
 from .calls import (
     MOST_FOLDED,
@@ -121,8 +122,7 @@ class Program:
         calls = self._quickened(self.calls)
         ends = [call.segment for call in calls]
         places = [bisect_left(ends, segment) for segment in range(1, len(self.segments) + 1)]
-        clock = {"clock": lambda: watch.start(next(tasks))}
-        self._written(calls, places, clock)(*tensors)
+        self._written(calls, places, {"clock": lambda: watch.start(next(tasks))})(*tensors)
         return watch.stop()
 
     def compiled(self, mode: str | None) -> Callable[..., tuple[Tensor, ...]]:
@@ -171,7 +171,7 @@ class ProgramRecorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        func, args, kwargs = without_scaled_zeros(func, args, kwargs or {})
         if func.namespace == "prim":
             return func(*args, **kwargs)
         refs, named = with_refs(args, self._number), with_refs(kwargs, self._number)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .._left_out import is_left_out
+from .._zero_tangents import without_scaled_zeros
 from . import _torch_private as private
 from .conventions import Function
 from .signature import Signature
@@ -205,7 +206,8 @@ class RefuseImpurity(private.TorchDispatchMode):
                         f"{self._qualname}: the formula writes into its argument ({func}), but a derivative may run it "
                         "again; write into a copy."
                     )
-        return func(*args, **(kwargs or {}))
+        func, args, kwargs = without_scaled_zeros(func, args, kwargs or {})
+        return func(*args, **kwargs)
 
 
 class _RefuseCaptured(TorchFunctionMode):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._zero_tangents import without_scaled_zeros
 from ..registration import DifferentiableOp, registered_ops
 from ..registration import _torch_private as private
 from .budget import NEIGHBOURS, assert_equal, assert_in_budget
@@ -57,7 +58,8 @@ class _Recorder(private.TorchDispatchMode):
             flat = op.signature.fill(args, kwargs or {})
             call = Call(op, tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in flat))
             self.calls.setdefault(call.pattern, call)
-        return func(*args, **(kwargs or {}))
+        func, args, kwargs = without_scaled_zeros(func, args, kwargs or {})
+        return func(*args, **kwargs)
 
 
 def record_calls(case: Case, reaching: Sequence[str] = _REACHING) -> list[Call]:
