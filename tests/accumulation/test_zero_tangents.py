@@ -19,10 +19,10 @@ def _opaque(x):
 
 
 def _pushed_within(x):
-    y, y_dot = torch.func.jvp(
+    pushed = torch.func.jvp(
         lambda t: torch.add(t * t, CONSTANT, alpha=0.5) * torch.sub(CONSTANT, t, alpha=3), (x,), (CONSTANT,)
     )
-    return y + y_dot
+    return pushed[0] + pushed[1]
 
 
 FUNCTIONS = {
@@ -69,14 +69,14 @@ def test_an_op_of_such_a_formula_is_right():
 def test_operations_are_counted():
     x = randn(N)
     with FmaCounter() as counter:
-        _, tangent = torch.func.jvp(lambda a: torch.add(a, CONSTANT, alpha=0.5), (x,), (x,))
+        tangent = torch.func.jvp(lambda a: torch.add(a, CONSTANT, alpha=0.5), (x,), (x,))[1]
     assert counter.fma >= N
     assert_same(tangent, x)
 
 
 @pytest.mark.parametrize(("dtype", "number"), [(F64, 2), (torch.float32, 0.5), (torch.float32, 2.0j)])
 def test_the_zero_is_that_which_the_product_would_be(dtype, number):
-    zero = torch._efficientzerotensor((2, 3), dtype=dtype)
+    zero = torch.ops.aten._efficientzerotensor([2, 3], dtype=dtype, device="cpu")
     func, args, kwargs = without_scaled_zeros(torch.ops.aten.mul.Scalar, (zero, number), {})
     made, expected = func(*args, **kwargs), torch.zeros(2, 3, dtype=dtype) * number
     assert made._is_zerotensor()
