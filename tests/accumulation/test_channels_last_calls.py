@@ -98,6 +98,36 @@ OPTIONS = {  # of a convolution of (11, 13) pixels, and whether its pullback bec
 }
 
 
+@pytest.mark.parametrize(
+    ("options", "becomes"),
+    [
+        ({"stride": 2, "output_padding": 1}, True),
+        ({"stride": (3, 2), "output_padding": (2, 0), "padding": 1}, True),
+        ({"dilation": 2, "output_padding": 1}, False),
+        ({"dilation": (1, 3), "output_padding": (0, 2), "padding": 2}, False),
+        ({"stride": 2, "dilation": 3, "output_padding": 2}, False),
+        ({"stride": 2, "dilation": 3, "output_padding": 1}, True),
+    ],
+    ids=str,
+)
+def test_a_pullback_of_a_larger_output_is_the_pullback(options, becomes):
+    x, weight = randn(3, 24, 16, 16), randn(24, 24, 3, 3) / 10
+
+    def grown(x):
+        return functional.conv_transpose2d(x, weight.to(x), **options)
+
+    def pullbacks(g):
+        before = torch.func.vjp(forth, torch.zeros_like(g))[1](g)[0]
+        return back(torch.func.vjp(grown, x.to(g))[1](before)[0])
+
+    program = recorded(pullbacks, g := randn(*grown(x).shape))
+    backwards = [call for call in calls_of(program) if call.target is convolutions.BACKWARD]
+    assert (not backwards) is becomes
+    (value,), expected = program(g), pullbacks(g.double())
+    assert value.shape == expected.shape
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=3e-6 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_pullback_as_a_convolution_is_the_pullback(name, transposed):

@@ -66,13 +66,16 @@ def as_a_convolution(call: ProgramCall, layouts: Layouts) -> ProgramCall:
     if not len(stride) == len(padding) == len(dilation) == 2:
         return call
     beyond = [0, 0]
-    if not transposed:
-        sizes = [layouts[value.index].shape[2:] for value in (x, cotangent, weight)]
-        for axis, (size, swept, taps) in enumerate(zip(*sizes, strict=True)):
-            reach = dilation[axis] * (taps - 1)
-            beyond[axis] = size - ((swept - 1) * stride[axis] - 2 * padding[axis] + reach + 1)
-            if padding[axis] > reach or not 0 <= beyond[axis] < stride[axis]:
+    sizes = [layouts[value.index].shape[2:] for value in (x, cotangent, weight)]
+    for axis, (size, swept, taps) in enumerate(zip(*sizes, strict=True)):
+        reach = dilation[axis] * (taps - 1)
+        if transposed:  # with dilation, what it has added at the end may be more than a step, which would make a pixel
+            if size != (swept + 2 * padding[axis] - reach - 1) // stride[axis] + 1:
                 return call
+            continue
+        beyond[axis] = size - ((swept - 1) * stride[axis] - 2 * padding[axis] + reach + 1)
+        if padding[axis] > reach or not 0 <= beyond[axis] < stride[axis]:
+            return call
     arguments = (cotangent, weight, None, stride, padding, dilation, not transposed, beyond, groups)
     return ProgramCall(FORWARD, arguments, {}, call.outputs[:1], call.segment)
 
